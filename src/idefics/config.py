@@ -1,0 +1,326 @@
+"""What a model is: frozen dataclasses, read from a checkpoint's `config.json` and written back to it.
+
+Field names are those of the published files. A key that a file leaves out takes the default of the published *format*
+(the reference writes only what differs from its class defaults), never a guess from shapes or file names. A key that is
+neither a field nor known to be inert is refused: it may change the maths.
+
+Two eras of files are read: those of 2024 (`torch_dtype`, `rope_theta`, perceiver without sizes of its own) and those
+written by transformers 5 (`dtype`, `rope_parameters`). What is written back is readable by both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from idefics.errors import CheckpointNotFound, ConfigError
+
+__all__ = ["DTYPES", "Idefics2Config", "PerceiverConfig", "TextConfig", "VisionConfig", "preset", "preset_names"]
+
+DTYPES = ("float32", "float16", "bfloat16")
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
+
+# Keys that the reference writes and that change nothing in the maths of inference: bookkeeping, defaults for
+# generation (which `generation_config.json` owns), initialisation of parts that a checkpoint overwrites.
+INERT = frozenset(
+    """
+    _attn_implementation_autoset _flash_attn_2_enabled _name_or_path add_cross_attention architectures attn_implementation
+    auto_map bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label image_seq_len
+    initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length min_length model_type
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+    output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype dtype torchscript
+    transformers_version typical_p use_bfloat16 use_cache
+    """.split()
+)
+# Keys that are honoured at one value only; any other value asks for maths that no published checkpoint has.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "attention_dropout": (0, 0.0),
+    "rope_scaling": (None,),
+    "use_resampler": (True,),
+    "qk_layer_norms_perceiver": (False,),
+    "layer_types": (None,),
+}
+
+Section = TypeVar("Section", bound="VisionConfig | PerceiverConfig | TextConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The SigLIP tower. `image_size` only sets the side of the position table: `(image_size // patch_size) ** 2` rows."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def patches_per_side(self) -> int:
+        """Side of the square position table."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceiverConfig:
+    """The resampler that pools any number of patches to `resampler_n_latents` tokens, in the text's hidden size."""
+
+    hidden_act: str = "silu"
+    resampler_n_latents: int = 64
+    resampler_depth: int = 3
+    resampler_n_heads: int = 16
+    resampler_head_dim: int = 96
+    num_key_value_heads: int = 4
+    hidden_size: int
+    rms_norm_eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The Mistral decoder. `sliding_window` counts the keys a token sees, itself included; None sees all before it."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    sliding_window: int | None = 4096
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idefics2Config:
+    """A whole Idefics2: three parts and how they meet.
+
+    Attributes:
+        image_token_id: the id whose positions the image latents replace.
+        tie_word_embeddings: whether `lm_head` is the embedding table.
+        dtype: how the weights are stored, one of `DTYPES`.
+    """
+
+    model_type: str = field(default="idefics2", init=False)
+    vision_config: VisionConfig
+    perceiver_config: PerceiverConfig
+    text_config: TextConfig
+    image_token_id: int = 32001
+    tie_word_embeddings: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check_idefics2(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Idefics2Config:
+        """Reads the content of a `config.json` of either era.
+
+        Raises:
+            ConfigError: a key that would change the maths is unknown, or a value contradicts another.
+        """
+        _refuse_unknown("config", raw, {*_PARTS, "image_token_id", "pad_token_id", "bos_token_id", "eos_token_id"})
+        text = _text_section(_mapping(raw, "text_config"))
+        perceiver = _mapping(raw, "perceiver_config")
+        perceiver.setdefault("hidden_size", text.hidden_size)
+        perceiver.setdefault("rms_norm_eps", text.rms_norm_eps)
+        if perceiver["hidden_size"] != text.hidden_size:
+            # The reference's class default (4096) leaks into files of smaller models; the text's size is what is built.
+            perceiver.update(hidden_size=text.hidden_size, rms_norm_eps=text.rms_norm_eps)
+        return cls(
+            vision_config=_section(VisionConfig, "vision_config", _mapping(raw, "vision_config")),
+            perceiver_config=_section(PerceiverConfig, "perceiver_config", perceiver),
+            text_config=text,
+            image_token_id=raw.get("image_token_id", 32001),
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `config.json` that this package and every transformers since 4.40 read alike."""
+        text = dataclasses.asdict(self.text_config)
+        text["rope_parameters"] = {"rope_type": "default", "rope_theta": self.text_config.rope_theta}
+        return {
+            "architectures": ["Idefics2ForConditionalGeneration"],
+            "model_type": self.model_type,
+            "image_token_id": self.image_token_id,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "torch_dtype": self.dtype,
+            "vision_config": {"model_type": "idefics2_vision", **dataclasses.asdict(self.vision_config)},
+            "perceiver_config": {"model_type": "idefics2_perceiver", **dataclasses.asdict(self.perceiver_config)},
+            "text_config": {"model_type": "mistral", **text},
+        }
+
+
+_PARTS = ("vision_config", "perceiver_config", "text_config")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads one JSON object.
+
+    Raises:
+        CheckpointNotFound: no such file.
+        ConfigError: the file is not a JSON object.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointNotFound(f"{path} does not exist; a checkpoint folder has a {path.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a JSON {type(raw).__name__}, not an object")
+    return raw
+
+
+def _mapping(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = raw.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be an object, not {value!r}")
+    return dict(value)
+
+
+def _refuse_unknown(name: str, raw: Mapping[str, Any], known: set[str]) -> None:
+    for key, value in raw.items():
+        if key in FIXED and value not in FIXED[key]:
+            raise ConfigError(f"{name}.{key} = {value!r} is not supported; only {FIXED[key][0]!r} is")
+    unknown = sorted(set(raw) - known - INERT - set(FIXED))
+    if unknown:
+        raise ConfigError(
+            f"{name} has key(s) this version does not know and so cannot honour: {', '.join(unknown)}; "
+            "remove them if they change nothing, or upgrade idefics"
+        )
+
+
+def _section(cls: type[Section], name: str, raw: Mapping[str, Any]) -> Section:
+    known = {f.name: f for f in fields(cls)}
+    _refuse_unknown(name, raw, set(known))
+    values = {key: raw[key] for key in known if key in raw}
+    for key, value in values.items():
+        expected = str(known[key].type)
+        if value is None and "None" not in expected:
+            raise ConfigError(f"{name}.{key} must not be null")
+        if expected == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name}.{key} must be a positive whole number, not {value!r}")
+        if expected == "float" and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            raise ConfigError(f"{name}.{key} must be a positive number, not {value!r}")
+    activation = values.get("hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"{name}.hidden_act = {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+    return cls(**values)
+
+
+def _text_section(raw: dict[str, Any]) -> TextConfig:
+    model_type = raw.get("model_type", "mistral")
+    if model_type != "mistral":
+        raise ConfigError(f"text_config.model_type = {model_type!r}; Idefics2's decoder is 'mistral'")
+    rope = raw.pop("rope_parameters", None)
+    if rope is not None:
+        if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
+            raise ConfigError(f"text_config.rope_parameters = {rope!r}; only rope_type 'default' is supported")
+        raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", TextConfig.rope_theta))
+    if raw.get("head_dim") is None:
+        hidden, heads = raw.get("hidden_size", TextConfig.hidden_size), raw.get("num_attention_heads", 32)
+        if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
+            raise ConfigError(f"text_config.hidden_size = {hidden!r} is not a multiple of num_attention_heads = {heads!r}")
+        raw["head_dim"] = hidden // heads
+    return _section(TextConfig, "text_config", raw)
+
+
+def _check_idefics2(config: Idefics2Config) -> None:
+    vision, perceiver, text = config.vision_config, config.perceiver_config, config.text_config
+    if vision.hidden_size % vision.num_attention_heads:
+        raise ConfigError(
+            f"vision_config.hidden_size = {vision.hidden_size} is not a multiple of "
+            f"num_attention_heads = {vision.num_attention_heads}"
+        )
+    if vision.image_size < vision.patch_size:
+        raise ConfigError(f"vision_config.image_size = {vision.image_size} is below patch_size = {vision.patch_size}")
+    for name, queries, keys in (
+        ("text_config", text.num_attention_heads, text.num_key_value_heads),
+        ("perceiver_config", perceiver.resampler_n_heads, perceiver.num_key_value_heads),
+    ):
+        if queries % keys:
+            raise ConfigError(f"{name}: {queries} query heads are not a multiple of {keys} key-value heads")
+    if text.head_dim % 2:
+        raise ConfigError(f"text_config.head_dim = {text.head_dim} must be even for rotary positions")
+    if perceiver.hidden_size != text.hidden_size:
+        raise ConfigError(
+            f"perceiver_config.hidden_size = {perceiver.hidden_size} differs from text_config.hidden_size = {text.hidden_size}"
+        )
+    if not 0 <= config.image_token_id < text.vocab_size:
+        raise ConfigError(f"image_token_id = {config.image_token_id} is outside the vocabulary of {text.vocab_size}")
+    if config.dtype not in DTYPES:
+        raise ConfigError(f"dtype = {config.dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+def _idefics2(vision: dict[str, Any], perceiver: dict[str, Any], text: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    return {"vision_config": vision, "perceiver_config": perceiver, "text_config": text, **rest}
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "idefics2-8b": _idefics2(
+        dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=980, patch_size=14),
+        {},
+        dict(vocab_size=32003),
+        dtype="bfloat16",
+    ),
+    "idefics2-nano": _idefics2(
+        dict(hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3, image_size=168, patch_size=14),
+        dict(resampler_n_latents=32, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=64, num_key_value_heads=2),
+        dict(
+            vocab_size=768, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=2048, rms_norm_eps=1e-5, sliding_window=None,
+        ),
+        image_token_id=4,
+        dtype="bfloat16",
+    ),
+    "tiny-random-idefics2": _idefics2(
+        dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=980, patch_size=14),
+        dict(resampler_n_latents=64, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=8, num_key_value_heads=2),
+        dict(
+            vocab_size=32003, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=32768, sliding_window=4096,
+        ),
+    ),
+}  # fmt: skip
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names `preset` knows."""
+    return tuple(sorted(_PRESETS))
+
+
+def preset(name: str) -> Idefics2Config:
+    """A named configuration; a Hub id's last part names the same (`HuggingFaceM4/idefics2-8b` -> `idefics2-8b`).
+
+    Raises:
+        ConfigError: no preset of that name.
+
+    >>> preset("idefics2-8b").text_config.head_dim
+    128
+    """
+    short = name.rsplit("/", 1)[-1]
+    for suffix in ("-base", "-chatty", "-AWQ"):
+        short = short.removesuffix(suffix)
+    if short not in _PRESETS:
+        raise ConfigError(f"no preset {name!r}; there are {', '.join(preset_names())}")
+    return Idefics2Config.from_dict(_PRESETS[short])

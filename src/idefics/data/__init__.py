@@ -1,0 +1,1 @@
+"""Training data: what a model learns from, and the drawings that need no download."""

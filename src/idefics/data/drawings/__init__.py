@@ -1,0 +1,29 @@
+"""Drawings with known facts, and conversations about them: training and evaluation data that needs no download."""
+
+from __future__ import annotations
+
+from idefics.data.drawings.facts import PATCH_COLORS, PATCH_KINDS, Drawing, Number, Scene, Thing
+from idefics.data.drawings.palette import COLORS
+from idefics.data.drawings.questions import TASKS, Turn, conversation, corpus, questions_of, small_talk, tasks_of
+from idefics.data.drawings.scene import Subject, draw_scene
+from idefics.data.drawings.shapes import KINDS
+
+__all__ = [
+    "COLORS",
+    "KINDS",
+    "PATCH_COLORS",
+    "PATCH_KINDS",
+    "TASKS",
+    "Drawing",
+    "Number",
+    "Scene",
+    "Subject",
+    "Thing",
+    "Turn",
+    "conversation",
+    "corpus",
+    "draw_scene",
+    "questions_of",
+    "small_talk",
+    "tasks_of",
+]

@@ -1,0 +1,134 @@
+"""What a drawing shows: its facts, and which patch of it shows what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from idefics.data.drawings.palette import COLORS
+from idefics.data.drawings.shapes import KINDS, Outline
+
+__all__ = ["MAX_THINGS", "PATCH_COLORS", "PATCH_KINDS", "Box", "Drawing", "Number", "Scene", "Thing"]
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the finished image."""
+
+PATCH_KINDS: tuple[str, ...] = ("background", *KINDS, *"0123456789")
+"""Meaning of each kind label."""
+
+PATCH_COLORS: tuple[str, ...] = ("none", *COLORS)
+"""Meaning of each colour label."""
+
+MAX_THINGS = 6
+"""Most things in one drawing."""
+
+COVERED = 0.3
+"""Share of a patch that an object must cover to give the patch its name."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: a kind of `KINDS` in a colour of `COLORS`, within its box."""
+
+    kind: str
+    color: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class Number:
+    """A printed number.
+
+    Attributes:
+        text: its digits.
+        color: colour of the digits, one of `COLORS`.
+        boxes: one box per digit.
+        height: height of its shortest digit in pixels, measured before rotation.
+        plate: colour of the plate it is printed on, or None.
+        bold: whether the strokes are thick enough for the colour to be told.
+    """
+
+    text: str
+    color: str
+    boxes: tuple[Box, ...]
+    height: float
+    plate: str | None
+    bold: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All facts about a drawing: its size in pixels, the things in it, and the number printed on it if there is one."""
+
+    width: int
+    height: int
+    things: tuple[Thing, ...]
+    number: Number | None
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A picture with everything that is known about it.
+
+    Attributes:
+        image: RGB, of the scene's width and height.
+        scene: the facts.
+        outlines: one polygon per thing, then one per digit, in pixels of `image`.
+    """
+
+    image: Image.Image
+    scene: Scene
+    outlines: tuple[Outline, ...]
+
+    def patch_labels(self, patch: int = 14) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Kind and colour of what covers each patch.
+
+        An object that covers `COVERED` of a patch names it, and every thing names at least the patch that it covers
+        most. A digit counts with its whole box, and may be left without a patch where there are more digits than patches.
+
+        Args:
+            patch: side of a patch in pixels; an incomplete last row or column has no labels.
+
+        Returns:
+            Kinds (indices into `PATCH_KINDS`) and colours (indices into `PATCH_COLORS`), both of shape
+            (height // patch, width // patch).
+        """
+        rows, columns = self.scene.height // patch, self.scene.width // patch
+        owners = _owners(self.outlines, width=self.scene.width, height=self.scene.height, patch=patch)
+        kinds = [0, *(PATCH_KINDS.index(thing.kind) for thing in self.scene.things)]
+        colors = [0, *(PATCH_COLORS.index(thing.color) for thing in self.scene.things)]
+        if self.scene.number is not None:
+            kinds += [PATCH_KINDS.index(digit) for digit in self.scene.number.text]
+            colors += [PATCH_COLORS.index(self.scene.number.color)] * len(self.scene.number.text)
+        shape = (rows, columns)
+        return np.array(kinds, dtype=np.int64)[owners].reshape(shape), np.array(colors, dtype=np.int64)[owners].reshape(shape)
+
+
+def _owners(outlines: tuple[Outline, ...], *, width: int, height: int, patch: int) -> NDArray[np.int64]:
+    """For each patch, row by row, 1 + the index of the outline that names it, or 0."""
+    canvas = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    for index, points in enumerate(outlines):
+        draw.polygon(points.ravel().tolist(), fill=index + 1)
+    rows, columns = height // patch, width // patch
+    pixels = np.asarray(canvas)[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch)
+    places = np.arange(rows * columns).reshape(rows, 1, columns, 1) * (len(outlines) + 1)
+    counts = np.bincount((pixels + places).ravel(), minlength=rows * columns * (len(outlines) + 1))
+    covered = counts.reshape(rows * columns, len(outlines) + 1)[:, 1:]
+
+    best = covered.argmax(axis=1)
+    owners = np.where(covered.max(axis=1) >= COVERED * patch * patch, best + 1, 0)
+    # Objects that can show least of themselves choose first, and take no other object's last patch.
+    for index in np.argsort(covered.max(axis=0), kind="stable"):
+        if (owners == index + 1).any():
+            continue
+        for place in np.argsort(-covered[:, index], kind="stable"):
+            if covered[place, index] == 0:
+                break
+            if owners[place] == 0 or np.count_nonzero(owners == owners[place]) > 1:
+                owners[place] = index + 1
+                break
+    return owners

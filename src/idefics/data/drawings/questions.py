@@ -1,0 +1,168 @@
+"""Conversations about drawings: questions whose answers follow from the facts, follow-ups, small talk, plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from idefics.data.drawings.askers import Asker, ask_color, ask_count, ask_describe, ask_number, ask_shape, ask_thing
+from idefics.data.drawings.chance import chance, pick, pick_weighted
+from idefics.data.drawings.claims import ask_which, ask_yesno
+from idefics.data.drawings.facts import Drawing, Number, Scene, Thing
+from idefics.data.drawings.palette import COLORS
+from idefics.data.drawings.scene import random_number, random_things
+from idefics.data.drawings.turns import TASKS, Asked, Turn
+from idefics.data.drawings.wording import SMALL_TALK, typed, worded
+from idefics.errors import InputError
+
+__all__ = ["TASKS", "Turn", "conversation", "corpus", "questions_of", "small_talk", "tasks_of"]
+
+# Asker and how often it is chosen where it can be.
+_ASKERS: dict[str, tuple[Asker, float]] = {
+    "color": (ask_color, 2.0),
+    "shape": (ask_shape, 2.0),
+    "thing": (ask_thing, 1.5),
+    "count": (ask_count, 3.0),
+    "number": (ask_number, 5.0),
+    "which": (ask_which, 5.0),
+    "yesno": (ask_yesno, 2.5),
+    "describe": (ask_describe, 1.5),
+}
+_FOLLOW_UP = 0.5
+_THANKS = 0.03
+_COUNT_OF_ONE = 0.7  # or else "1" would be the answer to half of all counts
+_NOWHERE = (0.0, 0.0, 0.0, 0.0)
+
+
+def questions_of(task: str, rng: np.random.Generator, drawings: Sequence[Drawing]) -> Turn:
+    """One question of the given task about one or two drawings.
+
+    Args:
+        task: one of `TASKS`; `"chat"` ignores the drawings.
+        rng: source of chance.
+        drawings: one or two.
+
+    Raises:
+        InputError: an unknown task, or one that these drawings do not allow; see `tasks_of`.
+    """
+    if task == "chat":
+        return small_talk(rng)
+    if task not in _ASKERS:
+        raise InputError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
+    asked = _ASKERS[task][0](rng, _scenes(drawings))
+    if asked is None:
+        raise InputError(f"no {task!r} question can be asked about these drawings; tasks_of() lists those that can")
+    return asked.turn
+
+
+def tasks_of(drawings: Sequence[Drawing]) -> tuple[str, ...]:
+    """The tasks that `questions_of` accepts for these drawings, without `"chat"`."""
+    scenes = _scenes(drawings)
+    return tuple(task for task, (ask, _) in _ASKERS.items() if ask(np.random.default_rng(0), scenes) is not None)
+
+
+def conversation(rng: np.random.Generator, drawings: Sequence[Drawing], *, turns: int) -> list[Turn]:
+    """A conversation about one or two drawings.
+
+    Half of the turns that leave something open about one thing are followed up ("And what color is it?").
+
+    Args:
+        rng: source of chance.
+        drawings: one or two, in the order in which the prompt shows them.
+        turns: how many questions, at least 1.
+
+    Raises:
+        InputError: no drawing, more than two, or `turns` below 1.
+    """
+    return _converse(rng, _scenes(drawings), turns)
+
+
+def small_talk(rng: np.random.Generator) -> Turn:
+    """A turn that needs no image."""
+    answer, phrasings = pick(rng, SMALL_TALK)
+    return Turn("chat", typed(rng, pick(rng, phrasings)), answer)
+
+
+def corpus(rng: np.random.Generator, n: int) -> Iterator[str]:
+    """Texts to train a tokenizer on, one question with its answer each, without drawing anything.
+
+    Args:
+        rng: source of chance.
+        n: how many texts.
+    """
+    for _ in range(n):
+        if chance(rng, 0.08):
+            turn = small_talk(rng)
+        else:
+            scenes = [_invented(rng) for _ in range(pick(rng, (1, 1, 2)))]
+            turn = _converse(rng, scenes, 2)[-1]
+        yield f"{turn.question}\n{turn.answer}"
+
+
+def _scenes(drawings: Sequence[Drawing]) -> list[Scene]:
+    if len(drawings) not in (1, 2):
+        raise InputError(f"a conversation is about 1 or 2 drawings, not {len(drawings)}")
+    return [drawing.scene for drawing in drawings]
+
+
+def _converse(rng: np.random.Generator, scenes: Sequence[Scene], turns: int) -> list[Turn]:
+    if turns < 1:
+        raise InputError(f"turns is {turns}; a conversation has at least 1")
+    done: list[Turn] = []
+    last: Asked | None = None
+    while len(done) < turns:
+        if last and last.it and last.open and chance(rng, _FOLLOW_UP):
+            last = _follow_up(rng, last.it, last.open)
+        elif done and len(done) == turns - 1 and chance(rng, _THANKS):
+            answer, phrasings = next(talk for talk in SMALL_TALK if talk[0] == "you are welcome")
+            last = Asked(Turn("chat", typed(rng, pick(rng, phrasings)), answer))
+        else:
+            last = _fresh(rng, scenes, done)
+        done.append(last.turn)
+    return done
+
+
+def _fresh(rng: np.random.Generator, scenes: Sequence[Scene], done: Sequence[Turn]) -> Asked:
+    """A question that differs from the earlier ones, unless luck fails eight times."""
+    open_tasks = {task: weight for task, (_, weight) in _ASKERS.items()}
+    if all(len(scene.things) <= 1 for scene in scenes):
+        open_tasks["count"] = _COUNT_OF_ONE
+    asked: Asked | None = None
+    for _ in range(8):
+        task = pick_weighted(rng, tuple(open_tasks.items()))
+        found = _ASKERS[task][0](rng, scenes)
+        if found is None:
+            del open_tasks[task]
+            continue
+        asked = found
+        if all(_gist(found.turn) != _gist(turn) for turn in done):
+            return found
+    if asked is None:
+        found = ask_describe(rng, scenes)
+        assert found is not None, "every scene can be described"
+        asked = found
+    return asked
+
+
+def _gist(turn: Turn) -> tuple[str, str]:
+    """Task and answer: two turns that share both teach nothing new, except for claims."""
+    return turn.task.replace("thing", "describe"), turn.question if turn.task in ("yesno", "which") else turn.answer
+
+
+def _follow_up(rng: np.random.Generator, it: Thing | Number, still_open: tuple[str, ...]) -> Asked:
+    asked = pick(rng, still_open)
+    rest = tuple(name for name in still_open if name != asked)
+    answer = it.kind if asked == "shape" and isinstance(it, Thing) else it.color
+    return Asked(Turn(asked, worded(rng, f"and {asked}"), answer), it, rest)
+
+
+def _invented(rng: np.random.Generator) -> Scene:
+    """Facts as `draw_scene` would find them, without geometry."""
+    if chance(rng, 0.35):
+        text = random_number(rng, 4)
+        plate = pick(rng, COLORS) if chance(rng, 0.35) else None
+        number = Number(text, pick(rng, COLORS), (_NOWHERE,) * len(text), 20.0, plate, bold=True)
+        return Scene(1, 1, tuple(Thing(k, c, _NOWHERE) for k, c in random_things(rng, int(chance(rng, 0.3)))), number)
+    things = random_things(rng, 1 if chance(rng, 0.4) else int(rng.integers(1, 7)))
+    return Scene(1, 1, tuple(Thing(kind, color, _NOWHERE) for kind, color in things), None)

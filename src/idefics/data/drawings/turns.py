@@ -1,0 +1,58 @@
+"""One turn of a conversation, and what the next turn may call `it`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from idefics.data.drawings.chance import pick
+from idefics.data.drawings.facts import Number, Scene, Thing
+
+__all__ = ["TASKS", "Asked", "Turn", "picture_of", "where"]
+
+TASKS = ("color", "shape", "thing", "count", "number", "which", "yesno", "describe", "chat")
+"""Every `Turn.task`."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer; `task` is one of `TASKS`."""
+
+    task: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A turn, and the one thing or number it was about.
+
+    Attributes:
+        turn: question and answer.
+        it: what `it` means in the next question, or None where that would be ambiguous.
+        open: what has not been said about `it` yet: `"color"`, `"shape"`.
+    """
+
+    turn: Turn
+    it: Thing | Number | None = None
+    open: tuple[str, ...] = ()
+
+
+_ORDINALS = ("first", "second")
+_PICTURES = ("image", "image", "picture", "photo")
+
+
+def where(rng: np.random.Generator, scenes: Sequence[Scene], index: int) -> str:
+    """The end of a question that says which image is meant, if it needs saying."""
+    if len(scenes) == 1:
+        return pick(rng, ("", "", "", " here", " in this image", " in the image", " in the picture"))
+    return f" in the {_ORDINALS[index]} {pick(rng, _PICTURES)}"
+
+
+def picture_of(rng: np.random.Generator, scenes: Sequence[Scene], index: int) -> str:
+    """A name for one of the images."""
+    if len(scenes) == 1:
+        return pick(rng, ("the image", "this image", "the picture", "this picture"))
+    return f"the {_ORDINALS[index]} {pick(rng, _PICTURES)}"

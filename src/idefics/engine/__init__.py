@@ -1,0 +1,1 @@
+"""Engine: token ids and tensors in, tokens out; knows no text."""

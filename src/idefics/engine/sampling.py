@@ -1,0 +1,214 @@
+"""From logits to a token: filters that forbid or reweigh, then a choice. Small objects, composed in `Sampler` alone.
+
+Filters see one row: logits float32 (V,), the prompt's ids and the answer's so far. The order is the published one: what
+depends on history first, then what must not be generated, then temperature, then the cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from idefics.engine.sampling_params import SamplingParams
+from idefics.errors import NumericsError
+
+__all__ = ["Choice", "Sampler", "history_filters"]
+
+BANNED = float("-inf")
+
+
+class LogitFilter(Protocol):
+    """Forbids (-inf) or reweighs tokens; may change `logits_V` in place and returns it."""
+
+    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Filters one row."""
+        ...
+
+
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """Makes every token of prompt and answer less likely, once."""
+
+    penalty: float
+
+    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Divides positive logits, multiplies negative ones."""
+        seen = torch.tensor(sorted({*prompt, *answer}), device=logits_V.device)
+        scores = logits_V[seen]
+        logits_V[seen] = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+        return logits_V
+
+
+@dataclass(frozen=True)
+class CountPenalty:
+    """Subtracts `frequency` per occurrence in the answer and `presence` once."""
+
+    frequency: float
+    presence: float
+
+    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:  # noqa: ARG002
+        """Counts the answer only: a prompt may repeat itself."""
+        if answer:
+            ids, counts = torch.tensor(answer, device=logits_V.device).unique(return_counts=True)
+            logits_V[ids] -= self.frequency * counts + self.presence
+        return logits_V
+
+
+@dataclass(frozen=True)
+class NoRepeatNgram:
+    """Forbids what would complete an n-gram that prompt or answer already hold."""
+
+    size: int
+
+    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Looks for the last n - 1 tokens earlier in the row."""
+        ids = [*prompt, *answer]
+        if len(ids) + 1 < self.size:
+            return logits_V
+        tail = ids[len(ids) - self.size + 1 :]
+        banned = [ids[i + self.size - 1] for i in range(len(ids) - self.size + 1) if ids[i : i + self.size - 1] == tail]
+        if banned:
+            logits_V[torch.tensor(banned, device=logits_V.device)] = BANNED
+        return logits_V
+
+
+@dataclass(frozen=True)
+class BadWords:
+    """Forbids the last token of each sequence where its other tokens stand right before."""
+
+    words: tuple[tuple[int, ...], ...]
+
+    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Compares the row's end with each sequence's beginning."""
+        banned = []
+        for *start, last in self.words:
+            end = answer[-len(start) :] if len(answer) >= len(start) else [*prompt, *answer][-len(start) :]
+            if not start or list(end) == start:
+                banned.append(last)
+        if banned:
+            logits_V[torch.tensor(banned, device=logits_V.device)] = BANNED
+        return logits_V
+
+
+@dataclass(frozen=True)
+class MinNewTokens:
+    """Forbids ending before the answer has `minimum` tokens."""
+
+    minimum: int
+    ends: tuple[int, ...]
+
+    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:  # noqa: ARG002
+        """Bans every end while the answer is short."""
+        if len(answer) < self.minimum:
+            logits_V[torch.tensor(self.ends, device=logits_V.device)] = BANNED
+        return logits_V
+
+
+def history_filters(params: SamplingParams) -> list[LogitFilter]:
+    """The filters that greedy search, sampling and beam search share, in order."""
+    filters: list[LogitFilter] = []
+    if params.repetition_penalty != 1.0:
+        filters.append(RepetitionPenalty(params.repetition_penalty))
+    if params.frequency_penalty or params.presence_penalty:
+        filters.append(CountPenalty(params.frequency_penalty, params.presence_penalty))
+    if params.no_repeat_ngram_size:
+        filters.append(NoRepeatNgram(params.no_repeat_ngram_size))
+    if params.bad_words_ids:
+        filters.append(BadWords(params.bad_words_ids))
+    if params.min_new_tokens and params.eos_token_id:
+        filters.append(MinNewTokens(params.min_new_tokens, params.eos_token_id))
+    return filters
+
+
+def cut_tail(logits_V: Tensor, params: SamplingParams) -> Tensor:
+    """Temperature, then top-k, top-p, min-p and typical-p, each over what the one before left; at least one token stays."""
+    logits_V = logits_V / params.temperature
+    if params.top_k is not None and params.top_k < len(logits_V):
+        least = logits_V.topk(params.top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < least, BANNED)
+    if params.top_p is not None:
+        ordered, order = logits_V.sort()
+        # From the unlikeliest up: whatever lies within the last 1 - p of probability goes.
+        cut = ordered.softmax(-1).cumsum(-1) <= 1 - params.top_p
+        cut[-1] = False
+        logits_V = logits_V.masked_fill(cut.scatter(0, order, cut), BANNED)
+    if params.min_p is not None:
+        probabilities = logits_V.softmax(-1)
+        logits_V = logits_V.masked_fill(probabilities < params.min_p * probabilities.max(), BANNED)
+    if params.typical_p is not None:
+        logprobs = logits_V.log_softmax(-1)
+        probabilities = logprobs.exp()
+        surprise = -logprobs - torch.nansum(-probabilities * logprobs)
+        _, order = surprise.abs().nan_to_num(nan=float("inf")).sort()
+        reached = int((probabilities[order].cumsum(-1) < params.typical_p).sum())
+        cut = torch.ones_like(logits_V, dtype=torch.bool)
+        cut[order[: reached + 1]] = False
+        logits_V = logits_V.masked_fill(cut, BANNED)
+    return logits_V
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen token.
+
+    Attributes:
+        token: its id.
+        logprob: its log-probability under the model, before any filter.
+        top: the likeliest alternatives (id, log-probability), likeliest first; empty unless asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """One request's way of choosing tokens, with its own generator."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], *, stream: int = 0) -> None:
+        self.params = params
+        self.prompt = list(prompt)
+        self.filters = history_filters(params)
+        self.generator = torch.Generator()
+        if params.seed is None:
+            self.generator.seed()
+        else:
+            # Candidates of one request draw from streams of their own, each reproducible alone.
+            self.generator.manual_seed((params.seed + 0x9E3779B97F4A7C15 * stream) % 2**63)
+
+    def choose(self, logits_V: Tensor, answer: Sequence[int]) -> Choice:
+        """Picks the next token.
+
+        Args:
+            logits_V: float32, the model's own; not changed.
+            answer: tokens chosen so far.
+
+        Raises:
+            NumericsError: the logits hold NaN, or nothing is left to choose.
+        """
+        if torch.isnan(logits_V).any():
+            raise NumericsError(
+                "the model's logits are NaN: the weights hold NaN or the dtype overflows; `idefics verify` tells which"
+            )
+        filtered = logits_V.clone()
+        for apply in self.filters:
+            filtered = apply(filtered, self.prompt, answer)
+        if self.params.do_sample:
+            probabilities = cut_tail(filtered, self.params).softmax(-1).cpu()
+            if torch.isnan(probabilities).any():
+                raise NumericsError("every token is forbidden by bad_words_ids, min_new_tokens or n-grams; loosen them")
+            token = int(torch.multinomial(probabilities, 1, generator=self.generator))
+        else:
+            token = int(filtered.argmax())
+            if filtered[token] == BANNED:
+                raise NumericsError("every token is forbidden by bad_words_ids, min_new_tokens or n-grams; loosen them")
+        logprobs = logits_V.log_softmax(-1)
+        top: tuple[tuple[int, float], ...] = ()
+        if self.params.logprobs:
+            values, ids = logprobs.topk(min(self.params.logprobs, len(logprobs)))
+            top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        return Choice(token=token, logprob=float(logprobs[token]), top=top)

@@ -1,0 +1,46 @@
+"""The one value that goes from a processor (or a data set) to a model.
+
+Letters used in names, here and in every file below: B rows (prompts), T tokens, N images, C channels, H x W pixels,
+P patches, L latents, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ModelInputs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """A batch of prompts and their images, without padded pixels.
+
+    Attributes:
+        input_ids_BT: int64, padded with any id where `attention_mask_BT` is 0.
+        attention_mask_BT: int64, 1 for tokens, 0 for padding (left or right, never inside).
+        images_CHW: normalised pixels of every image (sub-images count as images), each in its own size, all
+            prompts' images in reading order; `images_per_row` says where each prompt's begin.
+        images_per_row: images of each prompt; sums to `len(images_CHW)`.
+    """
+
+    input_ids_BT: torch.Tensor
+    attention_mask_BT: torch.Tensor
+    images_CHW: tuple[torch.Tensor, ...] = ()
+    images_per_row: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.input_ids_BT.shape == self.attention_mask_BT.shape, "ids and mask differ in shape"
+        assert sum(self.images_per_row) == len(self.images_CHW), "images_per_row does not add up"
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModelInputs:
+        """The same inputs on `device`, pixels (and only pixels) in `dtype`."""
+        return replace(
+            self,
+            input_ids_BT=self.input_ids_BT.to(device=device),
+            attention_mask_BT=self.attention_mask_BT.to(device=device),
+            images_CHW=tuple(image.to(device=device, dtype=dtype) for image in self.images_CHW),
+        )

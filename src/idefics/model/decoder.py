@@ -1,0 +1,111 @@
+"""The Mistral decoder (arXiv 2310.06825): grouped-query attention, rotary positions, sliding window.
+
+Letters: B rows, T new tokens, S all tokens, D hidden size, H query heads, G key-value heads, K head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from idefics.config import TextConfig
+from idefics.model.cache import KVCache
+from idefics.model.layers.attention import Backend, attention, causal_mask
+from idefics.model.layers.mlp import GatedMLP
+from idefics.model.layers.norm import RMSNorm
+from idefics.model.layers.rope import rotary_angles, rotate
+
+__all__ = ["Decoder"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What all layers of one pass share: angles of the new tokens' positions, and what they may see."""
+
+    cos: Tensor
+    sin: Tensor
+    mask_BTS: Tensor | None
+    causal: bool
+
+
+class DecoderAttention(nn.Module):
+    """Causal attention of new tokens over themselves and the cache."""
+
+    def __init__(self, config: TextConfig, layer: int, backend: Backend) -> None:
+        super().__init__()
+        size, head = config.hidden_size, config.head_dim
+        self.q_proj = nn.Linear(size, config.num_attention_heads * head, bias=False)
+        self.k_proj = nn.Linear(size, config.num_key_value_heads * head, bias=False)
+        self.v_proj = nn.Linear(size, config.num_key_value_heads * head, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * head, size, bias=False)
+        self.head_dim = head
+        self.layer = layer
+        self.backend = backend
+
+    def forward(self, x_BTD: Tensor, geometry: Geometry, cache: KVCache | None) -> Tensor:
+        """Maps (B, T, D) to (B, T, D)."""
+        q, k, v = (
+            proj(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, geometry.cos, geometry.sin), rotate(k, geometry.cos, geometry.sin)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        out_BHTK = attention(q, k, v, mask_BTS=geometry.mask_BTS, causal=geometry.causal, backend=self.backend)
+        out: Tensor = self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: TextConfig, layer: int, backend: Backend) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = DecoderAttention(config, layer, backend)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_size, activation=config.hidden_act)
+
+    def forward(self, x_BTD: Tensor, geometry: Geometry, cache: KVCache | None) -> Tensor:
+        """Maps (B, T, D) to (B, T, D)."""
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), geometry, cache)
+        out: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embeddings to hidden states; the head that turns these into logits belongs to the whole model."""
+
+    def __init__(self, config: TextConfig, backend: Backend) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer, backend) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.config = config
+
+    def forward(self, x_BTD: Tensor, *, positions_BT: Tensor, key_mask_BS: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Runs T new tokens through all layers.
+
+        Args:
+            x_BTD: embeddings of the new tokens, latents already in place.
+            positions_BT: their positions (padding does not count).
+            key_mask_BS: bool over cached and new tokens, False for padding; None when nothing is padding.
+            cache: keys and values of the tokens before, to which the new ones' are appended; None starts from nothing.
+
+        Returns:
+            Normed hidden states (B, T, D).
+        """
+        tokens, past = x_BTD.shape[1], 0 if cache is None else cache.length
+        mask_BTS = causal_mask(
+            queries=tokens, past=past, window=self.config.sliding_window, key_mask_BS=key_mask_BS, device=x_BTD.device
+        )
+        cos, sin = rotary_angles(
+            positions_BT, head_dim=self.config.head_dim, theta=self.config.rope_theta, dtype=x_BTD.dtype
+        )
+        geometry = Geometry(cos=cos, sin=sin, mask_BTS=mask_BTS, causal=mask_BTS is None and tokens > 1)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, geometry, cache)
+        if cache is not None:
+            cache.advance(tokens)
+        out: Tensor = self.norm(x_BTD)
+        return out

@@ -1,0 +1,96 @@
+"""Idefics2 (arXiv 2405.02246), whole: images through SigLIP and the connector, merged with text, through the decoder.
+
+Letters: B rows, T new tokens, S all tokens, N images, L latents, D hidden size, V vocabulary, P packed patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from idefics.config import Idefics2Config
+from idefics.errors import InputError
+from idefics.model.cache import KVCache
+from idefics.model.connector import Connector
+from idefics.model.decoder import Decoder
+from idefics.model.layers.attention import Backend
+from idefics.model.merge import merge_latents
+from idefics.model.siglip import SiglipTower, patchify
+
+__all__ = ["Idefics2"]
+
+
+class Idefics2(nn.Module):
+    """The whole model. Submodules bear the published names, so parameter names read as in the files.
+
+    Args:
+        config: sizes.
+        backend: attention implementation, see `model/layers/attention.py`.
+    """
+
+    def __init__(self, config: Idefics2Config, *, backend: Backend = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.vision_model = SiglipTower(config.vision_config, backend)
+        self.connector = Connector(config, backend)
+        self.text_model = Decoder(config.text_config, backend)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.text_model.embed_tokens.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the activations that the model expects and makes."""
+        return self.text_model.embed_tokens.weight.dtype
+
+    def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """Encodes images of any sizes, each alone, to latents (N, L, D).
+
+        Args:
+            images_CHW: normalised pixels, at least one patch on each side and at most `image_size`.
+
+        Raises:
+            InputError: an image is smaller than a patch.
+        """
+        patch = self.config.vision_config.patch_size
+        for image in images_CHW:
+            if min(image.shape[-2:]) < patch:
+                raise InputError(f"an image of {image.shape[-1]}x{image.shape[-2]} pixels is smaller than a {patch}-pixel patch")
+        pieces, grids = zip(*(patchify(image.to(self.dtype), patch=patch) for image in images_CHW), strict=True)
+        features_PD = self.vision_model(torch.cat(pieces), grids)
+        latents_NLD: Tensor = self.connector(features_PD, [h * w for h, w in grids])
+        return latents_NLD
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        *,
+        positions_BT: Tensor,
+        latents_NLD: Tensor | None = None,
+        key_mask_BS: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Runs new tokens, with the latents of the images among them, and returns hidden states (B, T, D).
+
+        Args:
+            input_ids_BT: new tokens.
+            positions_BT: their positions, padding not counted.
+            latents_NLD: `encode_images` of exactly the images whose tokens are among `input_ids_BT`, in order.
+            key_mask_BS: bool over cached and new tokens, False for padding; None when nothing is padding.
+            cache: what came before.
+
+        Raises:
+            InputError: image tokens and latents differ in number.
+        """
+        x_BTD = self.text_model.embed_tokens(input_ids_BT)
+        if latents_NLD is not None:
+            x_BTD = merge_latents(x_BTD, input_ids_BT, latents_NLD, image_token_id=self.config.image_token_id)
+        hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
+        return hidden_BTD
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D), in the model's dtype. Ask only for the positions you need."""
+        out: Tensor = self.lm_head(hidden)
+        return out

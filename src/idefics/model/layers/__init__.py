@@ -1,0 +1,1 @@
+"""Blocks that more than one part of a model is made of."""

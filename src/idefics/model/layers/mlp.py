@@ -1,0 +1,40 @@
+"""The two feed-forward blocks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from idefics.model.layers.activation import ACTIVATIONS
+
+__all__ = ["GatedMLP", "MLP"]
+
+
+class MLP(nn.Module):
+    """`fc2(act(fc1(x)))`, biases on: the vision towers' block."""
+
+    def __init__(self, size: int, inner: int, *, activation: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size, inner)
+        self.fc2 = nn.Linear(inner, size)
+        self.act = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., size) to (..., size)."""
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class GatedMLP(nn.Module):
+    """`down(act(gate(x)) * up(x))` without biases (arXiv 2002.05202); may change the size, as a projection does."""
+
+    def __init__(self, size: int, inner: int, out: int, *, activation: str) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, out, bias=False)
+        self.act = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., size) to (..., out)."""
+        out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return out

@@ -1,0 +1,98 @@
+"""The perceiver resampler (arXiv 2103.03206, 2204.14198): any number of patches in, a fixed number of latents out.
+
+Letters: P packed patches, N images, L latents of one image, D text hidden size, H query heads, G key-value heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from idefics.config import PerceiverConfig
+from idefics.model.layers.attention import Backend, segmented_attention
+from idefics.model.layers.mlp import GatedMLP
+from idefics.model.layers.norm import RMSNorm
+
+__all__ = ["PerceiverResampler"]
+
+
+class PerceiverAttention(nn.Module):
+    """Latents look at their own image's patches and at each other."""
+
+    def __init__(self, config: PerceiverConfig, backend: Backend) -> None:
+        super().__init__()
+        size, head = config.hidden_size, config.resampler_head_dim
+        self.q_proj = nn.Linear(size, config.resampler_n_heads * head, bias=False)
+        self.k_proj = nn.Linear(size, config.num_key_value_heads * head, bias=False)
+        self.v_proj = nn.Linear(size, config.num_key_value_heads * head, bias=False)
+        self.o_proj = nn.Linear(config.resampler_n_heads * head, size, bias=False)
+        self.head_dim = head
+        self.backend = backend
+
+    def forward(self, latents_NLD: Tensor, context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Maps latents (N, L, D) to (N, L, D); image i owns the next `lengths[i]` rows of the context."""
+        images, latents = latents_NLD.shape[:2]
+        q_PHK = self.q_proj(latents_NLD).flatten(0, 1).unflatten(-1, (-1, self.head_dim))
+        k_PGK, v_PGK = (
+            _interleave(proj(context_PD), proj(latents_NLD), lengths).unflatten(-1, (-1, self.head_dim))
+            for proj in (self.k_proj, self.v_proj)
+        )
+        out_PHK = segmented_attention(
+            q_PHK,
+            k_PGK,
+            v_PGK,
+            q_lengths=[latents] * images,
+            k_lengths=[length + latents for length in lengths],
+            backend=self.backend,
+        )
+        out: Tensor = self.o_proj(out_PHK.flatten(1)).unflatten(0, (images, latents))
+        return out
+
+
+def _interleave(context_PD: Tensor, latents_NLD: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Each image's context followed by its latents, packed."""
+    if len(set(lengths)) == 1:
+        return torch.cat((context_PD.unflatten(0, (len(lengths), -1)), latents_NLD), dim=1).flatten(0, 1)
+    pieces = context_PD.split(list(lengths))
+    return torch.cat([part for pair in zip(pieces, latents_NLD, strict=True) for part in pair])
+
+
+class PerceiverLayer(nn.Module):
+    """Attention, then a gated MLP of four times the width."""
+
+    def __init__(self, config: PerceiverConfig, backend: Backend) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.input_latents_norm = RMSNorm(size, eps=config.rms_norm_eps)
+        self.input_context_norm = RMSNorm(size, eps=config.rms_norm_eps)
+        self.self_attn = PerceiverAttention(config, backend)
+        self.post_attention_layernorm = RMSNorm(size, eps=config.rms_norm_eps)
+        self.mlp = GatedMLP(size, 4 * size, size, activation=config.hidden_act)
+
+    def forward(self, latents_NLD: Tensor, context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Maps latents (N, L, D) to (N, L, D)."""
+        latents_NLD = latents_NLD + self.self_attn(
+            self.input_latents_norm(latents_NLD), self.input_context_norm(context_PD), lengths
+        )
+        out: Tensor = latents_NLD + self.mlp(self.post_attention_layernorm(latents_NLD))
+        return out
+
+
+class PerceiverResampler(nn.Module):
+    """Pools each image's packed features to the same number of latents."""
+
+    def __init__(self, config: PerceiverConfig, backend: Backend) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.ones(config.resampler_n_latents, config.hidden_size))
+        self.layers = nn.ModuleList(PerceiverLayer(config, backend) for _ in range(config.resampler_depth))
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Pools packed features (P, D) of images with these patch counts to (N, L, D)."""
+        latents_NLD = self.latents.to(context_PD.dtype).expand(len(lengths), -1, -1)
+        for layer in self.layers:
+            latents_NLD = layer(latents_NLD, context_PD, lengths)
+        out: Tensor = self.norm(latents_NLD)
+        return out

@@ -1,0 +1,214 @@
+"""Images from wherever the user has them: the only file of the package that touches the network for images.
+
+Sources: a path, an http(s) URL, a data URL, a base64 string, encoded bytes, a Pillow image, an array. `file:` URLs are
+refused: a server that passes on what its clients send must never be talked into reading its own disk by a URL.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from idefics.errors import ImageError
+from idefics.processor.modes import array_to_image, to_rgb
+
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "TIMEOUT", "is_image", "is_image_reference", "load_image", "open_image"]
+
+MAX_PIXELS = 178_956_970
+"""Largest width x height that is decoded: Pillow's own refusal of a decompression bomb (537 MB as RGB)."""
+MAX_BYTES = 64 * 2**20
+"""Largest download, data URL or base64 string, in bytes of the encoded image."""
+TIMEOUT = 20.0
+"""Seconds that a download may take in all."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{16,}={0,2}\s*")
+_REFERENCE = re.compile(r"https?://[^\s<>]+|data:image/[^\s<>]+")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+def load_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
+    """An upright RGB image, as the reference's `load_image` makes it.
+
+    EXIF orientation is applied and alpha dropped; of an animation the first frame is taken. This is the route of the
+    Idefics2 processor. `open_image` followed by `ImageProcessor` is the other one.
+
+    Args:
+        source: path, http(s) URL, data URL, base64 string, encoded bytes, Pillow image, array or tensor.
+        timeout: seconds that a download may take; None waits for ever.
+
+    Raises:
+        ImageError: the image cannot be found, fetched, decoded or used; one line that names it.
+    """
+    image = open_image(source, timeout=timeout)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            upright = ImageOps.exif_transpose(image)
+    except Exception:
+        # An orientation that cannot be read is no orientation; the pixels are fine.
+        upright = image
+    try:
+        return to_rgb(upright, alpha="drop")
+    except ImageError as error:
+        raise ImageError(f"{_name(source)}: {error}") from None
+
+
+def open_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
+    """The image fully decoded, in its own mode and orientation.
+
+    Args:
+        source: as for `load_image`.
+        timeout: as for `load_image`.
+
+    Raises:
+        ImageError: as for `load_image`.
+    """
+    if isinstance(source, Image.Image):
+        return _decoded(source, _name(source))
+    if isinstance(source, bytes | bytearray):
+        return _decode(bytes(source), _name(source))
+    if isinstance(source, str):
+        return _open_string(source, timeout)
+    if isinstance(source, Path):
+        return _open_path(source)
+    if hasattr(source, "__array__"):
+        return array_to_image(source.detach().cpu() if hasattr(source, "detach") else source)
+    raise ImageError(
+        f"{_name(source)} is not an image: give a path, an http(s) or data URL, a base64 string, a Pillow image or an array"
+    )
+
+
+def is_image(value: Any) -> bool:
+    """Whether `value` can only be an image: pixels, encoded bytes or a `Path`, never a string."""
+    return isinstance(value, Image.Image | bytes | bytearray | Path) or (
+        hasattr(value, "__array__") and not isinstance(value, str)
+    )
+
+
+def is_image_reference(value: Any) -> bool:
+    """Whether `value` is a string that names an image by itself: an http(s) or data URL and nothing else."""
+    return isinstance(value, str) and _REFERENCE.fullmatch(value) is not None
+
+
+def _open_string(source: str, timeout: float | None) -> Image.Image:
+    if source.startswith(("http://", "https://")):
+        return _decode(_download(source, timeout), source)
+    if source.startswith("data:"):
+        header, comma, payload = source.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise ImageError(f"{_name(source)} is not a base64 data URL (data:image/png;base64,...)")
+        return _decode(_base64(payload, source), _name(source))
+    try:
+        path = Path(source)
+        if path.exists():
+            return _open_path(path)
+    except (OSError, ValueError):
+        pass  # too long or otherwise impossible as a path: it may be base64
+    scheme = _SCHEME.match(source)
+    if scheme and "://" in source:
+        raise ImageError(f"{_name(source)}: {scheme[1]}: URLs are not read; give an http(s) URL or a path")
+    if len(source) >= 64 and _BASE64.fullmatch(source):
+        return _decode(_base64(source, source), _name(source))
+    raise ImageError(f"{_name(source)} does not exist: no such image file")
+
+
+def _open_path(path: Path) -> Image.Image:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path} is a folder, not an image file")
+        return _decode(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist: no such image file") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _base64(payload: str, source: str) -> bytes:
+    if len(payload) > MAX_BYTES * 4 // 3 + 4:
+        raise ImageError(f"{_name(source)} is over the limit of {MAX_BYTES} bytes for an encoded image")
+    try:
+        return base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"{_name(source)} is not valid base64: {error}") from None
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes), not an image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image that Pillow can read") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} holds more pixels than the limit of {MAX_PIXELS}; make it smaller first") from None
+    except Exception as error:
+        raise ImageError(f"{name} cannot be decoded: {_one_line(error)}") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} holds {image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}; make it smaller first"
+        )
+    return _decoded(image, name)
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    if image.width < 1 or image.height < 1:
+        raise ImageError(f"{name} has no pixels ({image.width}x{image.height})")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file may raise anything from a decoder
+        raise ImageError(f"{name} is damaged or truncated: {_one_line(error)}") from None
+    return image
+
+
+def _download(url: str, timeout: float | None) -> bytes:
+    import httpx
+
+    deadline = None if timeout is None else time.monotonic() + timeout
+    data = bytearray()
+    try:
+        with httpx.stream(
+            "GET", url, timeout=timeout, follow_redirects=True, headers={"User-Agent": "idefics", "Accept": "image/*,*/*;q=0.5"}
+        ) as response:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                data += chunk
+                if len(data) > MAX_BYTES:
+                    raise ImageError(f"{url} is over the limit of {MAX_BYTES} bytes for a download")
+                if deadline is not None and time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("too slow")
+    except httpx.HTTPStatusError as error:
+        status = error.response
+        raise ImageError(f"{url} could not be fetched: HTTP {status.status_code} {status.reason_phrase}".rstrip()) from None
+    except httpx.TimeoutException:
+        raise ImageError(f"{url} could not be fetched within {timeout:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise ImageError(f"{url} could not be fetched: {_one_line(error)}; is there a network?") from None
+    return bytes(data)
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str):
+        return source if len(source) <= 100 else f"{source[:60]}... ({len(source)} characters)"
+    if isinstance(source, bytes | bytearray):
+        return f"the image of {len(source)} bytes"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or f"the {source.mode} image")
+    return str(source) if isinstance(source, Path) else f"a value of type {type(source).__name__}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,240 @@
+"""Pixels for the model: split, resize, rescale, normalise, pad, equal to the reference's Pillow backend.
+
+Letters: B rows, N images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from idefics.errors import ConfigError, ImageError, InputError, OptionError
+from idefics.processor.batch import BatchFeature
+from idefics.processor.fetch import is_image, open_image
+from idefics.processor.modes import to_rgb
+from idefics.processor.sizes import check_size, resized_size, sub_image_boxes
+
+__all__ = ["ImageProcessor", "pad_images"]
+
+Pixels = NDArray[np.float32]
+
+# Keys that published files carry and that change nothing here. `data_format` and `do_center_crop` are checked below.
+_INERT = frozenset(
+    (
+        "_processor_class",
+        "_valid_processor_keys",
+        "auto_map",
+        "crop_size",
+        "default_to_square",
+        "device",
+        "disable_grouping",
+        "feature_extractor_type",
+        "image_processor_type",
+        "image_seq_length",
+        "input_data_format",
+        "pad_size",
+        "processor_class",
+        "return_tensors",
+    )
+)
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "data_format": (None, "channels_first"),
+    "do_center_crop": (None, False),
+    "model_input_names": (["pixel_values"], ["pixel_values", "pixel_attention_mask"], None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProcessor:
+    """How images become pixels, with the field names of the published `preprocessor_config.json`.
+
+    Called on its own it takes the image processor's route of the reference: alpha on white, EXIF ignored. Behind a
+    processor, images come through `load_image` and are upright RGB already.
+
+    Attributes:
+        do_convert_rgb: convert other modes to RGB; without it they are refused.
+        do_resize: resize to `size`.
+        size: `shortest_edge` and `longest_edge`, or a fixed `height` and `width`, in pixels.
+        resample: Pillow's number of the filter (2 is bilinear); always with antialias.
+        do_rescale: multiply levels 0..255 by `rescale_factor`.
+        rescale_factor: 1/255 brings them to 0..1.
+        do_normalize: subtract `image_mean` and divide by `image_std`.
+        image_mean: one value per channel.
+        image_std: one value per channel.
+        do_pad: pad images of a batch to the largest with zeros and return their mask.
+        do_image_splitting: see each image five times: its quarters and the whole.
+    """
+
+    do_convert_rgb: bool = True
+    do_resize: bool = True
+    size: Mapping[str, int] = field(default_factory=lambda: {"shortest_edge": 378, "longest_edge": 980})
+    resample: int = 2
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5)
+    image_std: Sequence[float] = (0.5, 0.5, 0.5)
+    do_pad: bool = True
+    do_image_splitting: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", check_size(self.size))
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            channels = [value] * 3 if isinstance(value, int | float) else list(value)
+            if len(channels) != 3 or (name == "image_std" and 0 in channels):
+                raise OptionError(f"{name} = {value!r} must be three numbers, one per colour, and no deviation zero")
+            object.__setattr__(self, name, tuple(float(channel) for channel in channels))
+        try:
+            object.__setattr__(self, "resample", int(Image.Resampling(self.resample)))
+        except ValueError:
+            raise OptionError(f"resample = {self.resample!r} is not one of Pillow's filters 0..5") from None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ImageProcessor:
+        """Reads a `preprocessor_config.json`, or the `image_processor` section of a transformers 5 `processor_config.json`.
+
+        Raises:
+            ConfigError: an unknown key that may matter, or a value that cannot be honoured.
+        """
+        known = {f.name for f in fields(cls)}
+        for key, value in raw.items():
+            if key in _FIXED and value not in _FIXED[key]:
+                raise ConfigError(f"image processor: {key} = {value!r} is not supported; only {_FIXED[key][1]!r} is")
+            if key not in known and key not in _INERT and key not in _FIXED and value is not None:
+                raise ConfigError(f"image processor: the key {key!r} = {value!r} is unknown and may change the pixels")
+        for key in ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_pad", "do_image_splitting"):
+            if not isinstance(raw.get(key, True), bool | None):
+                raise ConfigError(f"image processor: {key} = {raw[key]!r} must be true or false")
+        try:
+            return cls(**{key: value for key, value in raw.items() if key in known and value is not None})
+        except (OptionError, TypeError) as error:
+            raise ConfigError(f"image processor: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `preprocessor_config.json` that every transformers since 4.40 reads."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values.update(size=dict(self.size), image_mean=list(self.image_mean), image_std=list(self.image_std))
+        return {**values, "image_processor_type": "Idefics2ImageProcessor", "processor_class": "Idefics2Processor"}
+
+    def with_options(self, *, size: Mapping[str, int] | None = None, do_image_splitting: bool | None = None) -> ImageProcessor:
+        """This processor with a call's own `size` and `do_image_splitting`; None keeps its own."""
+        changes: dict[str, Any] = {}
+        if size is not None:
+            changes["size"] = check_size(size)
+        if do_image_splitting is not None:
+            changes["do_image_splitting"] = bool(do_image_splitting)
+        return dataclasses.replace(self, **changes) if changes else self
+
+    def pixels(self, images: Sequence[Image.Image]) -> list[Pixels]:
+        """Every image's pixels as the model takes them, each in its own size.
+
+        Args:
+            images: of any mode; alpha goes on white, so use `load_image` for the processor's route.
+
+        Returns:
+            float32 arrays (C, H, W): one per image, or five when splitting (top-left, top-right, bottom-left,
+            bottom-right, whole).
+
+        Raises:
+            ImageError: an image has no pixels, is too small to split, or is not RGB while `do_convert_rgb` is off.
+        """
+        levels = self._levels()
+        return [self._pixels(part, levels) for image in images for part in self._parts(image)]
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        size: Mapping[str, int] | None = None,
+        do_image_splitting: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """The reference's image processor used alone: alpha on white, EXIF orientation ignored.
+
+        Args:
+            images: one image, a list of them, or a list per row; anything `open_image` takes.
+            size: for this call.
+            do_image_splitting: for this call.
+            return_tensors: `"pt"`, `"np"` or None for numpy.
+
+        Returns:
+            `pixel_values` (B, N, C, H, W) float32 and, if `do_pad`, `pixel_attention_mask` (B, N, H, W) int64.
+        """
+        rows = images if isinstance(images, list | tuple) else [images]
+        if not any(isinstance(row, list | tuple) for row in rows):
+            rows = [rows]
+        worker = self.with_options(size=size, do_image_splitting=do_image_splitting)
+        return worker.batch([worker.pixels([open_image(image) for image in row]) for row in rows], return_tensors)
+
+    def batch(self, rows: Sequence[Sequence[Pixels]], return_tensors: str | None = None) -> BatchFeature:
+        """Pads rows of pixels to one array; see `__call__` for what comes back. Empty without any image."""
+        if not any(len(row) for row in rows):
+            return BatchFeature()
+        if not self.do_pad and len({image.shape for row in rows for image in row} | {len(row) for row in rows}) != 2:
+            raise InputError("with do_pad = False all images must come out in one size and all rows with as many images")
+        pixels_BNCHW, mask_BNHW = pad_images(rows)
+        out = BatchFeature(pixel_values=pixels_BNCHW)
+        if self.do_pad:
+            out["pixel_attention_mask"] = mask_BNHW
+        if return_tensors == "pt":
+            import torch
+
+            out.update({key: torch.from_numpy(value) for key, value in out.items()})
+        elif return_tensors not in (None, "np"):
+            raise OptionError(f"return_tensors = {return_tensors!r} is not one of 'pt', 'np', None")
+        return out
+
+    def _parts(self, image: Image.Image) -> list[Image.Image]:
+        if not is_image(image) or not isinstance(image, Image.Image):
+            raise ImageError(f"a Pillow image is due, not {type(image).__name__}; load_image() makes one")
+        if image.mode != "RGB" and not self.do_convert_rgb:
+            raise ImageError(f"the image is of mode {image.mode} and do_convert_rgb is off; convert it to RGB")
+        rgb = to_rgb(image, alpha="white")
+        if not self.do_image_splitting:
+            return [rgb]
+        return [rgb.crop(box) for box in sub_image_boxes(*rgb.size, do_image_splitting=True)]
+
+    def _pixels(self, image: Image.Image, levels: list[Pixels]) -> Pixels:
+        if image.width < 1 or image.height < 1:
+            raise ImageError(f"the image has no pixels ({image.width}x{image.height})")
+        if self.do_resize:
+            image = image.resize(resized_size(*image.size, self.size), Image.Resampling(self.resample))
+        rgb_HWC = np.asarray(image)
+        return np.stack([levels[c][rgb_HWC[..., c]] for c in range(3)])
+
+    def _levels(self) -> list[Pixels]:
+        """What each of the 256 levels becomes in each channel, rounded in the order the reference rounds."""
+        level = np.arange(256)
+        values = (level * self.rescale_factor if self.do_rescale else level).astype(np.float32)
+        if not self.do_normalize:
+            return [values] * 3
+        return [(values - np.float32(m)) / np.float32(s) for m, s in zip(self.image_mean, self.image_std, strict=True)]
+
+
+def pad_images(rows: Sequence[Sequence[Pixels]]) -> tuple[Pixels, NDArray[np.int64]]:
+    """Rows of images, padded with zeros at the right and bottom and with empty images at the end.
+
+    Args:
+        rows: at least one image in all; rows may be empty.
+
+    Returns:
+        pixels (B, N, C, H, W) float32 and their mask (B, N, H, W) int64, 1 where a pixel is real.
+    """
+    shapes = [image.shape for row in rows for image in row]
+    channels, height, width = shapes[0][0], max(s[1] for s in shapes), max(s[2] for s in shapes)
+    shape_BN = (len(rows), max(len(row) for row in rows))
+    pixels_BNCHW = np.zeros((*shape_BN, channels, height, width), dtype=np.float32)
+    mask_BNHW = np.zeros((*shape_BN, height, width), dtype=np.int64)
+    for b, row in enumerate(rows):
+        for n, image in enumerate(row):
+            _, h, w = image.shape
+            pixels_BNCHW[b, n, :, :h, :w] = image
+            mask_BNHW[b, n, :h, :w] = 1
+    return pixels_BNCHW, mask_BNHW

@@ -1,0 +1,117 @@
+"""How large images become and how many tokens they take: arithmetic alone, usable before any image is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from idefics.errors import ImageError, OptionError
+
+__all__ = ["check_size", "image_tokens", "processed_sizes", "prompt_tokens", "resized_size", "sub_image_boxes", "sub_images"]
+
+Box = tuple[int, int, int, int]
+
+SPLIT = 5  # four quarters and the whole
+
+
+def check_size(size: Mapping[str, int]) -> dict[str, int]:
+    """The same size, once it is known to be usable.
+
+    Args:
+        size: `{"shortest_edge": ..., "longest_edge": ...}` in pixels, or a fixed `{"height": ..., "width": ...}`.
+
+    Raises:
+        OptionError: other keys, or values that are not positive whole numbers.
+    """
+    if not isinstance(size, Mapping):
+        raise OptionError(f"size must be a mapping such as {{'shortest_edge': 378, 'longest_edge': 980}}, not {size!r}")
+    known = {key: value for key, value in size.items() if value is not None}
+    if set(known) not in ({"shortest_edge", "longest_edge"}, {"height", "width"}):
+        raise OptionError(
+            f"size has the keys {sorted(known)}; it takes 'shortest_edge' and 'longest_edge', or 'height' and 'width'"
+        )
+    for key, value in known.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(f"size[{key!r}] = {value!r} must be a positive whole number of pixels")
+    if known.get("shortest_edge", 0) > known.get("longest_edge", 0):
+        raise OptionError(
+            f"size: shortest_edge = {known['shortest_edge']} is above longest_edge = {known['longest_edge']}, "
+            "which no image can satisfy"
+        )
+    return known
+
+
+def resized_size(width: int, height: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """The (width, height) an image of `width` x `height` is resized to.
+
+    The longer edge is brought down to `longest_edge` keeping the aspect ratio (truncated, never rounded), then both
+    edges are raised to `shortest_edge`, each on its own: small or very long images lose their aspect ratio, as they
+    did when the models were trained.
+
+    >>> resized_size(1920, 1080, {"shortest_edge": 378, "longest_edge": 980})
+    (980, 551)
+    >>> resized_size(300, 200, {"shortest_edge": 378, "longest_edge": 980})
+    (378, 378)
+    """
+    if "height" in size:
+        return size["width"], size["height"]
+    shortest, longest = size["shortest_edge"], size["longest_edge"]
+    aspect_ratio = width / height
+    if width >= height and width > longest:
+        width, height = longest, int(longest / aspect_ratio)
+    elif height > width and height > longest:
+        width, height = int(longest * aspect_ratio), longest
+    return max(width, shortest), max(height, shortest)
+
+
+def sub_images(*, do_image_splitting: bool) -> int:
+    """How many images the model sees for one image of the user."""
+    return SPLIT if do_image_splitting else 1
+
+
+def sub_image_boxes(width: int, height: int, *, do_image_splitting: bool) -> list[Box]:
+    """The (left, top, right, bottom) of each sub-image: top-left, top-right, bottom-left, bottom-right, whole.
+
+    Raises:
+        ImageError: the image is too small to be split.
+    """
+    whole = (0, 0, width, height)
+    if not do_image_splitting:
+        return [whole]
+    if width < 2 or height < 2:
+        raise ImageError(
+            f"an image of {width}x{height} pixels cannot be split in four: splitting needs 2 pixels on each side; "
+            "use do_image_splitting=False for it"
+        )
+    x, y = width // 2, height // 2
+    return [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height), whole]
+
+
+def processed_sizes(width: int, height: int, *, size: Mapping[str, int], do_image_splitting: bool) -> list[tuple[int, int]]:
+    """The (width, height) of every sub-image as the model sees it.
+
+    >>> processed_sizes(1920, 1080, size={"shortest_edge": 378, "longest_edge": 980}, do_image_splitting=True)
+    [(960, 540), (960, 540), (960, 540), (960, 540), (980, 551)]
+    """
+    boxes = sub_image_boxes(width, height, do_image_splitting=do_image_splitting)
+    return [resized_size(right - left, bottom - top, size) for left, top, right, bottom in boxes]
+
+
+def image_tokens(image_seq_len: int, *, do_image_splitting: bool) -> int:
+    """`<image>` tokens of one image: the positions that image latents fill.
+
+    >>> image_tokens(64, do_image_splitting=True)
+    320
+    """
+    return image_seq_len * sub_images(do_image_splitting=do_image_splitting)
+
+
+def prompt_tokens(image_seq_len: int, *, do_image_splitting: bool) -> int:
+    """All tokens that one image adds to a prompt: its `<image>` tokens and the fake tokens around each block.
+
+    Two images side by side share the fake token between them: one token less for each such pair.
+
+    >>> prompt_tokens(64, do_image_splitting=False), prompt_tokens(64, do_image_splitting=True)
+    (66, 326)
+    """
+    blocks = sub_images(do_image_splitting=do_image_splitting)
+    return blocks * image_seq_len + blocks + 1

@@ -1,0 +1,134 @@
+"""Chat templates: finding a checkpoint's own, and rendering it in a sandbox.
+
+Templates come with checkpoints and are code: they run in jinja's immutable sandbox and see nothing but plain data.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from idefics.config import read_json
+from idefics.errors import ConfigError, TemplateError
+
+__all__ = ["IDEFICS2_TEMPLATE", "find_template", "render"]
+
+IDEFICS2_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{message['role'].capitalize()}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}"
+    "{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "<end_of_utterance>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""The published template of Idefics2, for instruct checkpoints that carry none."""
+
+
+def render(
+    template: str, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False, **variables: Any
+) -> str:
+    """The prompt that a template makes of messages.
+
+    Args:
+        template: jinja source.
+        messages: plain data, as `normalise` returns it.
+        add_generation_prompt: end with the beginning of the model's answer.
+        variables: anything else the template may use, such as `bos_token`.
+
+    Raises:
+        TemplateError: the template is not valid, reaches out of the sandbox or refuses the messages.
+    """
+    try:
+        compiled = _compiled(template)
+        return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
+    except jinja2.exceptions.SecurityError as error:
+        raise TemplateError(f"the chat template reaches out of its sandbox: {error}") from None
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the chat template is not valid jinja (line {error.lineno}): {error.message}") from None
+    except jinja2.TemplateError as error:
+        raise TemplateError(f"the chat template refuses these messages: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise TemplateError(f"the chat template cannot render these messages: {error}") from None
+
+
+def find_template(folder: Path) -> str | None:
+    """The chat template of a checkpoint folder, wherever its era put it; None if it has none.
+
+    Looked for in `chat_template.jinja`, `chat_template.json`, `processor_config.json`, `tokenizer_config.json`, in that order.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        path = folder / name
+        found = read_json(path).get("chat_template") if path.is_file() else None
+        if found is not None:
+            return _default(found, path)
+    return None
+
+
+def _default(found: Any, path: Path) -> str:
+    """A file holds one template, or several by name; then `default` is ours."""
+    if isinstance(found, list) and all(isinstance(entry, Mapping) for entry in found):
+        found = {entry.get("name"): entry.get("template") for entry in found}
+    if isinstance(found, Mapping):
+        found = found.get("default")
+    if not isinstance(found, str):
+        raise ConfigError(f"{path} has a chat_template that is neither a text nor a set of texts with a 'default'")
+    return found
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks the model's own words for training masks; rendering passes it through."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja reads it as it is
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(template)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own `tojson` escapes HTML; a prompt is not HTML."""
+    dumps: Callable[..., str] = json.dumps
+    return dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

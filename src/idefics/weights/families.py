@@ -1,0 +1,84 @@
+"""Which models there are. A family is named here, and by its own files; nothing else asks what it is.
+
+To add one: a config, a model, a table beside `idefics2.py`, and a row below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from idefics.config import Idefics2Config
+from idefics.errors import ConfigError
+from idefics.model.idefics2 import Idefics2
+from idefics.model.layers.attention import Backend
+from idefics.weights import idefics2
+from idefics.weights.rename import RenameTable
+
+__all__ = ["FAMILIES", "Config", "Family", "Model", "build_on_meta", "family_of", "read_config"]
+
+Config: TypeAlias = Idefics2Config
+Model: TypeAlias = Idefics2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What it takes to read and write the checkpoints of one family.
+
+    Attributes:
+        config: read by `from_dict`, written by `to_dict`.
+        model: built from a config.
+        architectures: class names that `config.json` may give.
+        parts: what is counted apart, by the prefix of our parameter names.
+        table: published parameter names to ours.
+    """
+
+    config: type[Config]
+    model: type[Model]
+    architectures: tuple[str, ...]
+    parts: Mapping[str, str]
+    table: RenameTable
+
+
+FAMILIES: Mapping[str, Family] = {
+    "idefics2": Family(
+        config=Idefics2Config,
+        model=Idefics2,
+        architectures=idefics2.ARCHITECTURES,
+        parts=idefics2.PARTS,
+        table=idefics2.TABLE,
+    ),
+}
+
+
+def family_of(config: Config) -> Family:
+    """The family that a config belongs to."""
+    return FAMILIES[config.model_type]
+
+
+def read_config(raw: Mapping[str, Any]) -> Config:
+    """Reads the content of any family's `config.json`.
+
+    Raises:
+        ConfigError: of no family here, or refused by its config class.
+    """
+    model_type = raw.get("model_type")
+    if model_type not in FAMILIES:
+        known = ", ".join(map(repr, FAMILIES))
+        raise ConfigError(f"config.model_type = {model_type!r} is no model of this package; it has {known}")
+    family = FAMILIES[model_type]
+    architectures = raw.get("architectures") or []
+    if architectures and not set(architectures) & set(family.architectures):
+        raise ConfigError(
+            f"config.architectures = {architectures!r}; of {model_type!r} only {', '.join(family.architectures)} is supported"
+        )
+    return family.config.from_dict(raw)
+
+
+def build_on_meta(config: Config, *, backend: Backend = "sdpa") -> Model:
+    """A model with shapes and no storage."""
+    with torch.device("meta"):
+        return family_of(config).model(config, backend=backend)

@@ -1,0 +1,51 @@
+"""How large a model is, from its config alone; nothing is allocated."""
+
+from __future__ import annotations
+
+import torch
+
+from idefics.weights.families import Config, build_on_meta, family_of
+
+__all__ = ["kv_bytes_per_token", "parameter_counts", "readable_bytes", "weight_bytes"]
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Parameters of each part, in order; a tied head counts none.
+
+    >>> from idefics.config import preset
+    >>> sum(parameter_counts(preset("idefics2-8b")).values())
+    8402768624
+    """
+    parts = family_of(config).parts
+    counts = dict.fromkeys(parts, 0)
+    for name, parameter in build_on_meta(config).named_parameters():
+        counts[next(part for part, prefix in parts.items() if name.startswith(prefix + "."))] += parameter.numel()
+    return counts
+
+
+def weight_bytes(config: Config, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes that each part's weights take in `dtype`."""
+    return {part: count * dtype.itemsize for part, count in parameter_counts(config).items()}
+
+
+def kv_bytes_per_token(config: Config, dtype: torch.dtype) -> int:
+    """Bytes that one token of one row takes in the cache of keys and values, over all layers.
+
+    >>> from idefics.config import preset
+    >>> kv_bytes_per_token(preset("idefics2-8b"), torch.bfloat16)
+    131072
+    """
+    text = config.text_config
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
+
+
+def readable_bytes(count: int) -> str:
+    """A size for people, in binary units.
+
+    >>> readable_bytes(16_805_537_248)
+    '15.7 GiB'
+    """
+    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
