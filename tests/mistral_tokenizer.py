@@ -8,10 +8,12 @@ file holds the digest of its `tokenizer.json`): Prepend + Replace normaliser, by
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -121,18 +123,18 @@ def build_checkpoint(folder: Path, *, end_of_utterance: bool = True, do_image_sp
         "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 980, "shortest_edge": 378},
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2), encoding="utf-8")
-    (folder / "processor_config.json").write_text('{"image_seq_len": 64, "processor_class": "Idefics2Processor"}', encoding="utf-8")
+    (folder / "processor_config.json").write_text(
+        '{"image_seq_len": 64, "processor_class": "Idefics2Processor"}', encoding="utf-8"
+    )
     return folder
-
-
-_KEEP: list[tempfile.TemporaryDirectory[str]] = []  # removed when the session ends
 
 
 @functools.cache
 def checkpoint(*, end_of_utterance: bool = True) -> Path:
-    """A processor folder, built once per session; do not write to it."""
-    _KEEP.append(tempfile.TemporaryDirectory(prefix="idefics-tokenizer-"))
-    return build_checkpoint(Path(_KEEP[-1].name), end_of_utterance=end_of_utterance)
+    """A processor folder, built once per session and removed at its end; do not write to it."""
+    folder = Path(tempfile.mkdtemp(prefix="idefics-tokenizer-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return build_checkpoint(folder, end_of_utterance=end_of_utterance)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,16 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_g
 INERT = frozenset(
     """
     _attn_implementation_autoset _flash_attn_2_enabled _name_or_path add_cross_attention architectures attn_implementation
-    auto_map bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label image_seq_len
     initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length min_length model_type
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-    output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
+    output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
     return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
     tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype dtype torchscript
     transformers_version typical_p use_bfloat16 use_cache
-    """.split()
+    """.split()  # noqa: SIM905 (names, not code)
 )
 # Keys that are honoured at one value only; any other value asks for maths that no published checkpoint has.
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -98,13 +98,13 @@ class TextConfig:
     num_key_value_heads: int = 8
     head_dim: int
     hidden_act: str = "silu"
-    max_position_embeddings: int = 32768
-    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 131072
+    rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     sliding_window: int | None = 4096
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
-    pad_token_id: int | None = 0
+    pad_token_id: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +135,8 @@ class Idefics2Config:
         Raises:
             ConfigError: a key that would change the maths is unknown, or a value contradicts another.
         """
-        _refuse_unknown("config", raw, {*_PARTS, "image_token_id", "pad_token_id", "bos_token_id", "eos_token_id"})
-        text = _text_section(_mapping(raw, "text_config"))
+        _refuse_unknown("config", raw, {*_PARTS, "image_token_id"})
+        text = _text_section(_mapping(raw, "text_config") or dict(_ABSENT_TEXT))
         perceiver = _mapping(raw, "perceiver_config")
         perceiver.setdefault("hidden_size", text.hidden_size)
         perceiver.setdefault("rms_norm_eps", text.rms_norm_eps)
@@ -169,6 +169,8 @@ class Idefics2Config:
 
 
 _PARTS = ("vision_config", "perceiver_config", "text_config")
+# What the reference makes of a file without `text_config`; in one that has it, Mistral's own defaults (`TextConfig`) hold.
+_ABSENT_TEXT = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "pad_token_id": 0}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -278,9 +280,12 @@ def _idefics2(vision: dict[str, Any], perceiver: dict[str, Any], text: dict[str,
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "idefics2-8b": _idefics2(
-        dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=980, patch_size=14),
+        dict(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
+            image_size=980, patch_size=14,
+        ),
         {},
-        dict(vocab_size=32003),
+        dict(vocab_size=32003, max_position_embeddings=32768, rms_norm_eps=1e-5, pad_token_id=0),
         dtype="bfloat16",
     ),
     "idefics2-nano": _idefics2(
@@ -288,7 +293,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         dict(resampler_n_latents=32, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=64, num_key_value_heads=2),
         dict(
             vocab_size=768, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=2048, rms_norm_eps=1e-5, sliding_window=None,
+            num_key_value_heads=2, max_position_embeddings=2048, rms_norm_eps=1e-5, sliding_window=None, pad_token_id=0,
         ),
         image_token_id=4,
         dtype="bfloat16",
@@ -298,7 +303,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         dict(resampler_n_latents=64, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=8, num_key_value_heads=2),
         dict(
             vocab_size=32003, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=32768, sliding_window=4096,
+            num_key_value_heads=2, max_position_embeddings=32768, rms_norm_eps=1e-5, sliding_window=4096, pad_token_id=0,
         ),
     ),
 }  # fmt: skip

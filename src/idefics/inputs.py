@@ -44,3 +44,14 @@ class ModelInputs:
             attention_mask_BT=self.attention_mask_BT.to(device=device),
             images_CHW=tuple(image.to(device=device, dtype=dtype) for image in self.images_CHW),
         )
+
+    def row(self, row: int) -> ModelInputs:
+        """One prompt of the batch, with its images; padding stays."""
+        first = sum(self.images_per_row[:row])
+        count = self.images_per_row[row] if self.images_per_row else 0
+        return ModelInputs(
+            input_ids_BT=self.input_ids_BT[row : row + 1],
+            attention_mask_BT=self.attention_mask_BT[row : row + 1],
+            images_CHW=self.images_CHW[first : first + count],
+            images_per_row=(count,),
+        )

@@ -1,0 +1,22 @@
+"""The Hugging Face face: the model cards' snippets run with only the import line changed.
+
+Names, arguments and defaults are those of the reference where the snippets and common use meet them; what is not offered
+is refused by name instead of being ignored.
+"""
+
+from __future__ import annotations
+
+from idefics.hf.auto import AutoModelForImageTextToText, AutoModelForVision2Seq, AutoProcessor
+from idefics.hf.configuration import Idefics2Config
+from idefics.hf.modeling import Idefics2ForConditionalGeneration
+from idefics.hf.processing import Idefics2ImageProcessor, Idefics2Processor
+
+__all__ = [
+    "AutoModelForImageTextToText",
+    "AutoModelForVision2Seq",
+    "AutoProcessor",
+    "Idefics2Config",
+    "Idefics2ForConditionalGeneration",
+    "Idefics2ImageProcessor",
+    "Idefics2Processor",
+]

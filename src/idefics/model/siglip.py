@@ -41,7 +41,7 @@ def patch_position_ids(h: int, w: int, *, side: int) -> Tensor:
     """
     boundaries = torch.arange(1 / side, 1.0, 1 / side, dtype=torch.float32)
     rows, columns = (
-        torch.bucketize(torch.arange(0, 1 - 1e-6, float(1 / torch.tensor(n)), dtype=torch.float32), boundaries, right=True)
+        torch.bucketize(torch.arange(0, 1 - 1e-6, float(torch.tensor(1.0, dtype=torch.float32) / n), dtype=torch.float32), boundaries, right=True)
         for n in (h, w)
     )
     return (rows[:, None] * side + columns).flatten()

@@ -29,7 +29,7 @@ class TextStream:
         tokenizer: that of the model.
         skip_special_tokens: leave special tokens out of the text.
         clean_up_tokenization_spaces: None follows the tokenizer.
-        stop: the text ends before the first of these; a beginning of one is held back.
+        stop: the text ends before the one of these that is complete first; a beginning of one is held back.
 
     Attributes:
         stopped: the stop string that ended the text, or None.
@@ -121,9 +121,9 @@ class TextStream:
         if not self._stop:
             return text
         self._held += text
-        found = [(at, -len(stop), stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if found:
-            at, _, self.stopped = min(found)
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:  # the one that is complete first: the same however the ids were pushed
+            _, at, self.stopped = min(found)
             ready, self._held = self._held[:at], ""
             return ready
         cut = len(self._held) if last else len(self._held) - self._beginning()

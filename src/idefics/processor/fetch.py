@@ -106,18 +106,21 @@ def _open_string(source: str, timeout: float | None) -> Image.Image:
         if not comma or not header.endswith(";base64"):
             raise ImageError(f"{_name(source)} is not a base64 data URL (data:image/png;base64,...)")
         return _decode(_base64(payload, source), _name(source))
-    try:
-        path = Path(source)
-        if path.exists():
-            return _open_path(path)
-    except (OSError, ValueError):
-        pass  # too long or otherwise impossible as a path: it may be base64
+    if _exists(source):
+        return _open_path(Path(source))
     scheme = _SCHEME.match(source)
     if scheme and "://" in source:
         raise ImageError(f"{_name(source)}: {scheme[1]}: URLs are not read; give an http(s) URL or a path")
     if len(source) >= 64 and _BASE64.fullmatch(source):
         return _decode(_base64(source, source), _name(source))
-    raise ImageError(f"{_name(source)} does not exist: no such image file")
+    raise ImageError(f"{_name(source) or 'an empty name'} does not exist: no such image file")
+
+
+def _exists(source: str) -> bool:
+    try:
+        return bool(source) and Path(source).exists()
+    except (OSError, ValueError):  # too long or otherwise impossible as a path: it may be base64
+        return False
 
 
 def _open_path(path: Path) -> Image.Image:

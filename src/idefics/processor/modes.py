@@ -73,7 +73,7 @@ def array_to_image(array: Any) -> Image.Image:
         ImageError: another shape, dtype or range.
     """
     pixels = np.asarray(array)
-    if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
+    if pixels.ndim == 3 and _channels_first(pixels.shape):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
@@ -84,6 +84,13 @@ def array_to_image(array: Any) -> Image.Image:
     elif pixels.dtype != np.uint8:
         pixels = _array_to_8_bit(pixels)
     return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """(H, W, C) unless only (C, H, W) gives 1 or 3 channels, or else 4."""
+    if shape[-1] in (1, 3) or shape[0] in (1, 3):
+        return shape[-1] not in (1, 3)
+    return shape[-1] != 4 and shape[0] == 4
 
 
 def _array_to_8_bit(pixels: Any) -> Any:

@@ -6,7 +6,7 @@ text; images alone; and the form of the first IDEFICS, rows of text, URLs and im
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from idefics.errors import ImageCountError, InputError
@@ -113,17 +113,22 @@ def _textlike(value: Any) -> bool:
     return isinstance(value, str) and not is_image_reference(value)
 
 
-def _all(value: Any, test: Any) -> bool:
+def _all(value: Any, test: Callable[[Any], bool]) -> bool:
     """Whether every leaf passes, and there is one."""
-    if isinstance(value, list | tuple):
-        return bool(value) and all(_all(item, test) for item in value)
-    return bool(test(value))
+    leaves = list(_leaves(value))
+    return bool(leaves) and all(map(test, leaves))
 
 
-def _any(value: Any, test: Any) -> bool:
+def _any(value: Any, test: Callable[[Any], bool]) -> bool:
+    return any(map(test, _leaves(value)))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple):
-        return any(_any(item, test) for item in value)
-    return bool(test(value))
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def _kind(value: Any) -> str:

@@ -5,11 +5,12 @@ To add one: a config, a model, a table beside `idefics2.py`, and a row below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from idefics.config import Idefics2Config
 from idefics.errors import ConfigError
@@ -66,7 +67,7 @@ def read_config(raw: Mapping[str, Any]) -> Config:
         ConfigError: of no family here, or refused by its config class.
     """
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(map(repr, FAMILIES))
         raise ConfigError(f"config.model_type = {model_type!r} is no model of this package; it has {known}")
     family = FAMILIES[model_type]
@@ -80,5 +81,17 @@ def read_config(raw: Mapping[str, Any]) -> Config:
 
 def build_on_meta(config: Config, *, backend: Backend = "sdpa") -> Model:
     """A model with shapes and no storage."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialized():
         return family_of(config).model(config, backend=backend)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Skips torch.nn's own initialisation: on the meta device it fills nothing, and its first call imports for a second."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)

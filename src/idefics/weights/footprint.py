@@ -14,7 +14,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
 
     >>> from idefics.config import preset
     >>> sum(parameter_counts(preset("idefics2-8b")).values())
-    8402768624
+    8402768112
     """
     parts = family_of(config).parts
     counts = dict.fromkeys(parts, 0)

@@ -1,15 +1,17 @@
-"""Out of memory, told as what to do about it."""
+"""How much memory there is, and its end told as what to do about it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from idefics.errors import OutOfMemory
+from idefics.weights.footprint import readable_bytes
 
-__all__ = ["explain_out_of_memory"]
+__all__ = ["explain_out_of_memory", "free_bytes", "require_free_bytes"]
 
 # torch raises plain RuntimeErrors where the CPU's memory ends.
 _SIGNS = ("out of memory", "not enough memory", "allocate memory", "bad allocation", "std::bad_alloc")
@@ -36,3 +38,42 @@ def explain_out_of_memory(doing: str, *, reduce: str) -> Iterator[None]:
             raise
         said = f" ({said.splitlines()[0]})" if said else ""
         raise OutOfMemory(f"out of memory while {doing}{said}; {reduce}") from error
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where the machine does not tell.
+
+    On Linux's CPU: what the kernel says is available, swap included, within the limit of the control group.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        kilobytes = {line[0]: int(line[1]) for line in lines}
+        free = 1024 * (kilobytes["MemAvailable:"] + kilobytes.get("SwapFree:", 0))
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+    limit = _group_limit(Path("/sys/fs/cgroup"))
+    return free if limit is None else min(free, limit)
+
+
+def _group_limit(group: Path) -> int | None:
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)))
+    except (OSError, ValueError):
+        return None  # no limit ("max"), or not this kind of control group
+
+
+def require_free_bytes(needed: int, doing: str, *, reduce: str) -> None:
+    """Refuses up front what the CPU's memory cannot hold: a system that overcommits kills the process instead.
+
+    Raises:
+        OutOfMemory: with what is needed and what there is.
+    """
+    free = free_bytes(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise OutOfMemory(f"{doing} needs {readable_bytes(needed)} of memory, {readable_bytes(free)} are free; {reduce}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,29 +73,19 @@ class Shards:
         else:
             raise _no_weights(folder)
 
-    @property
-    def files(self) -> list[Path]:
-        """The files that hold the tensors, by name."""
-        return sorted({entry.file for entry in self.entries.values()})
-
-    def of(self, file: Path) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of one file, on the CPU: views of the mapped file, not copies.
+    def read(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """These tensors, file by file, on the CPU: views of the mapped files, not copies.
 
         Raises:
-            CheckpointError: the file cannot be opened.
+            CheckpointError: a file turns out to be corrupt.
         """
-        try:
-            with safe_open(str(file), framework="pt", device="cpu") as handle:
-                for name in [entry.name for entry in self.entries.values() if entry.file == file]:
-                    yield name, handle.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is not a valid safetensors file: {error}; download it again") from None
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor by its published name, as `of` gives it."""
-        with safe_open(str(self.entries[name].file), framework="pt", device="cpu") as handle:
-            tensor: Tensor = handle.get_tensor(name)
-        return tensor
+        for file in sorted({self.entries[name].file for name in names}):
+            try:
+                with safe_open(str(file), framework="pt", device="cpu") as handle:
+                    for name in (name for name in names if self.entries[name].file == file):
+                        yield name, handle.get_tensor(name)
+            except SafetensorError as error:
+                raise CheckpointError(f"{file} is corrupt: {error}; download it again") from None
 
     def _read_index(self, path: Path) -> None:
         weight_map = read_json(path).get("weight_map")
@@ -112,7 +102,9 @@ class Shards:
         if absent:
             shown = ", ".join(f"{name} ({weight_map[name]})" for name in absent[:20])
             more = f" and {len(absent) - 20} more" if len(absent) > 20 else ""
-            raise CheckpointError(f"{path} names tensors that their shards lack: {shown}{more}; index and shards are not a pair")
+            raise CheckpointError(
+                f"{path} names tensors that their shards lack: {shown}{more}; index and shards are not a pair"
+            )
         for file, header in headers.items():
             # A tensor that lies in two shards is taken from the one that the index says.
             self.entries.update({name: entry for name, entry in header.items() if weight_map.get(name, file) == file})
@@ -165,7 +157,9 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
         }
         promised = 8 + length + max((info["data_offsets"][1] for info in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise CheckpointError(f"{path} is corrupt: its {length}-byte header is not a table of tensors; download it again") from None
+        raise CheckpointError(
+            f"{path} is corrupt: its {length}-byte header is not a table of tensors; download it again"
+        ) from None
     if promised != size:
         state = "truncated" if size < promised else "corrupt"
         raise CheckpointError(f"{path} is {state}: it has {size} bytes, its header asks for {promised}; download it again")

@@ -1,0 +1,75 @@
+"""Run, serve, fine-tune, quantise, evaluate and audit the IDEFICS family of open vision-language models.
+
+    import idefics
+    model = idefics.load()                                        # the embedded model
+    model.generate("What is in this image?", images="photo.jpg")
+
+The Hugging Face face (`AutoProcessor`, `AutoModelForVision2Seq`, ...) makes the model cards' snippets run with only the
+import line changed. Every name is loaded when it is first used: `import idefics` alone loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Answer": "idefics.api",
+    "AutoModelForImageTextToText": "idefics.hf",
+    "AutoModelForVision2Seq": "idefics.hf",
+    "AutoProcessor": "idefics.hf",
+    "Idefics": "idefics.api",
+    "Idefics2Config": "idefics.hf",
+    "Idefics2ForConditionalGeneration": "idefics.hf",
+    "Idefics2ImageProcessor": "idefics.hf",
+    "Idefics2Processor": "idefics.hf",
+    "IdeficsError": "idefics.errors",
+    "SamplingParams": "idefics.engine.sampling_params",
+    "Score": "idefics.api",
+    "load": "idefics.api",
+    "load_image": "idefics.processor.fetch",
+}
+
+__all__ = [
+    "Answer",
+    "AutoModelForImageTextToText",
+    "AutoModelForVision2Seq",
+    "AutoProcessor",
+    "Idefics",
+    "Idefics2Config",
+    "Idefics2ForConditionalGeneration",
+    "Idefics2ImageProcessor",
+    "Idefics2Processor",
+    "IdeficsError",
+    "SamplingParams",
+    "Score",
+    "load",
+    "load_image",
+]
+
+if TYPE_CHECKING:
+    from idefics.api import Answer, Idefics, Score, load
+    from idefics.engine.sampling_params import SamplingParams
+    from idefics.errors import IdeficsError
+    from idefics.hf import (
+        AutoModelForImageTextToText,
+        AutoModelForVision2Seq,
+        AutoProcessor,
+        Idefics2Config,
+        Idefics2ForConditionalGeneration,
+        Idefics2ImageProcessor,
+        Idefics2Processor,
+    )
+    from idefics.processor.fetch import load_image
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'idefics' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

@@ -1,0 +1,398 @@
+"""The facade that people use: a model one can ask.
+
+    import idefics
+    model = idefics.load()                      # the embedded model; or a folder, or "HuggingFaceM4/idefics2-8b"
+    model.generate("What is this?", images="photo.jpg")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from idefics.config import read_json
+from idefics.engine.engine import Engine
+from idefics.engine.request import Completion, FinishReason, StopCheck
+from idefics.engine.sampling_params import SamplingParams, sampling_params
+from idefics.engine.scoring import score_continuations
+from idefics.errors import ImageCountError, InputError, OptionError
+from idefics.inputs import ModelInputs
+from idefics.model.layers.attention import Backend
+from idefics.parallel.load import load_placed
+from idefics.processor.detokenizer import TextStream
+from idefics.processor.idefics2 import Idefics2Processor
+from idefics.processor.messages import fill_images, normalise
+from idefics.weights.families import Model
+from idefics.weights.files import resolve
+from idefics.weights.dtype import torch_dtype
+from idefics.weights.load import Progress
+
+__all__ = ["EMBEDDED", "Answer", "Idefics", "Score", "load"]
+
+EMBEDDED = Path(__file__).parent / "assets" / "idefics2-nano"
+"""The model that ships inside the package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model answered.
+
+    Attributes:
+        text: the answer; a stop string that ended it is not part of it.
+        token_ids: generated ids, the end token included.
+        logprobs: log-probability of each under the model; empty for beams.
+        top: alternatives of each token (id, log-probability), if asked for.
+        score: mean log-probability, or a beam's score.
+        finish: `"eos"`, `"stop"` or `"length"`.
+        prompt_tokens: length of the prompt, image tokens included.
+        image_tokens: image tokens among them.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+    score: float
+    finish: FinishReason
+    prompt_tokens: int
+    image_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How likely a continuation is.
+
+    Attributes:
+        logprob: natural log of its probability after the prompt.
+        token_logprobs: of each of its tokens.
+        greedy: whether greedy decoding would produce it.
+    """
+
+    logprob: float
+    token_logprobs: tuple[float, ...]
+    greedy: bool
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attention: Backend = "sdpa",
+    max_image_size: int | None = None,
+    split: bool | None = None,
+    progress: Progress | None = None,
+) -> Idefics:
+    """Loads a model and its processor.
+
+    Args:
+        model: a folder in the published layout, a Hub id, or None for the embedded model.
+        revision: of a Hub id: branch, tag or commit.
+        cache_dir: where Hub files are kept.
+        token: for gated or private repositories.
+        offline: use only what is already downloaded.
+        dtype: of the weights, a name or a torch dtype; None keeps the stored one.
+        device: where to run; None takes the first GPU if there is one.
+        device_map: `"auto"` spreads the model over all GPUs; a mapping from parameter prefixes to devices does as it says.
+        attention: implementation, see `model/layers/attention.py`.
+        max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
+        split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
+        progress: told (bytes read, bytes in all) while weights are read.
+
+    Raises:
+        IdeficsError: see `idefics.errors`.
+    """
+    folder = EMBEDDED if model is None else resolve(
+        model, revision=revision, cache_dir=cache_dir, token=token, offline=offline
+    )  # fmt: skip
+    overrides: dict[str, Any] = {} if split is None else {"do_image_splitting": split}
+    processor = Idefics2Processor.from_folder(folder, **overrides)
+    if max_image_size is not None:
+        processor.image_processor = processor.image_processor.with_options(size=_size(processor, max_image_size))
+    loaded = load_placed(
+        folder, dtype=torch_dtype(dtype), device=device, device_map=device_map, backend=attention, progress=progress
+    )
+    path = folder / "generation_config.json"
+    defaults = read_json(path) if path.exists() else _defaults_of_config(loaded)
+    name = "idefics2-nano" if model is None else str(model)
+    return Idefics(name, loaded, processor, defaults)
+
+
+class Idefics:
+    """A model one can ask. Made by `load`.
+
+    Attributes:
+        name: as given to `load`.
+        model: the network.
+        processor: texts and images to inputs.
+        engine: generates.
+        defaults: content of the checkpoint's `generation_config.json`.
+    """
+
+    def __init__(self, name: str, model: Model, processor: Idefics2Processor, defaults: Mapping[str, Any]) -> None:
+        self.name = name
+        self.model = model
+        self.processor = processor
+        self.engine = Engine(model)
+        self.defaults = dict(defaults)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        images: Any = None,
+        *,
+        raw: bool | None = None,
+        details: bool = False,
+        max_image_size: int | None = None,
+        split: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Answers a question about images, or continues a prompt.
+
+        Args:
+            prompt: one or several. A prompt that holds `<image>` is taken as it is; another is put to the model as a user's
+                turn after its images (chat models), or right after its images (base models).
+            images: for one prompt an image or a list; for several, a list of lists. Path, URL, data URL, PIL or numpy.
+            raw: True never applies the chat template, False always does; None decides as said.
+            details: return `Answer` instead of text.
+            max_image_size: longest edge in pixels for this call.
+            split: cut images in sub-images for this call.
+            options: see `SamplingParams`; `max_new_tokens`, `temperature`, `seed`, `stop`, `n`, ...
+
+        Returns:
+            A text; a list where several prompts or `n > 1` answers were asked for (a list of lists for both); `Answer`
+            instead of each text with `details`.
+
+        Raises:
+            InputError: prompt, images or options cannot be used.
+        """
+        params = sampling_params(self.defaults, options)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = _rows(images, prompts, single=isinstance(prompt, str))
+        texts = [self._prompt(text, len(row), raw) for text, row in zip(prompts, rows, strict=True)]
+        inputs = self._inputs(texts, rows, max_image_size=max_image_size, split=split)
+        answers = [_plain(row, details=details, several=params.n > 1) for row in self._answers(inputs, params)]
+        return answers[0] if isinstance(prompt, str) else answers
+
+    def stream(
+        self,
+        prompt: str,
+        images: Any = None,
+        *,
+        raw: bool | None = None,
+        max_image_size: int | None = None,
+        split: bool | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """As `generate` with one prompt, but yields pieces of text as they become certain, never half a character."""
+        row = _rows(images, [prompt], single=True)[0]
+        inputs = self._inputs([self._prompt(prompt, len(row), raw)], [row], max_image_size=max_image_size, split=split)
+        return self._pieces(inputs, options)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Any = None,
+        *,
+        details: bool = False,
+        max_image_size: int | None = None,
+        split: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """The assistant's next turn.
+
+        Args:
+            messages: as for the chat template; an image part may carry its image:
+                `{"type": "image", "image": PIL, path or URL}`.
+            images: for image parts that carry none, in order.
+            details: return `Answer` instead of text.
+            max_image_size: as in `generate`.
+            split: as in `generate`.
+            options: as in `generate`.
+
+        Raises:
+            TemplateError: the messages are not usable, or the checkpoint has no chat template.
+        """
+        params = sampling_params(self.defaults, options)
+        inputs = self._chat_inputs(messages, images, max_image_size=max_image_size, split=split)
+        return _plain(self._answers(inputs, params)[0], details=details, several=params.n > 1)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Any = None,
+        *,
+        max_image_size: int | None = None,
+        split: bool | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """As `chat`, but yields pieces of text as they become certain."""
+        return self._pieces(self._chat_inputs(messages, images, max_image_size=max_image_size, split=split), options)
+
+    def score(
+        self,
+        prompt: str,
+        continuations: Sequence[str],
+        images: Any = None,
+        *,
+        raw: bool | None = None,
+        max_image_size: int | None = None,
+        split: bool | None = None,
+    ) -> list[Score]:
+        """Log-probabilities of given continuations of a prompt; images and prompt are computed once for all.
+
+        Args:
+            prompt: as in `generate`.
+            continuations: texts; a space before a word belongs to the continuation, as in `" red"`.
+            images: as in `generate`.
+            raw: as in `generate`.
+            max_image_size: as in `generate`.
+            split: as in `generate`.
+
+        Raises:
+            InputError: a continuation adds no token to the prompt.
+        """
+        row = _rows(images, [prompt], single=True)[0]
+        text = self._prompt(prompt, len(row), raw)
+        inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
+        expanded = self.processor.expand(text, do_image_splitting=split)
+        encoded = [self.processor.tokenizer.encode(expanded + continuation) for continuation in continuations]
+        scored = score_continuations(self.model, inputs, encoded)
+        return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
+
+    def _prompt(self, text: str, images: int, raw: bool | None) -> str:
+        placeholders = text.count(self.processor.image_token)
+        chat = not raw if raw is not None else placeholders == 0 and self.processor.chat_template is not None
+        if placeholders and placeholders != images:
+            raise ImageCountError(placeholders=placeholders, images=images, where="the prompt")
+        if not chat:
+            return text if placeholders else self.processor.image_token * images + text
+        if placeholders:
+            raise InputError("the prompt holds <image> and raw=False puts images before it; leave one of them out")
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        rendered: str = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return rendered
+
+    def _inputs(
+        self, texts: Sequence[str], rows: Sequence[Sequence[Any]], *, max_image_size: int | None, split: bool | None
+    ) -> ModelInputs:
+        size = None if max_image_size is None else _size(self.processor, max_image_size)
+        return self.processor.inputs(texts, rows, size=size, do_image_splitting=split)
+
+    def _chat_inputs(
+        self, messages: Sequence[Mapping[str, Any]], images: Any, *, max_image_size: int | None, split: bool | None
+    ) -> ModelInputs:
+        given = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+        row = fill_images(normalise(messages)[1], given)
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        return self._inputs([text], [row], max_image_size=max_image_size, split=split)
+
+    def _pieces(self, inputs: ModelInputs, options: Mapping[str, Any]) -> Iterator[str]:
+        params = sampling_params(self.defaults, options)
+        for name, value in (("num_beams", params.num_beams), ("n", params.n), ("best_of", params.best_of or 1)):
+            if value > 1:
+                raise OptionError(f"{name}={value} cannot be streamed; use generate")
+        return self._stream(inputs, params)
+
+    def _stream(self, inputs: ModelInputs, params: SamplingParams) -> Iterator[str]:
+        writer = Writer(self.processor, params)
+        for _ in self.engine.stream(inputs, [params], [writer.stop]):
+            piece, writer.fresh = writer.fresh, ""
+            if piece:
+                yield piece
+        rest = writer.finish()
+        if rest:
+            yield rest
+
+    def _answers(self, inputs: ModelInputs, params: SamplingParams) -> list[list[Answer]]:
+        rows = len(inputs.input_ids_BT)
+        lengths = inputs.attention_mask_BT.sum(1).tolist()
+        images = (inputs.input_ids_BT == self.processor.image_token_id).sum(1).tolist()
+        stops: list[StopCheck] | None = None
+        if params.stop:
+            count = 1 if params.num_beams > 1 else params.candidates
+            watch: Callable[[], StopCheck] = self._beam_stop(params) if params.num_beams > 1 else self._stop(params)
+            stops = [watch() for _ in range(rows * count)]
+        completions = self.engine.generate(inputs, [params] * rows, stops)
+        return [
+            [self._answer(c, params, prompt_tokens=length, image_tokens=count) for c in row]
+            for row, length, count in zip(completions, lengths, images, strict=True)
+        ]
+
+    def _stop(self, params: SamplingParams) -> Callable[[], StopCheck]:
+        return lambda: Writer(self.processor, params).stop
+
+    def _beam_stop(self, params: SamplingParams) -> Callable[[], StopCheck]:
+        def ended(ids: Sequence[int]) -> bool:
+            text = self.processor.decode(ids, skip_special_tokens=True)
+            return any(stop in text for stop in params.stop)
+
+        return lambda: ended
+
+    def _answer(self, completion: Completion, params: SamplingParams, *, prompt_tokens: int, image_tokens: int) -> Answer:
+        stream = TextStream(self.processor.tokenizer, stop=params.stop)
+        text = stream.push(completion.token_ids)
+        return Answer(
+            text=text + stream.finish(),
+            token_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            top=completion.top,
+            score=completion.score,
+            finish=completion.finish,
+            prompt_tokens=prompt_tokens,
+            image_tokens=image_tokens,
+        )
+
+
+class Writer:
+    """The text of one answer as it grows; `stop` is what the engine calls with each new token."""
+
+    def __init__(self, processor: Idefics2Processor, params: SamplingParams) -> None:
+        self._stream = TextStream(processor.tokenizer, stop=params.stop)
+        self.fresh = ""
+
+    def stop(self, ids: Sequence[int]) -> bool:
+        """Takes in the newest id; True once a stop string is complete."""
+        self.fresh += self._stream.push(ids[-1])
+        return self._stream.stopped is not None
+
+    def finish(self) -> str:
+        """What was still held back."""
+        return self.fresh + self._stream.finish()
+
+
+def _plain(answers: Sequence[Answer], *, details: bool, several: bool) -> Any:
+    values: list[Any] = list(answers) if details else [answer.text for answer in answers]
+    return values if several else values[0]
+
+
+def _rows(images: Any, prompts: Sequence[str], *, single: bool) -> list[list[Any]]:
+    """Images of each prompt."""
+    if images is None:
+        return [[] for _ in prompts]
+    if single:
+        return [list(images) if isinstance(images, list | tuple) else [images]]
+    if not isinstance(images, list | tuple) or len(images) != len(prompts):
+        given = len(images) if isinstance(images, list | tuple) else 1
+        raise InputError(f"{len(prompts)} prompts need a list of {len(prompts)} lists of images, not {given} item(s)")
+    return [list(row) if isinstance(row, list | tuple) else [] if row is None else [row] for row in images]
+
+
+def _size(processor: Idefics2Processor, longest: int) -> dict[str, int]:
+    """The checkpoint's size with another longest edge; the shortest never exceeds it."""
+    shortest = processor.image_processor.size["shortest_edge"]
+    return {"longest_edge": longest, "shortest_edge": min(shortest, longest)}
+
+
+def _defaults_of_config(model: Model) -> dict[str, Any]:
+    """Checkpoints without a `generation_config.json` end where their config says."""
+    return {"eos_token_id": model.config.text_config.eos_token_id, "pad_token_id": model.config.text_config.pad_token_id}

@@ -1,0 +1,131 @@
+"""Continues prompts: prefill once, then one token per answer and step, all prompts of a call together.
+
+This engine takes a batch and finishes it. Requests that join and leave at any step come with the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from idefics.engine.beam import beam_search
+from idefics.engine.prefill import Prefill
+from idefics.engine.request import Completion, FinishReason, StopCheck, Token
+from idefics.engine.sampling import Sampler
+from idefics.engine.sampling_params import SamplingParams
+from idefics.inputs import ModelInputs
+from idefics.model.idefics2 import Idefics2
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """Generates with one model.
+
+    Args:
+        model: in eval mode, on the device(s) where it shall run.
+    """
+
+    def __init__(self, model: Idefics2) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def stream(
+        self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
+    ) -> Iterator[Token]:
+        """Yields tokens as they are chosen, step by step; within a step, in order of prompts and candidates.
+
+        Args:
+            inputs: the prompts; padding on either side.
+            params: one per prompt; beam search cannot be streamed.
+            stops: one per answer (prompts in order, each `params.candidates` times).
+
+        Raises:
+            InputError: prompts and images do not match, or prompt and answer exceed the model's positions.
+            NumericsError: NaN logits.
+        """
+        assert all(p.num_beams == 1 for p in params), "beams have no tokens before the end"
+        answers = [
+            Answer(row, candidate, p, stream=row * 1_000 + candidate)
+            for row, p in enumerate(params)
+            for candidate in range(p.candidates)
+        ]
+        prefill = Prefill(self.model, inputs, rows=[a.row for a in answers], new_tokens=_longest(inputs, params))
+        for answer in answers:
+            answer.sampler = Sampler(answer.params, prefill.prompt_ids[answer.row], stream=answer.stream)
+            answer.room = answer.params.new_tokens(len(prefill.prompt_ids[answer.row]))
+        logits_RV = prefill.logits_RV
+        live = list(range(len(answers)))
+        pad = torch.zeros(len(answers), 1, dtype=torch.int64, device=logits_RV.device)
+        while True:
+            for index in list(live):
+                token = answers[index].next(logits_RV[index], None if stops is None else stops[index])
+                pad[index] = token.id
+                if token.finish is not None:
+                    live.remove(index)
+                yield token
+            if not live:
+                return
+            logits_RV = prefill.step(pad)
+
+    def generate(
+        self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
+    ) -> list[list[Completion]]:
+        """Whole answers: `params[i].n` per prompt, best first where they compete.
+
+        Raises:
+            InputError, NumericsError: as `stream`.
+        """
+        if any(p.num_beams > 1 for p in params):
+            assert all(p.num_beams > 1 for p in params), "one call searches with beams or without"
+            return [self._beams(inputs.row(row), p, None if stops is None else stops[row]) for row, p in enumerate(params)]
+        tokens: list[list[list[Token]]] = [[[] for _ in range(p.candidates)] for p in params]
+        for token in self.stream(inputs, params, stops):
+            tokens[token.row][token.candidate].append(token)
+        completed = [[Completion.of(answer) for answer in row] for row in tokens]
+        return [
+            sorted(row, key=lambda c: -c.score)[: p.n] if p.best_of is not None else row
+            for row, p in zip(completed, params, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _beams(self, prompt: ModelInputs, params: SamplingParams, stop: StopCheck | None) -> list[Completion]:
+        prefill = Prefill(self.model, prompt, rows=[0] * params.num_beams, new_tokens=_longest(prompt, [params]))
+        return beam_search(prefill, params, stop)
+
+
+class Answer:
+    """One answer in the making."""
+
+    sampler: Sampler
+    room: int
+
+    def __init__(self, row: int, candidate: int, params: SamplingParams, *, stream: int) -> None:
+        self.row = row
+        self.candidate = candidate
+        self.params = params
+        self.stream = stream
+        self.ids: list[int] = []
+
+    def next(self, logits_V: Tensor, stop: StopCheck | None) -> Token:
+        """Chooses this answer's next token and says whether it is the last."""
+        choice = self.sampler.choose(logits_V, self.ids)
+        self.ids.append(choice.token)
+        finish: FinishReason | None = None
+        if choice.token in self.params.eos_token_id:
+            finish = "eos"
+        elif stop is not None and stop(self.ids):
+            finish = "stop"
+        elif len(self.ids) >= self.room:
+            finish = "length"
+        return Token(
+            row=self.row, candidate=self.candidate, id=choice.token, logprob=choice.logprob, top=choice.top, finish=finish
+        )
+
+
+def _longest(inputs: ModelInputs, params: Sequence[SamplingParams]) -> int:
+    lengths = inputs.attention_mask_BT.sum(1).tolist()
+    return max(p.new_tokens(length) for p, length in zip(params, lengths, strict=True))
+

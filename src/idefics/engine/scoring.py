@@ -1,0 +1,76 @@
+"""How likely given continuations are: the prompt runs once, each continuation on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from idefics.engine.prefill import Prefill
+from idefics.errors import InputError, NumericsError
+from idefics.inputs import ModelInputs
+from idefics.model.idefics2 import Idefics2
+
+__all__ = ["score_continuations"]
+
+
+@torch.inference_mode()
+def score_continuations(
+    model: Idefics2, inputs: ModelInputs, continued: Sequence[Sequence[int]]
+) -> list[tuple[list[float], bool]]:
+    """Log-probability of each token of each continuation.
+
+    Args:
+        model: the model.
+        inputs: one prompt and its images.
+        continued: ids of prompt and continuation together. Where the text's end merges with a continuation's beginning
+            into other tokens, scoring begins at the first token that differs.
+
+    Returns:
+        For each: log-probabilities of its tokens, and whether each token was the likeliest.
+
+    Raises:
+        InputError: a continuation adds no token, or exceeds the model's positions.
+        NumericsError: NaN logits.
+    """
+    prompt = inputs.input_ids_BT[0][inputs.attention_mask_BT[0].bool()].tolist()
+    shared = min((_common(prompt, ids) for ids in continued), default=len(prompt))
+    for index, ids in enumerate(continued):
+        if len(ids) <= shared:
+            raise InputError(f"continuation {index + 1} adds no token to the prompt")
+    longest = max((len(ids) for ids in continued), default=0) - shared
+    prefill = Prefill(model, _shortened(inputs, prompt[:shared]), rows=[0], new_tokens=longest)
+    device = prefill.logits_RV.device
+    results = []
+    for ids in continued:
+        targets = torch.tensor(ids[shared:], device=device)
+        logits_TV = prefill.logits_RV
+        if len(targets) > 1:
+            logits_TV = torch.cat((logits_TV, prefill.extend(targets[None, :-1])[0]))
+            prefill.rewind()
+        if torch.isnan(logits_TV).any():
+            raise NumericsError("the model's logits are NaN: the weights hold NaN or the dtype overflows")
+        logprobs = logits_TV.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        results.append((logprobs.tolist(), bool((logits_TV.argmax(-1) == targets).all())))
+    return results
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    same = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same
+
+
+def _shortened(inputs: ModelInputs, ids: Sequence[int]) -> ModelInputs:
+    if not ids:
+        raise InputError("the prompt and a continuation have no token in common; begin the prompt with text or an image")
+    ids_1T = torch.tensor([list(ids)])
+    return ModelInputs(
+        input_ids_BT=ids_1T,
+        attention_mask_BT=torch.ones_like(ids_1T),
+        images_CHW=inputs.images_CHW,
+        images_per_row=inputs.images_per_row,
+    )

@@ -1,0 +1,137 @@
+"""From what a user calls a model to the folder its files are in, downloading them from the Hugging Face Hub if needed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from idefics.errors import CheckpointNotFound, OptionError
+
+__all__ = ["WANTED", "resolve"]
+
+# Never pickle, no other frameworks' weights, no subfolders (other precisions, demos).
+WANTED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
+UNWANTED = ("*/*",)
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
+_ELSEWHERE = "to work without a network, download it elsewhere (`idefics download {model}`) and give the folder's path"
+
+
+def resolve(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    offline: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Finds a checkpoint's folder.
+
+    A folder that exists is taken as it is. What looks like a path (a `Path`, or text that begins with `.`, `/` or `~` or
+    has more than one slash) is never looked up on the Hub; anything else is a Hub id.
+
+    Args:
+        model: a folder or a Hub id such as `"HuggingFaceM4/idefics2-8b"`.
+        revision: branch, tag or commit on the Hub; None for its main branch.
+        cache_dir: where downloads are kept; None for the Hub client's own folder.
+        token: for gated models; None for the one that `hf auth login` stored, False for none.
+        offline: use only what is in the cache; the variable `HF_HUB_OFFLINE=1` says the same.
+        progress: show a bar on stderr while downloading.
+
+    Raises:
+        CheckpointNotFound: no such folder, id or revision; access refused; no network. Says which, and what to do.
+        OptionError: a revision of a local folder.
+    """
+    if not str(model):
+        raise CheckpointNotFound("no model was named; give a folder or a Hub id (owner/name)")
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise OptionError(f"revision = {revision!r} was given, but {model} is a local folder, which has none")
+        return folder
+    if folder.is_file():
+        raise CheckpointNotFound(f"{model} is a file; give the folder it lies in")
+    if isinstance(model, Path) or _is_path(model):
+        raise CheckpointNotFound(f"there is no folder {model}; a Hub id has the form owner/name")
+    if not _ID.fullmatch(model) or ".." in model or "--" in model:
+        raise CheckpointNotFound(f"{model!r} is neither a folder here nor a Hub id (owner/name)")
+    return _download(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=progress)
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1 or "\\" in model
+
+
+def _download(
+    model: str, *, revision: str | None, cache_dir: str | Path | None, token: str | bool | None, offline: bool, progress: bool
+) -> Path:
+    # Imported here: a local folder needs no Hub client, and importing it takes a while.
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = model if revision is None else f"{model} at revision {revision}"
+    offline = offline or constants.HF_HUB_OFFLINE
+    elsewhere = _ELSEWHERE.format(model=model)
+    options: dict[str, Any] = {} if progress else {"tqdm_class": _silent_bar()}
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=offline,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(UNWANTED),
+                **options,
+            )
+        )
+    except GatedRepoError:
+        raise CheckpointNotFound(
+            f"{at} is gated on the Hub: accept its terms on https://huggingface.co/{model}, then log in (`hf auth login`) "
+            "or give a token"
+        ) from None
+    except RevisionNotFoundError:
+        raise CheckpointNotFound(
+            f"{model} has no revision {revision!r} on the Hub; give a branch, tag or commit of it"
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointNotFound(
+            f"{model} is neither a folder here nor a model on the Hub; check the spelling, "
+            "or log in (`hf auth login`) if it is private"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        if offline:
+            raise CheckpointNotFound(
+                f"{at} is not in the cache, and downloading is switched off (offline); {elsewhere}"
+            ) from None
+        raise CheckpointNotFound(f"{at} is not in the cache and the Hub cannot be reached; {elsewhere}") from error
+    except HfHubHTTPError as error:
+        raise CheckpointNotFound(f"the Hub refused {at}: {_first_line(error)}; {elsewhere}") from error
+    except Exception as error:  # the client's HTTP library, and so its errors, differ between versions
+        raise CheckpointNotFound(
+            f"downloading {at} failed: {_first_line(error)}; run again, it goes on where it stopped; {elsewhere}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _silent_bar() -> type[Any]:
+    from huggingface_hub import utils
+
+    bar: type[Any] = utils.tqdm  # type: ignore[attr-defined, unused-ignore]
+
+    def disabled(self: Any, *args: Any, **kwargs: Any) -> None:
+        bar.__init__(self, *args, **{**kwargs, "disable": True})
+
+    return type("SilentBar", (bar,), {"__init__": disabled})

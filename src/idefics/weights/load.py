@@ -1,0 +1,132 @@
+"""A folder to a model: built without storage, then filled from the mapped files, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from idefics.config import read_json
+from idefics.errors import CheckpointError
+from idefics.model.layers.attention import Backend
+from idefics.weights.families import Config, Model, build_on_meta, family_of, read_config
+from idefics.weights.footprint import readable_bytes
+from idefics.weights.match import match, stored_dtype
+from idefics.weights.memory import explain_out_of_memory, require_free_bytes
+from idefics.weights.placement import Device, DeviceMap, Placement
+from idefics.weights.shards import DTYPES, Shards, TensorEntry
+
+__all__ = ["Progress", "load_config", "load_model"]
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the bytes read so far and in all."""
+
+
+def load_config(folder: str | Path) -> Config:
+    """Reads a checkpoint's `config.json`.
+
+    Raises:
+        CheckpointNotFound: there is none.
+        ConfigError: it cannot be honoured.
+    """
+    return read_config(read_json(Path(folder) / "config.json"))
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: Device | DeviceMap = "cpu",
+    backend: Backend = "sdpa",
+    progress: Progress | None = None,
+) -> Model:
+    """Loads a checkpoint, strictly, without ever holding its weights twice.
+
+    On the CPU in the stored dtype the parameters are views of the mapped files: nothing is read before it is used, and
+    writing to a parameter does not write to the file.
+
+    Args:
+        folder: holds `config.json` and the weights.
+        dtype: of the parameters; None keeps each as it is stored.
+        device: one device for all, or a map from prefixes of our parameter names to devices (see `Placement`).
+        backend: attention implementation.
+        progress: told how far it is, after every tensor.
+
+    Returns:
+        The model in eval mode, its parameters trainable; `model.config.dtype` is the dtype it is in.
+
+    Raises:
+        CheckpointError: the files are not what they should be (see the kinds of it in `idefics.errors`).
+        ConfigError: `config.json` cannot be honoured.
+        OptionError: a device cannot be used, or a map does not fit the model.
+        OutOfMemory: a device is too small.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    placement = Placement(device)
+    shards = Shards(folder)
+    table = family_of(config).table
+    model = build_on_meta(replace(config, dtype=_name(dtype or stored_dtype(shards.entries))), backend=backend)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
+    aliases = {name: owners[0] for owners in _owners(model).values() for name in owners[1:]}
+    targets = match(folder, shards.entries, table, shapes, optional=frozenset(aliases))
+    placement.check(shapes)
+    _check_ties(shards, {name: table.published(aliases[ours]) for name, ours in targets.items() if ours in aliases})
+
+    entries = [shards.entries[name] for name in targets]
+    total = sum(entry.bytes for entry in entries)
+    doing = f"loading {folder} as {model.config.dtype}"
+    reduce = "use a 16-bit dtype, another device, or several devices (a device map)"
+    allocated = (_allocated(shards.entries[name], dtype, placement.of(ours)) for name, ours in targets.items())
+    require_free_bytes(sum(allocated), doing, reduce=reduce)
+    with explain_out_of_memory(f"{doing} ({readable_bytes(total)} of files)", reduce=reduce):
+        done = 0
+        for published, stored in shards.read(targets):
+            ours = targets[published]
+            if ours not in aliases:
+                _replace(model, ours, nn.Parameter(stored.to(placement.of(ours)).to(dtype or stored.dtype)))
+            done += shards.entries[published].bytes
+            if progress is not None:
+                progress(done, total)
+    for alias, ours in aliases.items():
+        _replace(model, alias, model.get_parameter(ours))
+    return model.eval()
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """The names of every parameter, by its identity; a tied one has several."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, parameter)
+
+
+def _check_ties(shards: Shards, ties: dict[str, str]) -> None:
+    """Refuses a checkpoint whose config ties two tensors that its files hold apart and different."""
+    for name, source in ties.items():
+        stored = dict(shards.read([name, source]))
+        if not torch.equal(stored[name], stored[source]):
+            raise CheckpointError(
+                f"{shards.folder}: config.json ties {name} to {source} (tie_word_embeddings), but the files hold two different "
+                "tensors; set tie_word_embeddings to false to use both"
+            )
+
+
+def _allocated(entry: TensorEntry, dtype: torch.dtype | None, device: torch.device) -> int:
+    """Bytes of the CPU's memory that a tensor needs of its own: none where it stays in the file or leaves for a GPU."""
+    if device.type != "cpu" or dtype in (None, DTYPES[entry.dtype]):
+        return 0
+    return entry.bytes // DTYPES[entry.dtype].itemsize * dtype.itemsize
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

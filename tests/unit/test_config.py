@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idefics.config import DTYPES, Idefics2Config, preset, preset_names, read_json
+from idefics.errors import CheckpointNotFound, ConfigError
+
+ORACLE_4_40 = Path(__file__).parent / "weights" / "oracle_4_40" / "checkpoint" / "config.json"
+# As on the Hub in 2024: only what differs from the class defaults of 4.40.
+PUBLISHED: dict[str, Any] = {
+    "architectures": ["Idefics2ForConditionalGeneration"],
+    "image_token_id": 32001,
+    "model_type": "idefics2",
+    "perceiver_config": {"model_type": "idefics2"},
+    "text_config": {
+        "max_position_embeddings": 32768, "model_type": "mistral", "pad_token_id": 0, "rms_norm_eps": 1e-05, "vocab_size": 32003,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.0.dev0",
+    "use_cache": True,
+    "vision_config": {
+        "hidden_size": 1152, "image_size": 980, "intermediate_size": 4304, "model_type": "idefics2",
+        "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14,
+    },
+}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "vision_config": dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=84, patch_size=14),
+    "perceiver_config": dict(resampler_n_latents=4, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=6, num_key_value_heads=2),
+    "text_config": dict(vocab_size=50, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-4, rope_theta=5000.0),
+    "image_token_id": 7,
+}  # fmt: skip
+
+
+def _with(section: str | None, **values: Any) -> dict[str, Any]:
+    raw = json.loads(json.dumps(SMALL))
+    (raw if section is None else raw[section]).update(values)
+    return raw
+
+
+def test_the_published_config_is_the_preset() -> None:
+    assert Idefics2Config.from_dict(PUBLISHED) == preset("idefics2-8b")
+
+
+def test_a_config_written_by_4_40() -> None:
+    config = Idefics2Config.from_dict(read_json(ORACLE_4_40))
+    assert asdict(config.vision_config) == {
+        "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_channels": 3,
+        "image_size": 56, "patch_size": 14, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    }  # fmt: skip
+    # 4.40's perceiver has no sizes of its own: it takes the text's.
+    assert asdict(config.perceiver_config) == {
+        "hidden_act": "silu", "resampler_n_latents": 3, "resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 6,
+        "num_key_value_heads": 1, "hidden_size": 16, "rms_norm_eps": 1e-6,
+    }  # fmt: skip
+    text = config.text_config
+    assert (text.head_dim, text.rope_theta, text.sliding_window, text.rms_norm_eps) == (4, 10000.0, 4096, 1e-6)
+    assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == (1, 2, 0)
+    assert (config.image_token_id, config.tie_word_embeddings, config.dtype) == (5, False, "float32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_config_written_by_transformers_5(tmp_path: Path, dtype: str, window: int | None) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    raw = _with(
+        "text_config",
+        model_type="mistral",
+        sliding_window=window,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    )
+    raw["perceiver_config"].update(hidden_size=32, rms_norm_eps=1e-3)
+    transformers.Idefics2Config(**raw, dtype=dtype, tie_word_embeddings=True).save_pretrained(tmp_path)
+    written = read_json(tmp_path / "config.json")
+    assert "rope_theta" not in written["text_config"]
+    assert "dtype" in written
+    config = Idefics2Config.from_dict(written)
+    assert (config.dtype, config.tie_word_embeddings, config.image_token_id) == (dtype, True, 7)
+    assert (config.text_config.rope_theta, config.text_config.sliding_window) == (5000.0, window)
+    assert (config.perceiver_config.hidden_size, config.perceiver_config.rms_norm_eps) == (32, 1e-3)
+    assert config.vision_config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [{}, {"text_config": {"model_type": "mistral"}}, {"text_config": {"vocab_size": 32003}, "perceiver_config": {}}, PUBLISHED],
+)
+def test_keys_left_out_take_the_defaults_of_the_format(raw: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    ours, theirs = (
+        Idefics2Config.from_dict({"image_token_id": 5, **raw}),
+        transformers.Idefics2Config(**{"image_token_id": 5, **raw}),
+    )
+    for name in ("vision_config", "text_config"):
+        for key, value in asdict(getattr(ours, name)).items():
+            section = getattr(theirs, name)
+            assert value == (section.rope_parameters["rope_theta"] if key == "rope_theta" else getattr(section, key)), (
+                name,
+                key,
+            )
+    for key in (
+        "resampler_n_latents",
+        "resampler_depth",
+        "resampler_n_heads",
+        "resampler_head_dim",
+        "num_key_value_heads",
+        "hidden_act",
+    ):
+        assert getattr(ours.perceiver_config, key) == getattr(theirs.perceiver_config, key)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_round_trip(name: str) -> None:
+    config = preset(name)
+    written = json.loads(json.dumps(config.to_dict()))
+    assert Idefics2Config.from_dict(written) == config
+    other = replace(config, tie_word_embeddings=True, dtype="float16")
+    assert Idefics2Config.from_dict(other.to_dict()) == other
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_transformers_reads_what_we_write(tmp_path: Path, name: str) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    config = preset(name)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    theirs = transformers.Idefics2Config.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "again")
+    assert Idefics2Config.from_dict(read_json(tmp_path / "again" / "config.json")) == config
+
+
+@pytest.mark.parametrize("section", [None, "vision_config", "perceiver_config", "text_config"])
+def test_unknown_keys_are_refused_by_name(section: str | None) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"{section or 'config'} has key\(s\) .* cannot honour: attention_sinks; remove them"
+    ):
+        Idefics2Config.from_dict(_with(section, attention_sinks=4))
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("text_config", {"attention_dropout": 0.1}, "text_config.attention_dropout = 0.1 is not supported; only 0 is"),
+        ("text_config", {"rope_scaling": {"type": "linear"}}, "text_config.rope_scaling"),
+        ("text_config", {"rope_parameters": {"rope_type": "yarn"}}, "only rope_type 'default' is supported"),
+        ("text_config", {"model_type": "llama"}, "text_config.model_type = 'llama'; Idefics2's decoder is 'mistral'"),
+        ("text_config", {"hidden_size": 33}, "hidden_size = 33 is not a multiple of num_attention_heads = 4"),
+        ("text_config", {"num_key_value_heads": 3}, "text_config: 4 query heads are not a multiple of 3"),
+        ("text_config", {"num_hidden_layers": 0}, "text_config.num_hidden_layers must be a positive whole number, not 0"),
+        ("text_config", {"num_hidden_layers": None}, "text_config.num_hidden_layers must not be null"),
+        ("text_config", {"rms_norm_eps": -1}, "text_config.rms_norm_eps must be a positive number, not -1"),
+        ("text_config", {"head_dim": 7}, "text_config.head_dim = 7 must be even"),
+        ("vision_config", {"hidden_size": 17}, "vision_config.hidden_size = 17 is not a multiple"),
+        ("vision_config", {"image_size": 13}, "vision_config.image_size = 13 is below patch_size = 14"),
+        ("vision_config", {"hidden_act": "swish"}, "vision_config.hidden_act = 'swish' is not one of silu, "),
+        ("perceiver_config", {"qk_layer_norms_perceiver": True}, "perceiver_config.qk_layer_norms_perceiver = True"),
+        ("perceiver_config", {"resampler_n_heads": 3}, "perceiver_config: 3 query heads"),
+        (None, {"image_token_id": 50}, "image_token_id = 50 is outside the vocabulary of 50"),
+        (None, {"torch_dtype": "float64"}, "dtype = 'float64' is not one of float32, float16, bfloat16"),
+        (None, {"text_config": 3}, "text_config must be an object, not 3"),
+    ],
+)
+def test_values_that_cannot_be_honoured(section: str | None, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Idefics2Config.from_dict(_with(section, **values))
+
+
+def test_a_perceiver_of_another_size_is_that_of_the_text() -> None:
+    # transformers 5 writes its class default, 4096, where the file it read said nothing.
+    config = Idefics2Config.from_dict(_with("perceiver_config", hidden_size=4096, rms_norm_eps=1e-6))
+    assert (config.perceiver_config.hidden_size, config.perceiver_config.rms_norm_eps) == (32, 1e-4)
+
+
+def test_presets() -> None:
+    assert preset("HuggingFaceM4/idefics2-8b-chatty") == preset("idefics2-8b")
+    with pytest.raises(ConfigError, match="no preset 'idefics9'; there are idefics2-8b, idefics2-nano, tiny-random-idefics2"):
+        preset("idefics9")
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(CheckpointNotFound, match="does not exist; a checkpoint folder has a config.json"):
+        read_json(path)
+    for content, message in (("{", "is not valid JSON"), ("[]", "holds a JSON list, not an object")):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            read_json(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not valid JSON"):
+        read_json(path)
