@@ -8,6 +8,7 @@ the spirit of the real recipe, which starts from SigLIP and Mistral (arXiv 2405.
 
 1. *patches*: the vision tower alone names the kind and colour of what covers each patch (the drawings know);
 2. *latents*: the connector learns to route: latent i of the resampler names what is centred in cell i of a coarse grid;
+   two of its heads are told to look there, which patches must then say of themselves;
 3. *answers*: everything learns to answer, numbers growing from 1 to 4 digits and crowds from 3 to 6 objects; the first two
    tasks stay on with a small weight. Loss on the answers and their `<end_of_utterance>` only.
 
@@ -21,27 +22,61 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from idefics.api import Idefics, load
 from idefics.config import Idefics2Config, preset
-from idefics.data.drawings import PATCH_COLORS, PATCH_KINDS, Drawing, Turn, conversation, corpus, draw_scene, small_talk
+from idefics.data.drawings import (
+    PATCH_COLORS,
+    PATCH_KINDS,
+    Drawing,
+    Subject,
+    Turn,
+    conversation,
+    corpus,
+    draw_scene,
+    questions_of,
+    small_talk,
+    tasks_of,
+)
 from idefics.model.idefics2 import Idefics2
+from idefics.model.perceiver import PerceiverResampler
+from idefics.processor.idefics2 import Idefics2Processor
+from idefics.processor.image import ImageProcessor
+from idefics.processor.tokenizer import Tokenizer as ProcessorTokenizer
 from idefics.weights.init import initialize
+from idefics.weights.save import save_model
 
 PATCH = 14
+SHORTEST, LONGEST = 84, 168  # edges of pictures as the model sees them, in pixels
 # Grids of patches, h x w: what 4:3, 16:9, square, portrait and smaller pictures become at 168 pixels.
-GRIDS = ((9, 12), (9, 12), (8, 12), (7, 12), (6, 12), (12, 9), (12, 8), (10, 10), (12, 12), (8, 8), (6, 9), (9, 6), (7, 7), (6, 6))
+GRIDS = (
+    (9, 12),
+    (9, 12),
+    (8, 12),
+    (7, 12),
+    (6, 12),
+    (12, 9),
+    (12, 8),
+    (10, 10),
+    (12, 12),
+    (8, 8),
+    (6, 9),
+    (9, 6),
+    (7, 7),
+    (6, 6),
+)
 CELLS = (4, 8)  # rows x columns of the coarse grid: one cell per latent
 TRAIN_SEED, TEST_SEED = 20_240_415, 7_777_777
 
@@ -57,14 +92,17 @@ class Stage:
     warmup: int
     decay: int  # last steps, linearly to zero
     patches: float
+    routes: float
     latents: float
     answers: float
 
 
 STAGES = (
-    Stage("patches", steps=420, batch=96, lr=1.5e-3, warmup=60, decay=80, patches=1.0, latents=0.0, answers=0.0),
-    Stage("latents", steps=420, batch=96, lr=1.2e-3, warmup=60, decay=60, patches=0.3, latents=1.0, answers=0.0),
-    Stage("answers", steps=3000, batch=64, lr=1.0e-3, warmup=150, decay=800, patches=0.15, latents=0.2, answers=1.0),
+    Stage("patches", steps=420, batch=96, lr=1.5e-3, warmup=60, decay=80, patches=1.0, routes=0.0, latents=0.0, answers=0.0),
+    Stage("latents", steps=360, batch=96, lr=1.2e-3, warmup=60, decay=60, patches=0.3, routes=0.5, latents=1.0, answers=0.0),
+    Stage(
+        "answers", steps=3000, batch=64, lr=1.0e-3, warmup=150, decay=800, patches=0.15, routes=0.0, latents=0.2, answers=1.0
+    ),
 )
 
 
@@ -234,7 +272,7 @@ def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 
 
 class Learner(nn.Module):
-    """The model, and the two heads that warm its parts and are thrown away."""
+    """The model, and the heads that warm its parts and are thrown away."""
 
     def __init__(self, config: Idefics2Config) -> None:
         super().__init__()
@@ -253,8 +291,13 @@ class Learner(nn.Module):
         parts = {"patches": label_loss(self.patch_head(features_PD), batch.kinds_NP, batch.colors_NP)}
         right = None
         if stage.latents:
-            latents_NLD = self.model.connector(features_PD, [h * w] * images)
+            context_PD = self.model.connector.modality_projection(features_PD)
+            latents_NLD = self.model.connector.perceiver_resampler(context_PD, [h * w] * images)
             parts["latents"] = label_loss(self.cell_head(latents_NLD).flatten(0, 1), batch.kinds_NL, batch.colors_NL)
+            if stage.routes:
+                parts["routes"] = route_loss(
+                    self.model.connector.perceiver_resampler, context_PD.unflatten(0, (images, -1)), h, w
+                )
         if stage.answers:
             positions_BT = torch.arange(batch.ids_BT.shape[1]).expand_as(batch.ids_BT)
             hidden_BTD = self.model(batch.ids_BT, positions_BT=positions_BT, latents_NLD=latents_NLD)
@@ -270,12 +313,35 @@ class Learner(nn.Module):
 def label_loss(logits: Tensor, kinds: Tensor, colors: Tensor) -> Tensor:
     """Cross-entropy of kinds and colours; what is empty weighs as much, all together, as what is not."""
     logits = logits.float()
-    kind_logits, color_logits = logits.split((len(PATCH_KINDS), len(PATCH_COLORS)), dim=-1)
+    kind_logits, color_logits = logits[:, : len(PATCH_KINDS)], logits[:, len(PATCH_KINDS) :]
     full = kinds.flatten() > 0
     weights = torch.where(full, 0.5 / full.sum().clamp(min=1), 0.5 / (~full).sum().clamp(min=1))
     each = F.cross_entropy(kind_logits, kinds.flatten(), reduction="none")
     each = each + F.cross_entropy(color_logits, colors.flatten(), reduction="none")
     return (each * weights).sum()
+
+
+def route_loss(resampler: PerceiverResampler, context_NPD: Tensor, h: int, w: int) -> Tensor:
+    """Cross-entropy between where the first key-value group's heads look, in the first layer, and each latent's cell."""
+    layer: Any = resampler.layers[0]
+    head: int = layer.self_attn.head_dim
+    q_LHK = layer.self_attn.q_proj(layer.input_latents_norm(resampler.latents)).view(len(resampler.latents), -1, head)
+    k_NPGK = layer.self_attn.k_proj(layer.input_context_norm(context_NPD)).view(*context_NPD.shape[:2], -1, head)
+    routed = q_LHK.shape[1] // k_NPGK.shape[2]
+    scores_NHLP = torch.einsum("lhk,npk->nhlp", q_LHK[:, :routed].float(), k_NPGK[:, :, 0].float()) * head**-0.5
+    loss: Tensor = -(near_cells(h, w) * scores_NHLP.log_softmax(-1)).sum(-1).mean()
+    return loss
+
+
+@lru_cache
+def near_cells(h: int, w: int) -> Tensor:
+    """(L, P): for each cell a distribution over the patches of an h x w grid, around the cell's middle."""
+    weights = []
+    for n, cells in zip((h, w), CELLS, strict=True):
+        patch, cell = ((torch.arange(count) + 0.5) / count for count in (n, cells))
+        weights.append((-0.5 * ((cell[:, None] - patch[None]) * cells / 0.5) ** 2).exp())
+    both = torch.einsum("rh,cw->rchw", *weights).reshape(CELLS[0] * CELLS[1], h * w)
+    return both / both.sum(-1, keepdim=True)
 
 
 def scheduled(stage: Stage, step: int) -> float:
@@ -334,7 +400,7 @@ def train(out: Path, *, seed: int) -> None:
                 state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "stage": at[0], "step": at[1]}
                 torch.save(state, out / "resume.tmp")
                 (out / "resume.tmp").rename(resume)
-    save_file({name: value.to(torch.bfloat16) for name, value in learner.model.state_dict().items()}, out / "raw.safetensors")
+    export(learner.model, tokenizer, out)
 
 
 class Meter:
@@ -367,6 +433,108 @@ class Meter:
         self.__init__(self.path)  # type: ignore[misc]
 
 
+# ------------------------------------------------------------------------------------------------------------- export
+
+
+def export(model: Idefics2, tokenizer: Tokenizer, out: Path) -> None:
+    """Writes the published layout, in bfloat16."""
+    save_model(model.to(torch.bfloat16), out)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    config = {**names, "additional_special_tokens": list(SPECIALS[3:]), "padding_side": "left", "model_max_length": 2048}
+    size = {"longest_edge": LONGEST, "shortest_edge": SHORTEST}
+    Idefics2Processor(
+        ImageProcessor(size=size), ProcessorTokenizer(tokenizer, config), image_seq_len=CELLS[0] * CELLS[1]
+    ).save_pretrained(out)
+    generation = {"bos_token_id": BOS, "eos_token_id": [EOS, EOU], "pad_token_id": UNK, "bad_words_ids": [[FAKE], [IMAGE]]}
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluate
+
+TARGETS = {"thing": 95, "color": 95, "shape": 95, "count": 85, "number": 80, "which": 85}
+
+
+def evaluate(model: str | None, *, each: int, seed: int) -> dict[str, float]:
+    """Asks `each` questions per task about fresh drawings, through the public interface; prints and returns percentages.
+
+    Sizes are arbitrary, and half of the pictures are enlarged two- or threefold first, so that the processor has to shrink
+    them as it does a photo. Answers must be right to the letter. `later turns` are second and third turns of
+    conversations in which the model reads its own earlier answers.
+    """
+    asked = load(model)
+    rng = np.random.default_rng([seed, TEST_SEED])
+    results: dict[str, float] = {}
+    for task in ("thing", "color", "shape", "count", "number", "which", "yesno", "describe"):
+        rows = [test_row(rng, task) for _ in range(each)]
+        answers = ask(asked, [[(turn.question, None)] for _, turn in rows], [pictures for pictures, _ in rows])
+        right = [answer == turn.answer for answer, (_, turn) in zip(answers, rows, strict=True)]
+        results[task] = 100 * float(np.mean(right))
+        if task in ("count", "number"):
+            by = [len(turn.answer) if task == "number" else int(turn.answer) for _, turn in rows]
+            for n in sorted(set(by)):
+                results[f"{task} {n}"] = 100 * float(np.mean([r for r, b in zip(right, by, strict=True) if b == n]))
+    results["later turns"] = evaluate_conversations(asked, rng, each)
+    for task, percent in results.items():
+        target = f"  (target {TARGETS[task]})" if task in TARGETS else ""
+        print(f"{task:12} {percent:5.1f} %{target}")
+    return results
+
+
+def test_picture(rng: np.random.Generator, subject: Subject | None) -> tuple[Drawing, Image.Image]:
+    """A drawing of any size and, as often as not, an enlarged picture of it."""
+    width, height = (int(side) for side in rng.integers(SHORTEST, LONGEST + 1, 2))
+    drawing = draw_scene(rng, width=width, height=height, subject=subject)
+    factor = int(rng.integers(2, 4)) if rng.random() < 0.5 and max(width, height) == LONGEST else 1
+    picture = drawing.image.resize((width * factor, height * factor), Image.Resampling.BICUBIC) if factor > 1 else drawing.image
+    return drawing, picture
+
+
+def test_row(rng: np.random.Generator, task: str) -> tuple[list[Image.Image], Turn]:
+    """Pictures that allow a question of `task`, and the question; counts and lengths of numbers come equally often."""
+    subjects: dict[str, Subject] = {"thing": "thing", "color": "thing", "shape": "thing", "count": "things", "number": "number"}
+    while True:
+        shown = [test_picture(rng, subjects.get(task)) for _ in range(2 if task == "which" else 1)]
+        drawings = [drawing for drawing, _ in shown]
+        if task in tasks_of(drawings):
+            return [picture for _, picture in shown], questions_of(task, rng, drawings)
+
+
+def evaluate_conversations(asked: Idefics, rng: np.random.Generator, each: int) -> float:
+    """Percentage of right answers in the second and third turn."""
+    shown = [[test_picture(rng, None) for _ in range(1 + (i % 3 == 0))] for i in range(each)]
+    talks = [conversation(rng, [drawing for drawing, _ in row], turns=3) for row in shown]
+    pictures = [[picture for _, picture in row] for row in shown]
+    histories: list[list[tuple[str, str | None]]] = [[] for _ in talks]
+    right = []
+    for number in range(3):
+        for history, talk in zip(histories, talks, strict=True):
+            history.append((talk[number].question, None))
+        for history, talk, answer in zip(histories, talks, ask(asked, histories, pictures), strict=True):
+            history[-1] = (talk[number].question, answer)
+            right += [answer == talk[number].answer] if number else []
+    return 100 * float(np.mean(right))
+
+
+def ask(
+    asked: Idefics, talks: Sequence[Sequence[tuple[str, str | None]]], pictures: Sequence[Sequence[Image.Image]]
+) -> list[str]:
+    """The model's answer to the last question of each conversation, greedy, in batches."""
+    prompts = []
+    for talk, row in zip(talks, pictures, strict=True):
+        messages: list[dict[str, Any]] = []
+        for number, (question, answer) in enumerate(talk):
+            images = [{"type": "image"} for _ in row] if number == 0 else []
+            messages.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        prompts.append(asked.processor.apply_chat_template(messages, add_generation_prompt=True))
+    answers: list[str] = []
+    for first in range(0, len(prompts), 50):
+        batch = slice(first, first + 50)
+        answers += asked.generate(prompts[batch], [list(row) for row in pictures[batch]], raw=True, max_new_tokens=32)
+    return answers
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -374,8 +542,15 @@ def main() -> None:
     training = commands.add_parser("train", help="train from nothing, or go on")
     training.add_argument("--out", type=Path, default=Path("runs/nano"))
     training.add_argument("--seed", type=int, default=TRAIN_SEED)
+    testing = commands.add_parser("evaluate", help="print the table of the README")
+    testing.add_argument("--model", default=None, help="a folder; default: the embedded model")
+    testing.add_argument("--each", type=int, default=400, help="questions per task")
+    testing.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    train(arguments.out, seed=arguments.seed)
+    if arguments.command == "train":
+        train(arguments.out, seed=arguments.seed)
+    else:
+        evaluate(arguments.model, each=arguments.each, seed=arguments.seed)
 
 
 if __name__ == "__main__":

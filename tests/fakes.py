@@ -43,7 +43,9 @@ def tiny_tokenizer(*, end_of_utterance: bool = True) -> Tokenizer:
                 merges.append(pair)
                 pieces.append(word[:end])
     pieces = list(dict.fromkeys(pieces))
-    model = models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    model = models.BPE(
+        {piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
     backend = Backend(model)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
@@ -61,11 +63,12 @@ def tiny_tokenizer(*, end_of_utterance: bool = True) -> Tokenizer:
     return Tokenizer(backend, config)
 
 
-def tiny_config(*, end_of_utterance: bool = True, **text: Any) -> Idefics2Config:
+def tiny_config(*, end_of_utterance: bool = True, side: int = 12, **text: Any) -> Idefics2Config:
     """A config of some 60,000 parameters that fits `tiny_tokenizer`; grouped heads, and a window shorter than prompts.
 
     Args:
         end_of_utterance: as in `tiny_tokenizer`.
+        side: of the table of patch positions.
         text: fields of `TextConfig` to change.
     """
     tokenizer = tiny_tokenizer(end_of_utterance=end_of_utterance)
@@ -73,16 +76,17 @@ def tiny_config(*, end_of_utterance: bool = True, **text: Any) -> Idefics2Config
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=512, rms_norm_eps=1e-5, sliding_window=24, pad_token_id=0,
     )  # fmt: skip
+    fields.update(text)
     return Idefics2Config(
         vision_config=VisionConfig(
-            hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3, image_size=12 * PATCH,
+            hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3, image_size=side * PATCH,
             patch_size=PATCH,
         ),
         perceiver_config=PerceiverConfig(
             resampler_n_latents=LATENTS, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=8, num_key_value_heads=2,
-            hidden_size=32, rms_norm_eps=1e-5,
+            hidden_size=fields["hidden_size"], rms_norm_eps=1e-5,
         ),
-        text_config=TextConfig(**{**fields, **text}),
+        text_config=TextConfig(**fields),
         image_token_id=int(tokenizer.backend.token_to_id(IMAGE)),
     )  # fmt: skip
 
@@ -125,14 +129,14 @@ def tiny_idefics(
     dtype: torch.dtype = torch.float32,
     backend: Attention = "sdpa",
     end_of_utterance: bool = True,
-    **text: Any,
+    **config: Any,
 ) -> Idefics:
-    """What `idefics.load` would return for a tiny checkpoint, made without files."""
-    config = dataclasses.replace(
-        tiny_config(end_of_utterance=end_of_utterance, **text), dtype=str(dtype).removeprefix("torch.")
+    """What `idefics.load` would return for a tiny checkpoint, made without files; further options as in `tiny_config`."""
+    made = dataclasses.replace(
+        tiny_config(end_of_utterance=end_of_utterance, **config), dtype=str(dtype).removeprefix("torch.")
     )
     processor = tiny_processor(end_of_utterance=end_of_utterance)
-    model = tiny_model(config, seed=seed, std=std, dtype=dtype, backend=backend)
+    model = tiny_model(made, seed=seed, std=std, dtype=dtype, backend=backend)
     return Idefics("tiny", model, processor, generation_defaults(processor))
 
 

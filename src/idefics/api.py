@@ -1,8 +1,8 @@
 """The facade that people use: a model one can ask.
 
-    import idefics
-    model = idefics.load()                      # the embedded model; or a folder, or "HuggingFaceM4/idefics2-8b"
-    model.generate("What is this?", images="photo.jpg")
+import idefics
+model = idefics.load()                      # the embedded model; or a folder, or "HuggingFaceM4/idefics2-8b"
+model.generate("What is this?", images="photo.jpg")
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from idefics.parallel.load import load_placed
 from idefics.processor.detokenizer import TextStream
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.messages import fill_images, normalise
+from idefics.weights.dtype import torch_dtype
 from idefics.weights.families import Model
 from idefics.weights.files import resolve
-from idefics.weights.dtype import torch_dtype
 from idefics.weights.load import Progress
 
 __all__ = ["EMBEDDED", "Answer", "Idefics", "Score", "load"]

@@ -135,8 +135,6 @@ def test_image_hidden_states_keep_the_form_of_4_40(models: Pair) -> None:
     out = models.ours(**batch([[BOS, *image_block(2), 5]], [_images((30, 30), (14, 44))]))
     assert out.image_hidden_states is not None
     assert out.image_hidden_states.shape == (2, 4, 32)
-    again = models.ours(
-        **{k: v for k, v in batch([[BOS, *image_block(2), 5]], [[]]).items()}, image_hidden_states=out.image_hidden_states
-    )
+    again = models.ours(**batch([[BOS, *image_block(2), 5]], [[]]), image_hidden_states=out.image_hidden_states)
     torch.testing.assert_close(again.logits, out.logits)
     assert out.logits.shape[-1] == VOCAB

@@ -18,7 +18,8 @@ PUBLISHED: dict[str, Any] = {
     "model_type": "idefics2",
     "perceiver_config": {"model_type": "idefics2"},
     "text_config": {
-        "max_position_embeddings": 32768, "model_type": "mistral", "pad_token_id": 0, "rms_norm_eps": 1e-05, "vocab_size": 32003,
+        "max_position_embeddings": 32768, "model_type": "mistral", "pad_token_id": 0, "rms_norm_eps": 1e-05,
+        "vocab_size": 32003,
     },
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
@@ -30,9 +31,15 @@ PUBLISHED: dict[str, Any] = {
     },
 }  # fmt: skip
 SMALL: dict[str, Any] = {
-    "vision_config": dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=84, patch_size=14),
-    "perceiver_config": dict(resampler_n_latents=4, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=6, num_key_value_heads=2),
-    "text_config": dict(vocab_size=50, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-4, rope_theta=5000.0),
+    "vision_config": dict(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=84, patch_size=14,
+    ),
+    "perceiver_config": dict(
+        resampler_n_latents=4, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=6, num_key_value_heads=2,
+    ),
+    "text_config": dict(
+        vocab_size=50, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-4, rope_theta=5000.0,
+    ),
     "image_token_id": 7,
 }  # fmt: skip
 
@@ -183,7 +190,7 @@ def test_presets() -> None:
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    with pytest.raises(CheckpointNotFound, match="does not exist; a checkpoint folder has a config.json"):
+    with pytest.raises(CheckpointNotFound, match=r"does not exist; a checkpoint folder has a config\.json"):
         read_json(path)
     for content, message in (("{", "is not valid JSON"), ("[]", "holds a JSON list, not an object")):
         path.write_text(content)

@@ -128,4 +128,3 @@ class Answer:
 def _longest(inputs: ModelInputs, params: Sequence[SamplingParams]) -> int:
     lengths = inputs.attention_mask_BT.sum(1).tolist()
     return max(p.new_tokens(length) for p, length in zip(params, lengths, strict=True))
-

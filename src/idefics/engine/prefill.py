@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from idefics.engine.kv_cache import StaticKVCache
 from idefics.config import Idefics2Config
+from idefics.engine.kv_cache import StaticKVCache
 from idefics.errors import InputError, OutOfMemory
 from idefics.inputs import ModelInputs
 from idefics.model.idefics2 import Idefics2
+from idefics.parallel.device_map import layer_devices
 
 __all__ = ["Prefill", "check_alignment", "left_aligned", "positions"]
 
@@ -57,7 +58,7 @@ class Prefill:
                 rows=len(ids_BT),
                 capacity=ids_BT.shape[1] + new_tokens,
                 dtype=model.dtype,
-                devices=[layer.self_attn.k_proj.weight.device for layer in model.text_model.layers],
+                devices=layer_devices(model),
             )
             latents_NLD = model.encode_images([i.to(device) for i in inputs.images_CHW]) if inputs.images_CHW else None
             hidden_BTD = model(

@@ -6,6 +6,7 @@ depends on history first, then what must not be generated, then temperature, the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,8 +54,9 @@ class CountPenalty:
     def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:  # noqa: ARG002
         """Counts the answer only: a prompt may repeat itself."""
         if answer:
-            ids, counts = torch.tensor(answer, device=logits_V.device).unique(return_counts=True)
-            logits_V[ids] -= self.frequency * counts + self.presence
+            counts = Counter(answer)
+            penalties = torch.tensor([self.frequency * count + self.presence for count in counts.values()])
+            logits_V[torch.tensor(list(counts), device=logits_V.device)] -= penalties.to(logits_V)
         return logits_V
 
 

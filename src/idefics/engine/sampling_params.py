@@ -41,7 +41,7 @@ class SamplingParams:
         typical_p: the most typical tokens whose probabilities reach p (arXiv 2202.00666).
         min_p: tokens at least this likely, relative to the likeliest (arXiv 2407.01082).
         seed: of this request's generator; None draws one.
-        repetition_penalty: logits of tokens in prompt or answer are divided (or, negative, multiplied) by it (arXiv 1909.05858).
+        repetition_penalty: divides the logits of tokens in prompt or answer, or multiplies negative ones (arXiv 1909.05858).
         frequency_penalty: subtracted per occurrence in the answer.
         presence_penalty: subtracted once if in the answer.
         no_repeat_ngram_size: no n-gram of prompt and answer occurs twice; 0 turns it off.
@@ -152,7 +152,7 @@ def sampling_params(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> 
         raise OptionError(f"{random[0]}={asked[random[0]]} contradicts do_sample=False; leave one of them out")
     if asked.get("num_beams", 1) > 1 and not random:
         asked.setdefault("do_sample", False)
-    sample = bool(asked.get("do_sample", bool(random) or kept.get("do_sample", False)))
+    sample = asked.get("do_sample", bool(random) or kept.get("do_sample", False))
     if "max_new_tokens" in asked and "max_length" in asked:
         raise OptionError(
             f"max_new_tokens={asked['max_new_tokens']} and max_length={asked['max_length']} contradict each other; give one"
@@ -227,7 +227,11 @@ def _check_ranges(params: SamplingParams) -> None:
         ("best_of", "at least 1", lambda v: v >= 1),
         ("logprobs", "from 0 to 100", lambda v: 0 <= v <= 100),
         ("stop", "non-empty strings", lambda v: all(isinstance(s, str) and s for s in v)),
-        ("bad_words_ids", "non-empty sequences of token ids", lambda v: all(w and all(isinstance(i, int) for i in w) for w in v)),
+        (
+            "bad_words_ids",
+            "non-empty sequences of token ids",
+            lambda v: all(w and {*map(type, w)} == {int} for w in v),
+        ),
     )
     for name, rule, holds in checks:
         value = getattr(params, name)

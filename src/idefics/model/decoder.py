@@ -45,9 +45,8 @@ class DecoderAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, geometry: Geometry, cache: KVCache | None) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
-        q, k, v = (
-            proj(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        heads = (*x_BTD.shape[:2], -1, self.head_dim)
+        q, k, v = (proj(x_BTD).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, geometry.cos, geometry.sin), rotate(k, geometry.cos, geometry.sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -99,9 +98,7 @@ class Decoder(nn.Module):
         mask_BTS = causal_mask(
             queries=tokens, past=past, window=self.config.sliding_window, key_mask_BS=key_mask_BS, device=x_BTD.device
         )
-        cos, sin = rotary_angles(
-            positions_BT, head_dim=self.config.head_dim, theta=self.config.rope_theta, dtype=x_BTD.dtype
-        )
+        cos, sin = rotary_angles(positions_BT, head_dim=self.config.head_dim, theta=self.config.rope_theta, dtype=x_BTD.dtype)
         geometry = Geometry(cos=cos, sin=sin, mask_BTS=mask_BTS, causal=mask_BTS is None and tokens > 1)
         for layer in self.layers:
             x_BTD = layer(x_BTD, geometry, cache)

@@ -57,7 +57,9 @@ class Idefics2(nn.Module):
         patch = self.config.vision_config.patch_size
         for image in images_CHW:
             if min(image.shape[-2:]) < patch:
-                raise InputError(f"an image of {image.shape[-1]}x{image.shape[-2]} pixels is smaller than a {patch}-pixel patch")
+                raise InputError(
+                    f"an image of {image.shape[-1]}x{image.shape[-2]} pixels is smaller than a {patch}-pixel patch"
+                )
         pieces, grids = zip(*(patchify(image.to(self.dtype), patch=patch) for image in images_CHW), strict=True)
         features_PD = self.vision_model(torch.cat(pieces), grids)
         latents_NLD: Tensor = self.connector(features_PD, [h * w for h, w in grids])

@@ -34,9 +34,9 @@ class PerceiverAttention(nn.Module):
     def forward(self, latents_NLD: Tensor, context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Maps latents (N, L, D) to (N, L, D); image i owns the next `lengths[i]` rows of the context."""
         images, latents = latents_NLD.shape[:2]
-        q_PHK = self.q_proj(latents_NLD).flatten(0, 1).unflatten(-1, (-1, self.head_dim))
+        q_PHK = self.q_proj(latents_NLD).view(images * latents, -1, self.head_dim)
         k_PGK, v_PGK = (
-            _interleave(proj(context_PD), proj(latents_NLD), lengths).unflatten(-1, (-1, self.head_dim))
+            _interleave(proj(context_PD), proj(latents_NLD), lengths).view(sum(lengths) + images * latents, -1, self.head_dim)
             for proj in (self.k_proj, self.v_proj)
         )
         out_PHK = segmented_attention(
@@ -47,15 +47,16 @@ class PerceiverAttention(nn.Module):
             k_lengths=[length + latents for length in lengths],
             backend=self.backend,
         )
-        out: Tensor = self.o_proj(out_PHK.flatten(1)).unflatten(0, (images, latents))
+        out: Tensor = self.o_proj(out_PHK.flatten(1)).view(images, latents, -1)
         return out
 
 
 def _interleave(context_PD: Tensor, latents_NLD: Tensor, lengths: Sequence[int]) -> Tensor:
     """Each image's context followed by its latents, packed."""
     if len(set(lengths)) == 1:
-        return torch.cat((context_PD.unflatten(0, (len(lengths), -1)), latents_NLD), dim=1).flatten(0, 1)
-    pieces = context_PD.split(list(lengths))
+        context_NPD = context_PD.reshape(len(lengths), lengths[0], -1)
+        return torch.cat((context_NPD, latents_NLD), dim=1).flatten(0, 1)
+    pieces = torch.split(context_PD, list(lengths))
     return torch.cat([part for pair in zip(pieces, latents_NLD, strict=True) for part in pair])
 
 

@@ -40,11 +40,14 @@ def patch_position_ids(h: int, w: int, *, side: int) -> Tensor:
     i / h land in the neighbouring cell for many sizes (docs/numerics.md).
     """
     boundaries = torch.arange(1 / side, 1.0, 1 / side, dtype=torch.float32)
-    rows, columns = (
-        torch.bucketize(torch.arange(0, 1 - 1e-6, float(torch.tensor(1.0, dtype=torch.float32) / n), dtype=torch.float32), boundaries, right=True)
-        for n in (h, w)
-    )
+    rows, columns = (torch.bucketize(_fractions(n), boundaries, right=True) for n in (h, w))
     return (rows[:, None] * side + columns).flatten()
+
+
+def _fractions(n: int) -> Tensor:
+    """0, 1/n, 2/n, ... below 1; the step is rounded to float32 before torch multiplies it out."""
+    step = torch.tensor(1.0, dtype=torch.float32) / n
+    return torch.arange(0, 1 - 1e-6, step.item(), dtype=torch.float32)
 
 
 class PatchEmbedding(nn.Module):
@@ -73,7 +76,8 @@ class SiglipEmbeddings(nn.Module):
         """Embeds packed patches (P, I) of images with these grids to (P, D)."""
         positions_P = torch.cat([patch_position_ids(h, w, side=self.side) for h, w in grids])
         embedded: Tensor = self.patch_embedding(patches_PI)
-        return embedded + self.position_embedding(positions_P.to(patches_PI.device))
+        placed: Tensor = embedded + self.position_embedding(positions_P.to(patches_PI.device))
+        return placed
 
 
 class SiglipAttention(nn.Module):
@@ -91,7 +95,7 @@ class SiglipAttention(nn.Module):
 
     def forward(self, x_PD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Maps packed patches (P, D) to (P, D); `lengths` are the images' patch counts."""
-        q, k, v = (proj(x_PD).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (proj(x_PD).view(len(x_PD), self.heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj))
         out_PHK = segmented_attention(q, k, v, q_lengths=lengths, k_lengths=lengths, backend=self.backend)
         out: Tensor = self.out_proj(out_PHK.flatten(1))
         return out

@@ -11,7 +11,6 @@ import binascii
 import io
 import re
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from idefics.errors import ImageError
 from idefics.processor.modes import array_to_image, to_rgb
+from idefics.processor.quiet import quiet
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "TIMEOUT", "is_image", "is_image_reference", "load_image", "open_image"]
 
@@ -49,9 +49,10 @@ def load_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
     """
     image = open_image(source, timeout=timeout)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             upright = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:
         # An orientation that cannot be read is no orientation; the pixels are fine.
         upright = image
@@ -147,8 +148,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes), not an image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that Pillow can read") from None
@@ -167,8 +167,7 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     if image.width < 1 or image.height < 1:
         raise ImageError(f"{name} has no pixels ({image.width}x{image.height})")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             image.load()
     except MemoryError:
         raise

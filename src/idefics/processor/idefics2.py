@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from idefics.config import read_json
 from idefics.errors import ConfigError, ImageCountError, InputError, OptionError, TemplateError
@@ -76,7 +75,7 @@ class Idefics2Processor:
         self.chat_template = chat_template
 
     @classmethod
-    def from_folder(cls, folder: Path, **overrides: Any) -> Idefics2Processor:
+    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
         """Reads a checkpoint folder of either era.
 
         Args:
@@ -88,27 +87,16 @@ class Idefics2Processor:
             ConfigError: a file cannot be honoured.
             OptionError: an override is unknown or unusable.
         """
-        of_images = {field.name for field in fields(ImageProcessor)}
-        unknown = sorted(set(overrides) - of_images - {"image_seq_len", "chat_template", "padding_side"})
-        if unknown:
-            raise OptionError(f"unknown processor option(s): {', '.join(unknown)}; images have {', '.join(sorted(of_images))}")
+        own = {name: overrides.pop(name, None) for name in ("image_seq_len", "chat_template", "padding_side")}
+        images = ImageProcessor.from_folder(folder, **overrides)
         path = folder / "processor_config.json"
         config = read_json(path) if path.is_file() else {}
-        section = config.get("image_processor")  # transformers 5 nests it; in 2024 it had a file of its own
-        if section is None:
-            section = read_json(folder / "preprocessor_config.json")
-        if not isinstance(section, Mapping):
-            raise ConfigError(f"{path}: image_processor must be an object, not {section!r}")
-        own = ImageProcessor.from_dict(section)
-        changed = {name: overrides[name] for name in of_images if overrides.get(name) is not None}
-        if changed:
-            own = ImageProcessor(**{**{name: getattr(own, name) for name in of_images}, **changed})
-        template = overrides.get("chat_template")
+        seq_len = own["image_seq_len"] if own["image_seq_len"] is not None else config.get("image_seq_len")
         return cls(
-            own,
-            Tokenizer.from_folder(folder, padding_side=overrides.get("padding_side")),
-            image_seq_len=overrides.get("image_seq_len") or config.get("image_seq_len") or 64,
-            chat_template=template if template is not None else find_template(folder),
+            images,
+            Tokenizer.from_folder(folder, padding_side=own["padding_side"]),
+            image_seq_len=64 if seq_len is None else seq_len,
+            chat_template=own["chat_template"] if own["chat_template"] is not None else find_template(folder),
         )
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -120,6 +108,8 @@ class Idefics2Processor:
         _write_json(folder / "preprocessor_config.json", self.image_processor.to_dict())
         config = {"image_seq_len": self.image_seq_len, "processor_class": "Idefics2Processor"}
         _write_json(folder / "processor_config.json", config)
+        for stale in ("chat_template.jinja", "chat_template.json"):  # an older template would be read before ours
+            (folder / stale).unlink(missing_ok=True)
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
             path = folder / "tokenizer_config.json"
@@ -209,9 +199,9 @@ class Idefics2Processor:
         """
         import torch
 
-        texts, rows = arrange(list(prompts), [list(row) for row in images], placeholder=IMAGE_TOKEN)
-        assert texts is not None
-        assert rows is not None
+        texts, rows = arrange(prompts, images, placeholder=IMAGE_TOKEN)
+        if texts is None or rows is None:
+            raise InputError("prompts must be a list of texts, not None")
         worker = self.image_processor.with_options(size=size, do_image_splitting=do_image_splitting)
         ids = [self.tokenizer.encode(self._expanded(text, worker)) for text in texts]
         batch = self.tokenizer.pad(ids, padding_side=padding_side, return_tensors="pt")
@@ -245,6 +235,7 @@ class Idefics2Processor:
     def apply_chat_template(
         self,
         messages: Any,
+        *,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from idefics.config import read_json
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
 from idefics.processor.fetch import is_image, open_image
@@ -97,7 +99,7 @@ class ImageProcessor:
             raise OptionError(f"resample = {self.resample!r} is not one of Pillow's filters 0..5") from None
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> ImageProcessor:
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
         """Reads a `preprocessor_config.json`, or the `image_processor` section of a transformers 5 `processor_config.json`.
 
         Raises:
@@ -116,6 +118,28 @@ class ImageProcessor:
             return cls(**{key: value for key, value in raw.items() if key in known and value is not None})
         except (OptionError, TypeError) as error:
             raise ConfigError(f"image processor: {error}") from None
+
+    @classmethod
+    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
+        """Reads a checkpoint folder of either era; `overrides` are fields to change, None keeps the file's.
+
+        Raises:
+            CheckpointNotFound: neither `preprocessor_config.json` nor a `processor_config.json` with an image processor.
+            ConfigError: a file cannot be honoured.
+            OptionError: an override is unknown or unusable.
+        """
+        own = {field.name for field in fields(cls)}
+        unknown = sorted(set(overrides) - own)
+        if unknown:
+            raise OptionError(f"unknown image option(s): {', '.join(unknown)}; there are {', '.join(sorted(own))}")
+        path = folder / "processor_config.json"
+        section = read_json(path).get("image_processor") if path.is_file() else None  # transformers 5 nests it
+        if section is None:
+            section = read_json(folder / "preprocessor_config.json")  # in 2024 it had a file of its own
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"{path}: image_processor must be an object, not {section!r}")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return dataclasses.replace(cls.from_dict(section), **given)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that every transformers since 4.40 reads."""

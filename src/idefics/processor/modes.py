@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from idefics.errors import ImageError
+from idefics.processor.quiet import quiet
 
 __all__ = ["Alpha", "array_to_image", "to_rgb"]
 
@@ -39,6 +40,11 @@ def to_rgb(image: Image.Image, *, alpha: Alpha) -> Image.Image:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         return _grey_to_8_bit(image).convert("RGB")
+    with quiet():  # of palettes with several transparent colours, which are as good as any
+        return _colours_to_rgb(image, alpha)
+
+
+def _colours_to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:
     if image.mode == "La":  # Pillow converts premultiplied grey to LA only
         image = image.convert("LA")
     if alpha == "drop":

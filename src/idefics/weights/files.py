@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from idefics.errors import CheckpointNotFound, OptionError
 __all__ = ["WANTED", "resolve"]
 
 # Never pickle, no other frameworks' weights, no subfolders (other precisions, demos).
-WANTED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
+DESCRIBING = ("*.json", "*.jinja")
+WANTED = (*DESCRIBING, "*.safetensors", "tokenizer.model")
 UNWANTED = ("*/*",)
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
@@ -26,6 +28,8 @@ def resolve(
     token: str | bool | None = None,
     offline: bool = False,
     progress: bool = True,
+    to: str | Path | None = None,
+    weights: bool = True,
 ) -> Path:
     """Finds a checkpoint's folder.
 
@@ -39,6 +43,8 @@ def resolve(
         token: for gated models; None for the one that `hf auth login` stored, False for none.
         offline: use only what is in the cache; the variable `HF_HUB_OFFLINE=1` says the same.
         progress: show a bar on stderr while downloading.
+        to: put a Hub model's files there instead of in the cache.
+        weights: False fetches only what describes the model, some hundred kilobytes.
 
     Raises:
         CheckpointNotFound: no such folder, id or revision; access refused; no network. Says which, and what to do.
@@ -57,7 +63,16 @@ def resolve(
         raise CheckpointNotFound(f"there is no folder {model}; a Hub id has the form owner/name")
     if not _ID.fullmatch(model) or ".." in model or "--" in model:
         raise CheckpointNotFound(f"{model!r} is neither a folder here nor a Hub id (owner/name)")
-    return _download(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=progress)
+    return _download(
+        model,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        offline=offline,
+        progress=progress,
+        to=to,
+        patterns=WANTED if weights else DESCRIBING,
+    )
 
 
 def _is_path(model: str) -> bool:
@@ -65,7 +80,15 @@ def _is_path(model: str) -> bool:
 
 
 def _download(
-    model: str, *, revision: str | None, cache_dir: str | Path | None, token: str | bool | None, offline: bool, progress: bool
+    model: str,
+    *,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    token: str | bool | None,
+    offline: bool,
+    progress: bool,
+    to: str | Path | None,
+    patterns: Sequence[str],
 ) -> Path:
     # Imported here: a local folder needs no Hub client, and importing it takes a while.
     from huggingface_hub import constants, snapshot_download
@@ -81,6 +104,8 @@ def _download(
     offline = offline or constants.HF_HUB_OFFLINE
     elsewhere = _ELSEWHERE.format(model=model)
     options: dict[str, Any] = {} if progress else {"tqdm_class": _silent_bar()}
+    if to is not None:
+        options["local_dir"] = to
     try:
         return Path(
             snapshot_download(
@@ -89,7 +114,7 @@ def _download(
                 cache_dir=cache_dir,
                 token=token,
                 local_files_only=offline,
-                allow_patterns=list(WANTED),
+                allow_patterns=list(patterns),
                 ignore_patterns=list(UNWANTED),
                 **options,
             )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import torch
 
 from idefics.weights.families import Config, build_on_meta, family_of
 
-__all__ = ["kv_bytes_per_token", "parameter_counts", "readable_bytes", "weight_bytes"]
+__all__ = ["kv_bytes_per_token", "main_dtype", "parameter_counts", "readable_bytes", "weight_bytes"]
 
 
 def parameter_counts(config: Config) -> dict[str, int]:
@@ -37,6 +40,18 @@ def kv_bytes_per_token(config: Config, dtype: torch.dtype) -> int:
     """
     text = config.text_config
     return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
+
+
+def main_dtype(tensors: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
+    """The dtype that most of the bytes are in, of tensors given by dtype and bytes.
+
+    >>> main_dtype([(torch.float32, 8), (torch.bfloat16, 64), (torch.float32, 8)])
+    torch.bfloat16
+    """
+    totals: Counter[torch.dtype] = Counter()
+    for dtype, size in tensors:
+        totals[dtype] += size
+    return totals.most_common(1)[0][0]
 
 
 def readable_bytes(count: int) -> str:

@@ -2,46 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.siglip import PatchEmbedding
 
-__all__ = ["initialize"]
+__all__ = ["Start", "initialize", "starts"]
+
+STD = 0.02
 
 
-@torch.no_grad()
-def initialize(model: nn.Module, *, seed: int, std: float = 0.02) -> None:
-    """Fills every parameter in place: normal weights, zero biases, unit norms; same seed and dtype, same weights.
+@dataclass(frozen=True)
+class Start:
+    """How one parameter begins.
 
-    Args:
-        model: any model of `idefics.model`, on any device.
-        seed: of the generator, one for all parameters in the order of their names.
-        std: standard deviation of the weights. Latents get 1, so that no two of them start alike.
+    Attributes:
+        module: name of the module that owns it; seeds its generator.
+        kind: `"ones"`, `"zeros"`, normal with the asked deviation, or normal with deviation 1 (latents, so that no two
+            of them start alike).
+    """
+
+    module: str
+    kind: Literal["ones", "zeros", "normal", "latents"]
+
+    def fill(self, parameter: Tensor, *, seed: int, std: float = STD) -> None:
+        """Fills a tensor in place; same seed, shape and dtype, same values, whatever else the model holds."""
+        if self.kind in ("ones", "zeros"):
+            parameter.fill_(float(self.kind == "ones"))
+            return
+        # A generator per tensor: a checkpoint's first layers do not depend on how many follow.
+        mixed = (seed * 1_000_003 + sum(i * ord(c) for i, c in enumerate(self.module, 1))) % 2**63
+        generator = torch.Generator(device=parameter.device).manual_seed(mixed)
+        parameter.normal_(0.0, std if self.kind == "normal" else 1.0, generator=generator)
+
+
+def starts(model: nn.Module) -> dict[str, Start]:
+    """How every parameter begins, by name; of a tied one, the last name counts.
 
     Raises:
         TypeError: a module owns parameters and is of a kind that has no rule here.
     """
+    found = {}
     for name, module in sorted(model.named_modules()):
         own = dict(module.named_parameters(recurse=False))
-        if not own:
-            continue
+        kinds: dict[str, Literal["ones", "zeros", "normal", "latents"]] = {}
         if isinstance(module, nn.LayerNorm | RMSNorm):
-            module.weight.fill_(1.0)
+            kinds = {"weight": "ones", "bias": "zeros"}
         elif isinstance(module, nn.Linear | nn.Embedding | PatchEmbedding):
-            _normal(module.weight, seed, name, std)
+            kinds = {"weight": "normal", "bias": "zeros"}
         elif set(own) == {"latents"}:
-            _normal(own["latents"], seed, name, 1.0)
-        else:
+            kinds = {"latents": "latents"}
+        if not set(own) <= set(kinds):
             raise TypeError(f"no rule for the parameters {sorted(own)} of {type(module).__name__} {name!r}")
-        bias = own.get("bias")
-        if bias is not None:
-            bias.zero_()
+        found.update({f"{name}.{attribute}".lstrip("."): Start(name, kinds[attribute]) for attribute in own})
+    return found
 
 
-def _normal(parameter: torch.Tensor, seed: int, name: str, std: float) -> None:
-    # A generator per tensor: a checkpoint's first layers do not depend on how many follow.
-    mixed = (seed * 1_000_003 + sum(i * ord(c) for i, c in enumerate(name, 1))) % 2**63
-    generator = torch.Generator(device=parameter.device).manual_seed(mixed)
-    parameter.normal_(0.0, std, generator=generator)
+@torch.no_grad()
+def initialize(model: nn.Module, *, seed: int, std: float = STD) -> None:
+    """Fills every parameter in place: normal weights, zero biases, unit norms; same seed and dtype, same weights.
+
+    Args:
+        model: any model of `idefics.model`, on any device.
+        seed: of all generators, one per tensor.
+        std: standard deviation of the weights.
+
+    Raises:
+        TypeError: a module owns parameters and is of a kind that has no rule here.
+    """
+    for name, start in starts(model).items():
+        start.fill(model.get_parameter(name), seed=seed, std=std)

@@ -14,8 +14,8 @@ from idefics.config import read_json
 from idefics.errors import CheckpointError
 from idefics.model.layers.attention import Backend
 from idefics.weights.families import Config, Model, build_on_meta, family_of, read_config
-from idefics.weights.footprint import readable_bytes
-from idefics.weights.match import match, stored_dtype
+from idefics.weights.footprint import main_dtype, readable_bytes
+from idefics.weights.match import match
 from idefics.weights.memory import explain_out_of_memory, require_free_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
 from idefics.weights.shards import DTYPES, Shards, TensorEntry
@@ -70,7 +70,7 @@ def load_model(
     placement = Placement(device)
     shards = Shards(folder)
     table = family_of(config).table
-    model = build_on_meta(replace(config, dtype=_name(dtype or stored_dtype(shards.entries))), backend=backend)
+    model = build_on_meta(config, backend=backend)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     aliases = {name: owners[0] for owners in _owners(model).values() for name in owners[1:]}
     targets = match(folder, shards.entries, table, shapes, optional=frozenset(aliases))
@@ -78,6 +78,8 @@ def load_model(
     _check_ties(shards, {name: table.published(aliases[ours]) for name, ours in targets.items() if ours in aliases})
 
     entries = [shards.entries[name] for name in targets]
+    stored_dtype = main_dtype((DTYPES[entry.dtype], entry.bytes) for entry in entries)
+    model.config = replace(config, dtype=str(dtype or stored_dtype).removeprefix("torch."))
     total = sum(entry.bytes for entry in entries)
     doing = f"loading {folder} as {model.config.dtype}"
     reduce = "use a 16-bit dtype, another device, or several devices (a device map)"
@@ -126,7 +128,3 @@ def _allocated(entry: TensorEntry, dtype: torch.dtype | None, device: torch.devi
     if device.type != "cpu" or dtype in (None, DTYPES[entry.dtype]):
         return 0
     return entry.bytes // DTYPES[entry.dtype].itemsize * dtype.itemsize
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from idefics.errors import TensorMismatch
 from idefics.weights.rename import RenameTable
 from idefics.weights.shards import DTYPES, TensorEntry
@@ -90,12 +88,3 @@ def match(
     if missing or extra or misshapen or unusable:
         raise TensorsDiffer(folder, missing=missing, extra=extra, misshapen=misshapen, unusable=unusable)
     return pairs
-
-
-def stored_dtype(entries: Mapping[str, TensorEntry]) -> torch.dtype:
-    """The dtype that most of a checkpoint's bytes are in."""
-    totals = dict.fromkeys(DTYPES, 0)
-    for entry in entries.values():
-        if entry.dtype in totals:
-            totals[entry.dtype] += entry.bytes
-    return DTYPES[max(totals, key=lambda dtype: totals[dtype])]

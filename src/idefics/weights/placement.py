@@ -66,10 +66,15 @@ class Placement:
 def _available(device: Device) -> torch.device:
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
+    except RuntimeError as error:
+        raise OptionError(f"device {device!r} is none that torch knows: {_first_line(error)}") from None
+    try:
+        return torch.empty(0, device=place).device  # which has an index where `place` may have none
     except torch.OutOfMemoryError:
         return place
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OptionError(f"device {str(device)!r} cannot be used on this machine: {reason}") from None
-    return place
+        raise OptionError(f"device {str(device)!r} cannot be used on this machine: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

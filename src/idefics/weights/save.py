@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from idefics.errors import CheckpointError
 from idefics.weights.families import Model, family_of
+from idefics.weights.footprint import main_dtype
 from idefics.weights.shards import INDEX, SINGLE
 
-__all__ = ["save_model"]
+__all__ = ["save_model", "shard_index", "shard_names", "split_shards"]
 
 _WEIGHTS = re.compile(rf"{re.escape(SINGLE)}|{re.escape(INDEX)}|model-\d{{5}}-of-\d{{5}}\.safetensors")
 
@@ -43,17 +42,17 @@ def save_model(model: Model, folder: str | Path, *, max_shard_bytes: int = 5_000
     folder = Path(folder)
     table = family_of(model.config).table
     tensors = {table.published(name): parameter.detach() for name, parameter in model.named_parameters()}
-    config = replace(model.config, dtype=_main_dtype(tensors))
-    shards = _split(tensors, max_shard_bytes)
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [SINGLE]
+    assert not any(tensor.is_meta for tensor in tensors.values()), "a model on the meta device has no weights to save"
+    dtype = main_dtype((tensor.dtype, tensor.nbytes) for tensor in tensors.values())
+    config = replace(model.config, dtype=str(dtype).removeprefix("torch."))
+    shards = split_shards(tensors, max_shard_bytes)
+    names = shard_names(len(shards))
     staging = _Staging(folder)
     try:
         for name, shard in zip(names, shards, strict=True):
             save_file({key: value.contiguous() for key, value in shard.items()}, staging.path(name), metadata={"format": "pt"})
         if len(shards) > 1:
-            _write_json(staging.path(INDEX), _index(names, shards))
+            _write_json(staging.path(INDEX), shard_index(names, shards))
         _write_json(staging.path("config.json"), config.to_dict())
         staging.put_in_place()
         for path in folder.iterdir():
@@ -103,7 +102,8 @@ class _Staging:
             path.unlink(missing_ok=True)
 
 
-def _split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+def split_shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Tensors (of any device, meta included) in order, cut where a file would exceed `limit` bytes."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -115,20 +115,18 @@ def _split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]
     return shards
 
 
-def _index(names: Sequence[str], shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+def shard_names(count: int) -> list[str]:
+    """The published names of `count` weight files."""
+    return [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def shard_index(names: Sequence[str], shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """The content of the index that says which file holds which tensor."""
     tensors = [tensor for shard in shards for tensor in shard.values()]
     return {
         "metadata": {"total_parameters": sum(t.numel() for t in tensors), "total_size": sum(t.nbytes for t in tensors)},
         "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in sorted(shard)},
     }
-
-
-def _main_dtype(tensors: Mapping[str, Tensor]) -> str:
-    """The dtype that most of the bytes are in."""
-    totals: Counter[torch.dtype] = Counter()
-    for tensor in tensors.values():
-        totals[tensor.dtype] += tensor.nbytes
-    return str(totals.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

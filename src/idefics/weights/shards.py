@@ -130,18 +130,21 @@ def _no_weights(folder: Path) -> CheckpointError:
 
 def _read_header(path: Path) -> dict[str, TensorEntry]:
     """Reads what a file says of itself and checks it against the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if _LFS.startswith(start) and len(start) == 8:
-            raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if len(start) < 8 or length > size - 8:
-            raise CheckpointError(
-                f"{path} is truncated or no safetensors file: it has {size} bytes, "
-                f"its header alone asks for {length + 8 if len(start) == 8 else 'at least 8'}; download it again"
-            )
-        blob = file.read(length)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            blob = file.read(length) if length <= size - 8 else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if len(start) == 8 and _LFS.startswith(start):
+        raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+    if len(start) < 8 or length > size - 8:
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file: it has {size} bytes, "
+            f"its header alone asks for {length + 8 if len(start) == 8 else 'at least 8'}; download it again"
+        )
     try:
         header = json.loads(blob)
         header.pop("__metadata__", None)

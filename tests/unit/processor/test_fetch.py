@@ -6,9 +6,11 @@ import base64
 import contextlib
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +245,27 @@ def test_what_is_taken_for_an_image(photo: Image.Image) -> None:
     assert is_image_reference("data:image/png;base64,AAAA")
     assert not is_image_reference("https://example.org says <image>")
     assert not is_image_reference("photo.png")
+
+
+def test_a_real_download_over_the_loopback(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other tests stand in for `httpx.stream`; this one calls it."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    data = encoded(photo)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/a.png" else 404)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert load_image(f"{url}/a.png", timeout=10).size == photo.size
+        assert "HTTP 404" in error_of(f"{url}/b.png", timeout=10)
+        server.shutdown()
+    assert "could not be fetched" in error_of(f"{url}/a.png", timeout=10)

@@ -67,7 +67,8 @@ print({'torch', 'PIL', 'numpy'} & set(sys.modules))"""
 @pytest.mark.parametrize(
     "size",
     [{}, {"longest_edge": 980}, {"shortest_edge": 0, "longest_edge": 9}, {"shortest_edge": 9, "longest_edge": 8}, {"height": 3},
-     448, {"shortest_edge": 1.5, "longest_edge": 9}, {"shortest_edge": True, "longest_edge": 9}, {"longest": 3, "shortest_edge": 3}],
+     448, {"shortest_edge": 1.5, "longest_edge": 9}, {"shortest_edge": True, "longest_edge": 9},
+     {"longest": 3, "shortest_edge": 3}],
 )  # fmt: skip
 def test_unusable_sizes(size: Any) -> None:
     with pytest.raises(OptionError, match="size"):

@@ -85,3 +85,37 @@ def test_arrays(array: Any, mode: str) -> None:
 def test_arrays_that_are_no_image(array: Any) -> None:
     with pytest.raises(ImageError):
         array_to_image(array)
+
+
+def test_palettes_with_several_transparent_colours_are_quiet() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+    image.info["transparency"] = b"\x00\xff"
+    assert [to_rgb(image, alpha="drop").getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (0, 255, 0)]
+    assert [to_rgb(image, alpha="white").getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 255, 0)]
+
+
+def test_quiet_restores_the_filters_however_threads_overlap() -> None:
+    import threading
+    import warnings
+
+    from idefics.processor.quiet import quiet
+
+    before, first_in, second_in = list(warnings.filters), threading.Event(), threading.Event()
+
+    def second() -> None:
+        first_in.wait(5)
+        with quiet():
+            second_in.set()
+            warnings.warn("not shown", stacklevel=1)
+
+    thread = threading.Thread(target=second)
+    with quiet():
+        thread.start()
+        first_in.set()
+        second_in.wait(5)
+    thread.join(5)
+    assert list(warnings.filters) == before
+    with pytest.warns(UserWarning, match="shown"):
+        warnings.warn("shown", stacklevel=1)

@@ -47,7 +47,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, hub: dict[str, Any], monkeyp
     "model", ["./models/x", "/models/x", "~/nowhere/x", "../x", "models/x/", "a/b/c", "a\\b", Path("a/b"), Path("ab")]
 )
 def test_a_mistyped_path_is_not_looked_up(hub: dict[str, Any], model: str | Path) -> None:
-    with pytest.raises(CheckpointNotFound, match="there is no folder .*; a Hub id has the form owner/name"):
+    with pytest.raises(CheckpointNotFound, match=r"there is no folder .*; a Hub id has the form owner/name"):
         resolve(model)
     assert hub["called"] is None
 
@@ -68,7 +68,7 @@ def test_a_file_and_a_revision_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointNotFound, match="is a file; give the folder it lies in"):
         resolve(tmp_path / "model.safetensors")
-    with pytest.raises(OptionError, match="revision = 'main' was given, but .* is a local folder"):
+    with pytest.raises(OptionError, match=r"revision = 'main' was given, but .* is a local folder"):
         resolve(tmp_path, revision="main")
 
 

@@ -91,7 +91,7 @@ def test_an_interrupted_save_loses_nothing(
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot save to .*file"):
+    with pytest.raises(CheckpointError, match=r"cannot save to .*file"):
         save_model(build(), tmp_path / "file")
 
 

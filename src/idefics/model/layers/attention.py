@@ -43,13 +43,15 @@ def attention(
         k_BGSK, v_BGSK = k_BGSK.repeat_interleave(groups, dim=1), v_BGSK.repeat_interleave(groups, dim=1)
     mask = None if mask_BTS is None else mask_BTS[:, None]
     if backend == "sdpa":
-        return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal)
+        fused: Tensor = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal)
+        return fused
     scores = (q_BHTK @ k_BGSK.transpose(-1, -2)) * q_BHTK.shape[-1] ** -0.5
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1, dtype=torch.float32).to(v_BGSK.dtype) @ v_BGSK
+    out: Tensor = scores.softmax(dim=-1, dtype=torch.float32).to(v_BGSK.dtype) @ v_BGSK
+    return out
 
 
 def segmented_attention(
@@ -83,9 +85,9 @@ def segmented_attention(
             last += 1
         count, q_length, k_length = last - first, q_lengths[first], k_lengths[first]
         out_BHTK = attention(
-            q_PHK[q_at : q_at + count * q_length].unflatten(0, (count, q_length)).transpose(1, 2),
-            k_PGK[k_at : k_at + count * k_length].unflatten(0, (count, k_length)).transpose(1, 2),
-            v_PGK[k_at : k_at + count * k_length].unflatten(0, (count, k_length)).transpose(1, 2),
+            _rows(q_PHK[q_at : q_at + count * q_length], count),
+            _rows(k_PGK[k_at : k_at + count * k_length], count),
+            _rows(v_PGK[k_at : k_at + count * k_length], count),
             mask_BTS=None,
             causal=False,
             backend=backend,
@@ -95,7 +97,14 @@ def segmented_attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def causal_mask(*, queries: int, past: int, window: int | None, key_mask_BS: Tensor | None, device: torch.device) -> Tensor | None:
+def _rows(x_PHK: Tensor, rows: int) -> Tensor:
+    """Packed tokens of `rows` segments of one length as (rows, H, T, K)."""
+    return x_PHK.reshape(rows, -1, *x_PHK.shape[1:]).transpose(1, 2)
+
+
+def causal_mask(
+    *, queries: int, past: int, window: int | None, key_mask_BS: Tensor | None, device: torch.device
+) -> Tensor | None:
     """What each of `queries` new tokens may see of `past + queries` keys, or None where that is plainly everything before.
 
     Args:
@@ -110,13 +119,14 @@ def causal_mask(*, queries: int, past: int, window: int | None, key_mask_BS: Ten
         not be NaN), or None when an unmasked causal (T > 1, past == 0) or full (T == 1) attention says the same.
     """
     keys = past + queries
-    windowed = window is not None and keys > window
-    if key_mask_BS is None and not windowed and (queries == 1 or past == 0):
+    if window is not None and window >= keys:
+        window = None
+    if key_mask_BS is None and window is None and (queries == 1 or past == 0):
         return None
     q_T1 = torch.arange(past, keys, device=device)[:, None]
     k_1S = torch.arange(keys, device=device)[None, :]
     mask_1TS = (k_1S <= q_T1)[None]
-    if windowed:
+    if window is not None:
         mask_1TS = mask_1TS & (q_T1 - k_1S < window)
     if key_mask_BS is None:
         return mask_1TS

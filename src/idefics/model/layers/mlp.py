@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from idefics.model.layers.activation import ACTIVATIONS
 
-__all__ = ["GatedMLP", "MLP"]
+__all__ = ["MLP", "GatedMLP"]
 
 
 class MLP(nn.Module):

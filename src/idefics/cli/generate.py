@@ -1,0 +1,108 @@
+"""`idefics generate`: a question, perhaps images, and nothing but the answer on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from idefics.cli.images import Attachment, attach
+from idefics.cli.loading import memory_explained, open_model
+from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions
+from idefics.cli.terminal import write
+from idefics.engine.sampling_params import sampling_params
+from idefics.errors import InputError
+
+if TYPE_CHECKING:
+    from idefics.api import Answer, Idefics
+
+__all__ = ["generate"]
+
+
+def generate(
+    question: Annotated[str, Argument(help="What to ask; - reads it from stdin.", show_default=False)],
+    *,
+    image: Annotated[
+        list[str] | None,
+        Option("--image", "-i", help="File or URL; repeatable.", rich_help_panel="Images", show_default=False),
+    ] = None,
+    model: ModelOptions,
+    images: ImageOptions,
+    sampling: SamplingOptions,
+    n: Annotated[
+        int | None, Option("--n", help="Answers to draw, a line each.", rich_help_panel="Answer", show_default=False)
+    ] = None,
+    raw: Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object: answer, token counts, timings.")] = False,
+    stream: Annotated[bool, Option("--stream/--no-stream", help="Print the answer while it grows.")] = True,
+) -> None:
+    """Ask a question about images; the answer, and nothing else, goes to stdout.
+
+    Example: idefics generate --image photo.jpg "What is in this picture?"
+    """
+    began = time.perf_counter()
+    options = sampling.given() | ({} if n is None else {"n": n})
+    sampling_params({}, options)  # refuses before anything is read
+    prompt = sys.stdin.read() if question == "-" else question
+    if not prompt.strip():
+        raise InputError("the question is empty")
+    attached = [attach(source) for source in image or ()]
+    asked = open_model(model, images)
+    loaded = time.perf_counter()
+    answers = (n or 1) > 1
+    pictures = [attachment.image for attachment in attached]
+    with memory_explained("answering"):
+        if as_json:
+            result: Any = asked.generate(prompt, pictures, raw=raw or None, details=True, **options)
+            seconds = {"load": loaded - began, "answer": time.perf_counter() - loaded}
+            print(json.dumps(_report(asked, attached, result if answers else [result], seconds), ensure_ascii=False))
+        elif answers:
+            write("\n".join(asked.generate(prompt, pictures, raw=raw or None, **options)), end="\n")
+        elif stream and options.get("num_beams", 1) == 1:
+            _print_stream(asked, prompt, pictures, raw=raw or None, options=options)
+        else:
+            write(asked.generate(prompt, pictures, raw=raw or None, **options), end="\n")
+
+
+def _print_stream(asked: Idefics, prompt: str, pictures: list[Any], *, raw: bool | None, options: dict[str, Any]) -> None:
+    pieces = asked.stream(prompt, pictures, raw=raw, **options)
+    started = False
+    try:
+        for piece in pieces:
+            started = True
+            write(piece)
+    except BrokenPipeError:
+        raise
+    except BaseException:
+        if started:  # what is said so far stays a line of its own
+            print()
+        raise
+    print()
+
+
+def _report(asked: Idefics, attached: list[Attachment], answers: list[Answer], seconds: dict[str, float]) -> dict[str, Any]:
+    first = answers[0]
+    report: dict[str, Any] = {
+        "answer": first.text,
+        "finish": first.finish,
+        "model": asked.name,
+        "dtype": str(asked.model.dtype).removeprefix("torch."),
+        "images": [{"source": _short(a.source), "width": a.image.width, "height": a.image.height} for a in attached],
+        "tokens": {
+            "prompt": first.prompt_tokens,
+            "image": first.image_tokens,
+            "answer": sum(len(answer.token_ids) for answer in answers),
+        },
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }
+    if len(answers) > 1:
+        report["answers"] = [{"answer": a.text, "finish": a.finish, "score": a.score} for a in answers]
+    return report
+
+
+def _short(source: str) -> str:
+    """A data URL is not repeated."""
+    return source if not source.startswith("data:") else f"{source.partition(',')[0]},..."

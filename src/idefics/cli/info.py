@@ -1,0 +1,130 @@
+"""`idefics info`: what a model is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from idefics.cli.loading import EMBEDDED_NAME
+from idefics.cli.terminal import one_line, say
+from idefics.config import Idefics2Config, preset, preset_names, read_json
+from idefics.errors import CheckpointNotFound
+from idefics.plan import image_settings, preset_named
+from idefics.weights.footprint import kv_bytes_per_token, parameter_counts, readable_bytes
+
+__all__ = ["info"]
+
+
+def info(
+    model: Annotated[
+        str | None, Argument(help="Folder, Hub id or preset; left out: the embedded model.", show_default=False)
+    ] = None,
+    *,
+    revision: Annotated[str | None, Option("--revision", help="Of a Hub id.", show_default=False)] = None,
+    offline: Annotated[bool, Option("--offline", help="Use only what is downloaded already.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a model is: parameters by part, dtype, files, tokenizer, image settings, generation defaults.
+
+    Of a Hub id only the small files are fetched; where there is no network, a preset of its name is shown.
+    """
+    folder, config = _find(model, revision=revision, offline=offline)
+    name = model or EMBEDDED_NAME
+    facts = _of_config(name, config) | (_of_folder(folder) if folder is not None else _of_preset(config))
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        _show(facts)
+
+
+def _find(model: str | None, *, revision: str | None, offline: bool) -> tuple[Path | None, Idefics2Config]:
+    from idefics.weights.files import resolve
+    from idefics.weights.load import load_config
+
+    if model is None:
+        from idefics.api import EMBEDDED
+
+        return EMBEDDED, load_config(EMBEDDED)
+    if model in preset_names() and not Path(model).exists():
+        return None, preset(model)
+    try:
+        folder = resolve(model, revision=revision, offline=offline, weights=False, progress=sys.stderr.isatty())
+    except CheckpointNotFound as error:
+        config = preset_named(model)
+        if config is None:
+            raise
+        say(f"{one_line(error)}; showing the preset of that name")
+        return None, config
+    return folder, load_config(folder)
+
+
+def _of_config(name: str, config: Idefics2Config) -> dict[str, Any]:
+    import torch
+
+    vision, text, perceiver = config.vision_config, config.text_config, config.perceiver_config
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    counts = parameter_counts(config)
+    return {
+        "model": name,
+        "type": config.model_type,
+        "parameters": {**counts, "total": sum(counts.values())},
+        "dtype": config.dtype,
+        "weights": readable_bytes(sum(counts.values()) * dtype.itemsize),
+        "KV cache per token": readable_bytes(kv_bytes_per_token(config, dtype)),
+        "vision tower": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels, "
+        f"up to {vision.image_size} pixels",
+        "resampler": f"{perceiver.resampler_depth} layers, {perceiver.resampler_n_latents} tokens per (sub-)image",
+        "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
+        f"({text.num_key_value_heads} for keys and values), vocabulary {text.vocab_size}, "
+        f"{text.max_position_embeddings} positions" + (f", window {text.sliding_window}" if text.sliding_window else ""),
+    }
+
+
+def _of_preset(config: Idefics2Config) -> dict[str, Any]:
+    settings = image_settings(config)
+    return {"folder": None, "images": {**settings.size, "do_image_splitting": settings.do_image_splitting}}
+
+
+def _of_folder(folder: Path) -> dict[str, Any]:
+    from idefics.processor.idefics2 import Idefics2Processor
+
+    processor = Idefics2Processor.from_folder(folder)
+    tokenizer, images = processor.tokenizer, processor.image_processor
+    path = folder / "generation_config.json"
+    return {
+        "folder": str(folder),
+        "files": {file.name: readable_bytes(file.stat().st_size) for file in sorted(folder.iterdir()) if file.is_file()},
+        "tokenizer": {
+            "tokens": len(tokenizer),
+            **tokenizer.special_tokens,
+            processor.fake_image_token: processor.fake_image_token_id,
+            processor.image_token: processor.image_token_id,
+            "<end_of_utterance>": processor.end_of_utterance_id,
+            "chat template": processor.chat_template is not None,
+        },
+        "images": {**images.size, "do_image_splitting": images.do_image_splitting},
+        "generation": read_json(path) if path.is_file() else {},
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            table.add_row(name, str(value))
+            continue
+        for index, (key, item) in enumerate(value.items()):
+            shown = f"{item:,}" if name == "parameters" else str(item)
+            table.add_row(name if index == 0 else "", f"{key}: {shown}")
+    Console().print(table, highlight=False, markup=False)

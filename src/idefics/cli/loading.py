@@ -1,0 +1,105 @@
+"""From the options of a command to a model, with a progress bar where somebody watches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idefics.cli.options import ImageOptions, ModelOptions
+from idefics.errors import CheckpointNotFound, OptionError
+
+if TYPE_CHECKING:
+    from idefics.api import Idefics
+
+__all__ = ["EMBEDDED_NAME", "bar", "locate", "memory_explained", "open_model"]
+
+EMBEDDED_NAME = "idefics2-nano"
+
+
+def locate(options: ModelOptions) -> Path:
+    """The folder of the model that was asked for, downloaded if need be.
+
+    Raises:
+        CheckpointNotFound: it is not to be found.
+        OptionError: a revision of the embedded model.
+    """
+    if options.model is None or (options.model == EMBEDDED_NAME and not Path(EMBEDDED_NAME).exists()):
+        if options.revision is not None:
+            raise OptionError(f"--revision {options.revision} is for Hub ids; the embedded model has none")
+        from idefics.api import EMBEDDED
+
+        if not EMBEDDED.is_dir():
+            raise CheckpointNotFound(
+                f"{EMBEDDED} does not exist: this installation lacks the embedded model; install the package again, "
+                "or give another model (--model)"
+            )
+        return EMBEDDED
+    from idefics.weights.files import resolve
+
+    return resolve(options.model, revision=options.revision, offline=options.offline, progress=sys.stderr.isatty())
+
+
+def open_model(options: ModelOptions, images: ImageOptions) -> Idefics:
+    """Loads the model that was asked for.
+
+    Raises:
+        IdeficsError: as `idefics.api.load`.
+    """
+    from idefics.weights.dtype import torch_dtype
+
+    torch_dtype(options.dtype)  # refuses before anything is downloaded
+    folder = locate(options)
+    from idefics.api import load
+
+    with bar("loading") as progress, memory_explained("loading the model"):
+        model = load(
+            folder,
+            dtype=options.dtype,
+            device=options.device,
+            device_map=options.placement(),
+            max_image_size=images.max_image_size,
+            split=images.split,
+            progress=progress,
+        )
+    model.name = options.model or EMBEDDED_NAME
+    return model
+
+
+@contextmanager
+def bar(doing: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr, gone when done; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(doing, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+@contextmanager
+def memory_explained(doing: str) -> Iterator[None]:
+    """Tells the end of memory as one line with what to reduce.
+
+    Raises:
+        OutOfMemory: instead of what torch or Python raise.
+    """
+    from idefics.weights.memory import explain_out_of_memory
+
+    reduce = (
+        "use a 16-bit --dtype, --no-split, a smaller --max-image-size, fewer images or a smaller --max-new-tokens; "
+        "`idefics plan` tells what is needed"
+    )
+    with explain_out_of_memory(doing, reduce=reduce):
+        yield

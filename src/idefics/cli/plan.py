@@ -1,0 +1,189 @@
+"""`idefics plan`: what a request will take, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from idefics.cli.images import attach
+from idefics.cli.loading import EMBEDDED_NAME
+from idefics.cli.options import ImageOptions, bytes_of
+from idefics.errors import OptionError
+from idefics.plan import ASSUMED_TEXT_TOKENS, PRECISIONS, Plan, Precision, Subject, make_plan, subject
+
+__all__ = ["plan"]
+
+GIB = 2**30
+
+
+def plan(
+    model: Annotated[
+        str | None, Argument(help="Preset, Hub id that names one, or folder; left out: the embedded model.", show_default=False)
+    ] = None,
+    *,
+    image: Annotated[
+        list[str] | None, Option("--image", "-i", help="WIDTHxHEIGHT, file or URL; repeatable.", show_default=False)
+    ] = None,
+    images: ImageOptions,
+    text: Annotated[
+        str | None, Option("--text", help="The question; counted exactly if MODEL is a folder.", show_default=False)
+    ] = None,
+    text_tokens: Annotated[int | None, Option("--text-tokens", help="Its tokens, if you know.", show_default=False)] = None,
+    new_tokens: Annotated[int, Option("--new-tokens", help="Length of the answer.")] = 512,
+    batch: Annotated[int, Option("--batch", help="Requests at once.")] = 1,
+    dtype: Annotated[str | None, Option("--dtype", help="Show this one only.", show_default=False)] = None,
+    memory: Annotated[
+        str | None, Option("--memory", help="What there is, e.g. 24GiB; left out: what is free here.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell image tokens, prompt tokens and memory per dtype, and whether it fits; works offline and loads nothing.
+
+    Example: idefics plan HuggingFaceM4/idefics2-8b --image 1920x1080 --split --memory 24GiB
+    """
+    if text is not None and text_tokens is not None:
+        raise OptionError("--text and --text-tokens contradict each other; give one")
+    precisions = _precisions(dtype)
+    available = None if memory is None else (bytes_of(memory, "--memory"), "given")
+    planned_for = subject(model) if model is not None else _embedded()
+    counted, how = _text(planned_for, text, text_tokens)
+    made = make_plan(
+        planned_for.config,
+        [_size(one) for one in image or ()],
+        settings=planned_for.settings,
+        split=images.split,
+        max_image_size=images.max_image_size,
+        text_tokens=counted,
+        new_tokens=new_tokens,
+        batch=batch,
+        precisions=precisions,
+    )
+    if available is None:
+        available = _detected()
+    if as_json:
+        print(json.dumps(_record(planned_for, made, available)))
+    else:
+        _show(planned_for, made, available, how)
+
+
+def _embedded() -> Subject:
+    from idefics.api import EMBEDDED
+
+    return replace(subject(EMBEDDED), name=EMBEDDED_NAME)
+
+
+def _precisions(dtype: str | None) -> tuple[Precision, ...]:
+    if dtype is None:
+        return PRECISIONS
+    chosen = tuple(precision for precision in PRECISIONS if dtype in precision.dtypes)
+    if not chosen:
+        known = ", ".join(name for precision in PRECISIONS for name in precision.dtypes)
+        raise OptionError(f"--dtype {dtype!r} is not one of {known}")
+    return chosen
+
+
+def _size(image: str) -> tuple[int, int]:
+    pixels = re.fullmatch(r"(\d+)[xX\u00d7](\d+)", image)
+    if pixels and not Path(image).exists():
+        return int(pixels[1]), int(pixels[2])
+    opened = attach(image).image
+    return opened.width, opened.height
+
+
+def _text(planned_for: Subject, text: str | None, tokens: int | None) -> tuple[int, str]:
+    """Tokens of the text, and how they are known."""
+    if tokens is not None:
+        return tokens, "given"
+    if text is None:
+        return ASSUMED_TEXT_TOKENS, "assumed"
+    tokenizer = planned_for.tokenizer()
+    if tokenizer is not None:
+        return len(tokenizer.encode(f"User:{text}<end_of_utterance>\nAssistant:")), "counted"
+    return 8 + -(-len(text.encode()) // 3), "estimated"
+
+
+def _detected() -> tuple[int, str] | None:
+    import torch
+
+    from idefics.weights.memory import free_bytes
+
+    if torch.cuda.is_available():
+        free = [free_bytes(torch.device("cuda", index)) or 0 for index in range(torch.cuda.device_count())]
+        return sum(free), f"free on {len(free)} GPU{'s' * (len(free) > 1)}"
+    ram = free_bytes(torch.device("cpu"))
+    return None if ram is None else (ram, "free RAM")
+
+
+def _show(planned_for: Subject, made: Plan, available: tuple[int, str] | None, how: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    source = f"folder {planned_for.folder}" if planned_for.folder else "preset, nothing downloaded"
+    parts = ", ".join(f"{part} {_count(count)}" for part, count in made.parameters.items())
+    total = sum(made.parameters.values())
+    console.print(
+        f"{planned_for.name} ({source}): {_count(total)} parameters ({parts})", highlight=False, markup=False, soft_wrap=True
+    )
+    tokens = Table("image", "seen as", "patches", "tokens", box=None, pad_edge=False)
+    for image in made.images:
+        seen = ", ".join(f"{w}x{h}" for w, h in image.seen)
+        tokens.add_row(f"{image.width}x{image.height}", seen, str(image.patches), str(image.tokens))
+    if made.images:
+        console.print(tokens)
+    console.print(
+        f"image tokens {made.image_tokens} ({made.framed_tokens} with the tokens around images), "
+        f"text {made.text_tokens} ({how}): prompt {made.prompt_tokens}, and {made.new_tokens} new; batch {made.batch}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not made.fits_positions:
+        console.print(f"does not fit the model's {made.positions} positions", style="red", highlight=False)
+    table = Table("GiB", "weights", "KV cache", "vision", "prompt", "total at peak", "fits", box=None, pad_edge=False)
+    for column in table.columns[1:6]:
+        column.justify = "right"
+    for row in made.memory:
+        fits = "?" if available is None else "yes" if row.total <= available[0] else "no"
+        values = (row.weights, row.kv_cache, row.vision, row.prompt, row.total)
+        table.add_row(row.precision.name, *(f"{value / GIB:.2f}" for value in values), fits)
+    console.print(table)
+    if available is not None:
+        console.print(f"memory: {available[0] / GIB:.1f} GiB {available[1]}", highlight=False)
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
+
+
+def _record(planned_for: Subject, made: Plan, available: tuple[int, str] | None) -> dict[str, Any]:
+    return {
+        "model": planned_for.name,
+        "parameters": dict(made.parameters),
+        "images": [{**vars(image), "seen": [list(size) for size in image.seen]} for image in made.images],
+        "tokens": {
+            "image": made.image_tokens,
+            "framed": made.framed_tokens,
+            "text": made.text_tokens,
+            "prompt": made.prompt_tokens,
+            "new": made.new_tokens,
+        },
+        "batch": made.batch,
+        "fits_positions": made.fits_positions,
+        "available_bytes": None if available is None else available[0],
+        "bytes": {
+            row.precision.name: {
+                "weights": row.weights,
+                "kv_cache": row.kv_cache,
+                "vision": row.vision,
+                "prompt": row.prompt,
+                "total": row.total,
+                "fits": None if available is None else row.total <= available[0],
+            }
+            for row in made.memory
+        },
+    }

@@ -1,0 +1,349 @@
+"""What a request will take, before anything is loaded: image tokens, prompt tokens, and memory per dtype.
+
+Everything follows from a model's config, which a preset's name is enough for; nothing is downloaded or allocated. The
+memory that a request needs at its peak is
+
+    weights + KV cache + max(vision, prompt)
+
+- *weights*: every parameter at the dtype's width (a tied head once).
+- *KV cache*: 2 x layers x key-value heads x head size, for each of `batch x (prompt + new tokens)`.
+- *vision*: all images of a batch go through the tower packed, without padding, so with P patches in all the widest
+  moment is the larger of
+      the tower's MLP             P x (2 x hidden + 2 x inner)            residual, normed input, inner before and after act
+      the modality projection     P x (hidden + 3 x text inner)           features, act(gate), up and their product
+  and beside it lie the pixels, in float32 and in the model's dtype: P x patch values x (4 + width).
+- *prompt*: batch x prompt tokens x (2 x hidden + 3 x inner) of the decoder, the same way.
+
+What the framework itself takes (a CUDA context is about 0.5 GiB, buffers of the CPU's matrix products some 70 MiB) is not
+counted: images of 490, 686 and 980 pixels through the true widths in float32 raised a process's peak by 284, 484 and 901
+MiB, where 212, 415 and 847 are planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics.config import Idefics2Config, preset, preset_names, read_json
+from idefics.errors import CheckpointNotFound, ConfigError, OptionError
+from idefics.processor.sizes import check_size, image_tokens, processed_sizes, prompt_tokens
+
+if TYPE_CHECKING:
+    from idefics.processor.tokenizer import Tokenizer
+
+__all__ = [
+    "PRECISIONS", "ImagePlan", "ImageSettings", "MemoryPlan", "Plan", "Precision", "Subject", "image_settings", "make_plan",
+    "preset_named", "subject",
+]  # fmt: skip
+
+ASSUMED_TEXT_TOKENS = 32
+"""A short question and the chat template around it, where neither the text nor its length is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How numbers are kept.
+
+    Attributes:
+        name: shown to people.
+        dtype: torch's name of what activations and the cache are in.
+        bytes: of one activation, key or value.
+        weight_bits: of one parameter. Quantised weights will differ from `bytes` here.
+        dtypes: names that select it.
+    """
+
+    name: str
+    dtype: str
+    bytes: int
+    weight_bits: int
+    dtypes: tuple[str, ...]
+
+
+PRECISIONS = (
+    Precision(name="float32", dtype="float32", bytes=4, weight_bits=32, dtypes=("float32", "fp32")),
+    Precision(
+        name="bfloat16 / float16", dtype="bfloat16", bytes=2, weight_bits=16, dtypes=("bfloat16", "bf16", "float16", "fp16")
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """How a checkpoint sees images, unless it is told otherwise.
+
+    Attributes:
+        size: as in `preprocessor_config.json`.
+        do_image_splitting: quarters and the whole, or the whole alone.
+    """
+
+    size: Mapping[str, int]
+    do_image_splitting: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is planned for.
+
+    Attributes:
+        name: as the user calls it.
+        config: its sizes.
+        settings: of images.
+        folder: where its files are; None for a preset.
+    """
+
+    name: str
+    config: Idefics2Config
+    settings: ImageSettings
+    folder: Path | None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a checkpoint that is here; a preset has none."""
+        if self.folder is None:
+            return None
+        from idefics.processor.tokenizer import Tokenizer
+
+        return Tokenizer.from_folder(self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePlan:
+    """One image.
+
+    Attributes:
+        width: as given, in pixels.
+        height: as given.
+        seen: (width, height) of every sub-image as the model sees it.
+        patches: of all of them.
+        tokens: positions that its latents fill.
+    """
+
+    width: int
+    height: int
+    seen: tuple[tuple[int, int], ...]
+    patches: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes at one precision; see the head of this file for what is counted."""
+
+    precision: Precision
+    weights: int
+    kv_cache: int
+    vision: int
+    prompt: int
+
+    @property
+    def total(self) -> int:
+        """At the peak: the images are done when the prompt is run."""
+        return self.weights + self.kv_cache + max(self.vision, self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a batch of equal requests takes.
+
+    Attributes:
+        images: of one request.
+        parameters: of each part of the model.
+        image_tokens: positions that latents fill, in one request.
+        framed_tokens: those and the fake tokens around them; neighbouring images share one.
+        text_tokens: the rest of the prompt.
+        new_tokens: of the answer.
+        batch: requests at once.
+        positions: that the model has.
+        memory: at each precision.
+    """
+
+    images: tuple[ImagePlan, ...]
+    parameters: Mapping[str, int]
+    image_tokens: int
+    framed_tokens: int
+    text_tokens: int
+    new_tokens: int
+    batch: int
+    positions: int
+    memory: tuple[MemoryPlan, ...]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of one request."""
+        return self.framed_tokens + self.text_tokens
+
+    @property
+    def fits_positions(self) -> bool:
+        """Whether prompt and answer fit the positions that the model has."""
+        return self.prompt_tokens + self.new_tokens <= self.positions
+
+
+def image_settings(config: Idefics2Config) -> ImageSettings:
+    """The settings that a preset's checkpoints are published with.
+
+    At 980 pixels those of Idefics2-8B: edges of 378 to 980, split. Otherwise the longest edge is the side of the position
+    table, the shortest half of it, not split (`idefics2-nano`: 84 to 168).
+    """
+    longest = config.vision_config.image_size
+    published = longest == 980
+    return ImageSettings(
+        size={
+            "shortest_edge": 378 if published else max(longest // 2, config.vision_config.patch_size),
+            "longest_edge": longest,
+        },
+        do_image_splitting=published,
+    )
+
+
+def subject(model: str | Path) -> Subject:
+    """What a name stands for, without any network: a local folder, a preset, or a Hub id that names one or is in the cache.
+
+    Raises:
+        CheckpointNotFound: none of these.
+        ConfigError: a folder's config cannot be honoured.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _checkpoint(str(model), folder)
+    config = preset_named(str(model))
+    if config is not None:
+        return Subject(name=str(model), config=config, settings=image_settings(config), folder=None)
+    from idefics.weights.files import resolve
+
+    try:
+        return _checkpoint(str(model), resolve(model, offline=True))
+    except CheckpointNotFound as error:
+        raise CheckpointNotFound(
+            f"{model} is no preset ({', '.join(preset_names())}), no folder and not in the Hub's cache; "
+            "give one of these, or download it first (`idefics download`)"
+        ) from error
+
+
+def preset_named(model: str) -> Idefics2Config | None:
+    """The preset that a name or a Hub id stands for; None if there is none, or if it is written as a path.
+
+    >>> preset_named("./runs/idefics2-8b") is None
+    True
+    """
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+        return None
+    try:
+        return preset(model)
+    except ConfigError:
+        return None
+
+
+def _checkpoint(name: str, folder: Path) -> Subject:
+    from idefics.processor.image import ImageProcessor
+    from idefics.weights.load import load_config
+
+    path = folder / "processor_config.json"
+    section = read_json(path).get("image_processor") if path.is_file() else None
+    own = ImageProcessor.from_dict(section if section is not None else read_json(folder / "preprocessor_config.json"))
+    settings = ImageSettings(size=own.size, do_image_splitting=own.do_image_splitting)
+    return Subject(name=name, config=load_config(folder), settings=settings, folder=folder)
+
+
+def make_plan(
+    config: Idefics2Config,
+    images: Sequence[tuple[int, int]] = (),
+    *,
+    settings: ImageSettings | None = None,
+    split: bool | None = None,
+    max_image_size: int | None = None,
+    text_tokens: int = ASSUMED_TEXT_TOKENS,
+    new_tokens: int = 512,
+    batch: int = 1,
+    precisions: Sequence[Precision] = PRECISIONS,
+) -> Plan:
+    """Plans a batch of equal requests.
+
+    Args:
+        config: of the model.
+        images: (width, height) of each image of one request.
+        settings: of images; None takes `image_settings(config)`.
+        split: instead of the settings'.
+        max_image_size: longest edge in pixels, instead of the settings'.
+        text_tokens: of the question and the chat template around it.
+        new_tokens: of the answer.
+        batch: requests at once.
+        precisions: to compare.
+
+    Raises:
+        OptionError: a number is out of range.
+        ImageError: an image is too small to be split.
+
+    >>> from idefics.config import preset
+    >>> plan = make_plan(preset("idefics2-8b"), [(1920, 1080)] * 2, split=True)
+    >>> plan.image_tokens, plan.framed_tokens
+    (640, 651)
+    """
+    for name, value, least in (("text_tokens", text_tokens, 0), ("new_tokens", new_tokens, 0), ("batch", batch, 1)):
+        if value < least:
+            raise OptionError(f"{name} must be at least {least}, not {value}")
+    for width, height in images:
+        if width < 1 or height < 1:
+            raise OptionError(f"an image of {width}x{height} pixels has no pixels")
+    settings = settings or image_settings(config)
+    splitting = settings.do_image_splitting if split is None else split
+    size = dict(settings.size)
+    if max_image_size is not None:
+        shortest = size.get("shortest_edge", max_image_size)
+        size = {"longest_edge": max_image_size, "shortest_edge": min(shortest, max_image_size)}
+    size = check_size(size)
+    latents = config.perceiver_config.resampler_n_latents
+    planned = tuple(_image(config, width, height, size=size, splitting=splitting) for width, height in images)
+    framed = len(planned) * prompt_tokens(latents, do_image_splitting=splitting) - max(0, len(planned) - 1)
+    plan = Plan(
+        images=planned,
+        parameters=_parameters(config),
+        image_tokens=sum(image.tokens for image in planned),
+        framed_tokens=framed,
+        text_tokens=text_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        positions=config.text_config.max_position_embeddings,
+        memory=(),
+    )
+    return replace(plan, memory=tuple(_memory(config, plan, precision) for precision in precisions))
+
+
+def _image(config: Idefics2Config, width: int, height: int, *, size: Mapping[str, int], splitting: bool) -> ImagePlan:
+    patch = config.vision_config.patch_size
+    seen = processed_sizes(width, height, size=size, do_image_splitting=splitting)
+    return ImagePlan(
+        width=width,
+        height=height,
+        seen=tuple(seen),
+        patches=sum((w // patch) * (h // patch) for w, h in seen),
+        tokens=image_tokens(config.perceiver_config.resampler_n_latents, do_image_splitting=splitting),
+    )
+
+
+def _parameters(config: Idefics2Config) -> dict[str, int]:
+    from idefics.weights.footprint import parameter_counts
+
+    return parameter_counts(config)
+
+
+def _memory(config: Idefics2Config, plan: Plan, precision: Precision) -> MemoryPlan:
+    import torch
+
+    from idefics.weights.footprint import kv_bytes_per_token
+
+    vision, text = config.vision_config, config.text_config
+    patches = plan.batch * sum(image.patches for image in plan.images)
+    widest = max(
+        2 * vision.hidden_size + 2 * vision.intermediate_size,
+        vision.hidden_size + 3 * text.intermediate_size,
+    )
+    pixels = vision.num_channels * vision.patch_size**2 * (4 + precision.bytes)
+    tokens = plan.batch * (plan.prompt_tokens + plan.new_tokens)
+    return MemoryPlan(
+        precision=precision,
+        weights=sum(plan.parameters.values()) * precision.weight_bits // 8,
+        kv_cache=tokens * kv_bytes_per_token(config, getattr(torch, precision.dtype)),
+        vision=patches * (widest * precision.bytes + pixels),
+        prompt=plan.batch * plan.prompt_tokens * (2 * text.hidden_size + 3 * text.intermediate_size) * precision.bytes,
+    )

@@ -1,0 +1,199 @@
+"""The model on the bench: its parts, and prompts and images to try it with, each computed once.
+
+Letters: B rows, T tokens, D hidden size, V vocabulary, N images, L latents, C x H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from idefics.api import Idefics
+from idefics.engine.prefill import Prefill
+from idefics.inputs import ModelInputs
+from idefics.selftest.checks import distance, tolerance
+from idefics.selftest.pictures import draw
+
+__all__ = ["NEW_TOKENS", "Run", "Subject"]
+
+TEXTS = ("No picture here.", "{i}What is in this picture?", "First{i}and then{i}are they the same?")
+PICTURES = ((), (0,), (0, 1))
+NEW_TOKENS = 3
+"""Tokens appended to every prompt, so that continuing is tested as well as reading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One prompt through the model, whole, without padding and without cache: what everything else is compared with.
+
+    Attributes:
+        ids_T: the prompt and the appended tokens.
+        prompt: how many of them are the prompt's.
+        embedded_TD: what the decoder was given, latents in place.
+        hidden_TD: what it made of it.
+    """
+
+    ids_T: Tensor
+    prompt: int
+    embedded_TD: Tensor
+    hidden_TD: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batched:
+    """All prompts together through the engine.
+
+    Attributes:
+        logits_BTV: after the prompt and after each appended token.
+        positions_BT: as the model was told them, prompt and appended tokens.
+    """
+
+    logits_BTV: Tensor
+    positions_BT: Tensor
+
+
+class Subject:
+    """A loaded model with material to test it on.
+
+    Args:
+        loaded: what `idefics.load` returned.
+
+    Attributes:
+        model, processor, defaults, config: of it.
+        allowed: see `tolerance`.
+        size: of images, for the processor's calls: a few patches, to be cheap on the largest model.
+        pictures: three drawings; the first and the last are of one size.
+    """
+
+    def __init__(self, loaded: Idefics) -> None:
+        self.loaded = loaded
+        self.model = loaded.model
+        self.processor = loaded.processor
+        self.defaults: Mapping[str, Any] = loaded.defaults
+        self.config = loaded.model.config
+        self.allowed = tolerance(self.config, self.model.dtype)
+        vision = self.config.vision_config
+        patch, side = vision.patch_size, vision.patches_per_side
+        longest = min(side * patch, 7 * patch + patch // 2)
+        self.size = {"shortest_edge": min(3, side) * patch, "longest_edge": longest}
+        scale = 2 if self.processor.image_processor.do_resize else 1
+        large = (scale * longest, max(scale * longest * 5 // 7, patch))
+        small = (max(longest * 4 // 7 + 1, patch), max(longest * 6 // 7, patch))
+        self.pictures: tuple[Image.Image, ...] = (draw(*large, seed=1), draw(*small, seed=2), draw(*large, seed=3))
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in."""
+        return self.model.text_model.embed_tokens.weight.device
+
+    def inputs(self, texts: Sequence[str], rows: Sequence[Sequence[Image.Image]], *, split: bool = False) -> ModelInputs:
+        """Inputs of prompts in which `{i}` stands for an image."""
+        prompts = [text.replace("{i}", self.processor.image_token) for text in texts]
+        return self.processor.inputs(prompts, rows, size=self.size, do_image_splitting=split)
+
+    @cached_property
+    def batch(self) -> ModelInputs:
+        """A row without image, one with one, one with two; padded on the left."""
+        return self.inputs(TEXTS, [[self.pictures[i] for i in row] for row in PICTURES])
+
+    @cached_property
+    def new_ids(self) -> list[int]:
+        """The tokens that are appended: ordinary ones, each different."""
+        ids = self.processor.tokenizer.encode("red 7 yes or no", add_special_tokens=False)
+        return ids[-NEW_TOKENS:]
+
+    @cached_property
+    def pixels(self) -> tuple[Tensor, ...]:
+        """The pictures' pixels, on the device."""
+        found = self.inputs([3 * "{i}"], [self.pictures]).images_CHW
+        return tuple(image.to(self.device) for image in found)
+
+    def ids(self, row: int) -> Tensor:
+        """A prompt's ids without padding, and the appended ones."""
+        ids, mask = self.batch.input_ids_BT[row], self.batch.attention_mask_BT[row].bool()
+        return torch.cat((ids[mask], torch.tensor(self.new_ids))).to(self.device)
+
+    def run(self, row: int, latents_NLD: Tensor | None) -> Run:
+        """One prompt of the batch, alone, with these latents."""
+        ids_T = self.ids(row)
+        seen: list[Tensor] = []
+
+        def spy(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append((args[0] if args else kwargs["x_BTD"])[0])
+
+        handle = self.model.text_model.register_forward_pre_hook(spy, with_kwargs=True)
+        try:
+            positions_BT = torch.arange(len(ids_T), device=self.device)[None]
+            hidden_BTD = self.model(ids_T[None], positions_BT=positions_BT, latents_NLD=latents_NLD)
+        finally:
+            handle.remove()
+        prompt = len(ids_T) - len(self.new_ids)
+        return Run(ids_T=ids_T, prompt=prompt, embedded_TD=seen[0], hidden_TD=hidden_BTD[0])
+
+    def latents(self, row: int) -> Tensor | None:
+        """The latents of a row's pictures, each encoded alone."""
+        return torch.cat([self.alone[i] for i in PICTURES[row]]) if PICTURES[row] else None
+
+    @cached_property
+    def alone(self) -> tuple[Tensor, ...]:
+        """Each picture's latents (1, L, D), encoded alone."""
+        return tuple(self.model.encode_images([image]) for image in self.pixels)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Every prompt of the batch, alone."""
+        return tuple(self.run(row, self.latents(row)) for row in range(len(TEXTS)))
+
+    @cached_property
+    def batched(self) -> Batched:
+        """The batch through the engine: prompts, one token, then the rest at once."""
+        with Positions(self.model) as spy:
+            rows = len(TEXTS)
+            prefill = Prefill(self.model, self.batch, rows=range(rows), new_tokens=len(self.new_ids))
+            logits = [prefill.logits_RV[:, None]]
+            new_BT = torch.tensor([self.new_ids] * rows, device=self.device)
+            logits.append(prefill.step(new_BT[:, :1])[:, None])
+            logits.append(prefill.extend(new_BT[:, 1:]))
+        return Batched(logits_BTV=torch.cat(logits, dim=1), positions_BT=torch.cat(spy.seen, dim=1))
+
+    @cached_property
+    def noise(self) -> float:
+        """How far the same computation lies from itself when repeated; 0 where kernels are deterministic."""
+        again = self.run(1, self.latents(1))
+        pixels = self.model.encode_images(self.pixels), self.model.encode_images(self.pixels)
+        return max(distance(again.hidden_TD, self.runs[1].hidden_TD), distance(*pixels))
+
+    @cached_property
+    def least(self) -> float:
+        """What counts as a difference: repeating a computation gives less, a dead or isolated path gives none at all."""
+        return max(4 * self.noise, torch.finfo(self.model.dtype).eps / 64)
+
+    def row(self, row: int) -> ModelInputs:
+        """One prompt with its images and no padding."""
+        found = self.batch.row(row)
+        keep = found.attention_mask_BT[0].bool()
+        return replace(found, input_ids_BT=found.input_ids_BT[:, keep], attention_mask_BT=found.attention_mask_BT[:, keep])
+
+
+class Positions:
+    """Notes the positions that a model is called with, as long as the context is open."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.seen: list[Tensor] = []
+        self._model = model
+
+    def __enter__(self) -> Positions:
+        def note(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.seen.append(kwargs["positions_BT"].detach().cpu())
+
+        self._handle = self._model.register_forward_pre_hook(note, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()

@@ -1,0 +1,92 @@
+"""Options are understood, or refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from idefics.engine.sampling_params import SamplingParams, sampling_params, unknown_defaults
+from idefics.errors import OptionError
+
+PUBLISHED = {
+    "bad_words_ids": [[32000], [32001]],
+    "bos_token_id": 1,
+    "eos_token_id": [2, 32002],
+    "pad_token_id": 0,
+    "transformers_version": "4.40.0",
+}
+
+
+def test_the_published_file_is_obeyed() -> None:
+    params = sampling_params(PUBLISHED, {})
+    assert params.eos_token_id == (2, 32002)
+    assert params.bad_words_ids == ((32000,), (32001,))
+    assert not params.do_sample
+    assert unknown_defaults(PUBLISHED) == []
+
+
+def test_a_call_overrides_the_file() -> None:
+    params = sampling_params({"max_length": 20, "repetition_penalty": 1.2}, {"max_new_tokens": 5, "eos_token_id": 7})
+    assert (params.max_new_tokens, params.max_length, params.repetition_penalty) == (5, None, 1.2)
+    assert params.eos_token_id == (7,)
+
+
+def test_a_nested_eos_list_as_the_first_idefics_card_passes_it() -> None:
+    assert sampling_params({}, {"eos_token_id": [[32002]]}).eos_token_id == (32002,)
+
+
+def test_sampling_is_implied_by_a_sampling_option_of_the_call_but_not_of_the_file() -> None:
+    assert sampling_params({}, {"top_p": 0.9}).do_sample
+    assert not sampling_params({"temperature": 0.7, "top_p": 0.9}, {}).do_sample
+    params = sampling_params({"temperature": 0.7}, {"do_sample": True})
+    assert params.temperature == 0.7
+
+
+def test_values_that_turn_an_option_off_are_no_contradiction() -> None:
+    assert not sampling_params({}, {"do_sample": False, "top_k": 0, "top_p": 1.0}).do_sample
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temprature": 1.0}, r"unknown generation option 'temprature'; did you mean 'temperature'\?"),
+        ({"watermark": True}, "unknown generation option 'watermark'"),
+        ({"do_sample": False, "temperature": 0.5}, "temperature=0.5 contradicts do_sample=False"),
+        ({"max_new_tokens": 3, "max_length": 9}, "max_new_tokens=3 and max_length=9 contradict"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
+        ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
+        ({"top_k": -1}, "top_k must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number, not True"),
+        ({"min_new_tokens": 9, "max_new_tokens": 3}, "min_new_tokens=9 is above max_new_tokens=3"),
+        ({"num_beams": 2, "do_sample": True}, "num_beams=2 contradicts do_sample=True"),
+        ({"num_beams": 2, "temperature": 0.5}, "num_beams=2 contradicts do_sample=True"),
+        ({"num_beams": 2, "n": 3}, "n=3 is above num_beams=2"),
+        ({"num_beams": 2, "logprobs": 3}, "num_beams=2 contradicts logprobs=3"),
+        ({"n": 2}, "2 greedy answers would be the same"),
+        ({"n": 3, "best_of": 2}, "best_of=2 is below n=3"),
+        ({"stop": ""}, "stop must be non-empty strings"),
+        ({"bad_words_ids": [[]]}, "bad_words_ids must be non-empty"),
+        ({"eos_token_id": 5, "bad_words_ids": [[5]]}, "bans the only eos_token_id 5"),
+        ({"do_sample": "yes"}, "do_sample must be true or false"),
+    ],
+)
+def test_refused_by_name(options: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        sampling_params({}, options)
+
+
+def test_max_length_counts_the_prompt() -> None:
+    params = sampling_params({}, {"max_length": 10})
+    assert params.new_tokens(7) == 3
+    with pytest.raises(OptionError, match="max_length=10 leaves no room after a prompt of 10 tokens"):
+        params.new_tokens(10)
+
+
+def test_a_file_that_asks_for_what_is_unknown_is_seen() -> None:
+    assert unknown_defaults({"penalty_alpha": 0.6, "use_cache": True, "guidance_scale": None}) == ["penalty_alpha"]
+
+
+def test_no_torch_is_needed() -> None:
+    assert SamplingParams(n=2, do_sample=True).candidates == 2

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fakes import LATENTS, PATCH, tiny_config, tiny_model
+from idefics.config import ACTIVATIONS as CONFIGURABLE
+from idefics.errors import InputError
+from idefics.model.layers.activation import ACTIVATIONS
+from idefics.model.layers.norm import RMSNorm
+from idefics.model.layers.rope import rotary_angles, rotate
+from idefics.model.merge import merge_latents
+from idefics.model.siglip import PatchEmbedding, patch_position_ids, patchify
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def test_rotation_is_the_complex_product():
+    x = torch.randn(2, 3, 5, 8)
+    positions = torch.tensor([[0, 1, 2, 3, 4], [7, 100, 3, 0, 31999]])
+    cos, sin = rotary_angles(positions, head_dim=8, theta=10000.0, dtype=torch.float32)
+    found = rotate(x, cos, sin)
+    turned = torch.polar(torch.ones(4), torch.zeros(4))
+    for b in range(2):
+        for t in range(5):
+            angles = torch.tensor([positions[b, t] / 10000.0 ** (2 * i / 8) for i in range(4)], dtype=torch.float64)
+            turned = torch.polar(torch.ones(4, dtype=torch.float64), angles)
+            expected = torch.complex(x[b, :, t, :4].double(), x[b, :, t, 4:].double()) * turned
+            torch.testing.assert_close(
+                found[b, :, t].double(), torch.cat((expected.real, expected.imag), -1), atol=2e-3, rtol=1e-3
+            )
+
+
+def test_only_the_distance_between_positions_counts():
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+
+    def score(at_q, at_k):
+        turned = [
+            rotate(x, *rotary_angles(torch.tensor([[at]]), head_dim=16, theta=10000.0, dtype=torch.float32))
+            for x, at in ((q, at_q), (k, at_k))
+        ]
+        return float((turned[0] * turned[1]).sum())
+
+    assert math.isclose(score(3, 1), score(1003, 1001), abs_tol=1e-3)
+    assert not math.isclose(score(3, 1), score(4, 1), abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_angles_are_rounded_once(dtype):
+    """Positions above 256 do not exist in bfloat16: angles must be made in float32."""
+    positions = torch.tensor([[255, 257, 4097]])
+    exact = rotary_angles(positions, head_dim=8, theta=10000.0, dtype=torch.float32)
+    for found, expected in zip(rotary_angles(positions, head_dim=8, theta=10000.0, dtype=dtype), exact, strict=True):
+        assert torch.equal(found, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm(dtype):
+    norm = RMSNorm(16, eps=1e-5).to(dtype)
+    norm.weight.data.uniform_(0.5, 1.5)
+    x = (torch.randn(3, 16) * 50).to(dtype)
+    wide = x.double()
+    expected = norm.weight.double() * wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    found = norm(x)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    if dtype == torch.float32:
+        torch.testing.assert_close(found, F.rms_norm(x, (16,), norm.weight, eps=1e-5))
+
+
+def test_rms_norm_of_large_float16_does_not_overflow():
+    norm = RMSNorm(4, eps=1e-5).half()
+    assert torch.isfinite(norm(torch.full((4,), 60000.0, dtype=torch.float16))).all()
+
+
+def test_every_configurable_activation_is_there():
+    assert set(ACTIVATIONS) == set(CONFIGURABLE)
+    x = torch.linspace(-4, 4, 33)
+    torch.testing.assert_close(ACTIVATIONS["quick_gelu"](x), x * torch.sigmoid(1.702 * x))
+    torch.testing.assert_close(ACTIVATIONS["gelu_pytorch_tanh"](x), F.gelu(x, approximate="tanh"))
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 18), (6, 6), (17, 23), (41, 7)])
+def test_patches_and_their_product_are_the_convolution(height, width):
+    config = tiny_config().vision_config
+    embedding = PatchEmbedding(config)
+    torch.nn.init.normal_(embedding.weight)
+    torch.nn.init.normal_(embedding.bias)
+    image_CHW = torch.randn(3, height, width)
+    patches, (h, w) = patchify(image_CHW, patch=PATCH)
+    assert (h, w) == (height // PATCH, width // PATCH)
+    with torch.no_grad():
+        conv = F.conv2d(image_CHW[None], embedding.weight, embedding.bias, stride=PATCH)[0]
+        torch.testing.assert_close(embedding(patches), conv.flatten(1).t(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_full_grid_takes_every_row_of_the_table_once():
+    for side in (1, 2, 12, 27, 70):
+        assert torch.equal(patch_position_ids(side, side, side=side), torch.arange(side * side))
+
+
+def test_position_ids_of_a_grid_are_rows_times_columns():
+    ids = patch_position_ids(5, 3, side=12).view(5, 3)
+    rows, columns = patch_position_ids(5, 1, side=12) // 12, patch_position_ids(1, 3, side=12)
+    assert torch.equal(ids, rows[:, None] * 12 + columns)
+    assert rows.tolist() == [0, 2, 4, 7, 9]
+    assert columns.tolist() == [0, 4, 8]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_position_ids_do_not_depend_on_the_default_dtype(dtype):
+    expected = patch_position_ids(58, 49, side=70)
+    before = torch.get_default_dtype()
+    patch_position_ids.cache_clear()
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(patch_position_ids(58, 49, side=70), expected)
+    finally:
+        torch.set_default_dtype(before)
+        patch_position_ids.cache_clear()
+
+
+def test_merge_puts_latents_in_reading_order():
+    ids = torch.tensor([[1, 9, 9, 3], [9, 9, 4, 5]])
+    embedded, latents = torch.zeros(2, 4, 2), torch.arange(1.0, 9.0).view(2, 2, 2)
+    merged = merge_latents(embedded, ids, latents, image_token_id=9)
+    assert merged[0].tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
+    assert merged[1].tolist() == [[5, 6], [7, 8], [0, 0], [0, 0]]
+    assert not embedded.any(), "its input is left alone"
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_merge_counts(images):
+    with pytest.raises(InputError, match=rf"4 image token\(s\) but {images} image\(s\) of 2 latents need {2 * images}"):
+        merge_latents(torch.zeros(1, 5, 2), torch.tensor([[9, 9, 1, 9, 9]]), torch.zeros(images, 2, 2), image_token_id=9)
+
+
+def test_an_image_smaller_than_a_patch_is_refused():
+    with pytest.raises(InputError, match="40x3 pixels is smaller than a 6-pixel patch"):
+        tiny_model().encode_images([torch.zeros(3, 3, 40)])
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_latents_have_the_text_size_whatever_the_image(backend):
+    model = tiny_model(backend=backend)
+    images = [torch.randn(3, *size) for size in ((6, 6), (72, 72), (7, 65), (72, 6), (6, 6))]
+    with torch.no_grad():
+        latents = model.encode_images(images)
+        assert latents.shape == (5, LATENTS, 32)
+        assert not torch.equal(latents[0], latents[4])
+
+
+def test_gradients_reach_every_parameter():
+    model = tiny_model(std=0.2)
+    ids = torch.tensor([[1, *[model.config.image_token_id] * LATENTS, 50, 60]])
+    latents = model.encode_images([torch.randn(3, 20, 30)])
+    model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], latents_NLD=latents)).square().mean().backward()
+    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    # Adding a constant to every key changes no softmax: its gradient is zero but for rounding.
+    assert [name for name in silent if not name.endswith("k_proj.bias")] == []
+
+
+def test_tied_embeddings_are_one_tensor():
+    import dataclasses
+
+    model = tiny_model(dataclasses.replace(tiny_config(), tie_word_embeddings=True))
+    assert model.lm_head.weight is model.text_model.embed_tokens.weight

@@ -1,0 +1,110 @@
+"""What is planned, against the published facts (MODELS.md, PERFORMANCE.md) and against what the code really does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes import tiny_config, tiny_idefics
+from idefics.config import preset
+from idefics.engine.kv_cache import StaticKVCache
+from idefics.errors import CheckpointNotFound, ImageError, OptionError
+from idefics.plan import PRECISIONS, image_settings, make_plan, subject
+
+EIGHT = preset("idefics2-8b")
+
+
+def test_importing_it_loads_no_torch() -> None:
+    subprocess.run(
+        [sys.executable, "-c", "import idefics.plan, sys; assert 'torch' not in sys.modules"], check=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "split", "tokens", "framed"),
+    [(0, True, 0, 0), (1, False, 64, 66), (1, True, 320, 326), (2, False, 128, 131), (2, True, 640, 651)],
+)
+def test_tokens(count: int, split: bool, tokens: int, framed: int) -> None:
+    plan = make_plan(EIGHT, [(1920, 1080)] * count, split=split, text_tokens=10)
+    assert (plan.image_tokens, plan.framed_tokens, plan.prompt_tokens) == (tokens, framed, framed + 10)
+
+
+def test_the_published_facts_of_idefics2_8b() -> None:
+    plan = make_plan(EIGHT, [(1920, 1080)], text_tokens=0, new_tokens=1)
+    assert round(sum(plan.parameters.values()) / 1e9, 2) == 8.40
+    full, half = plan.memory
+    assert round(half.weights / 1e9, 1) == 16.8
+    assert full.weights == 2 * half.weights
+    assert half.kv_cache == (326 + 1) * 128 * 1024
+    # Split is what the 8B's preprocessor_config.json says.
+    assert plan.images[0].seen == ((960, 540),) * 4 + ((980, 551),)
+    assert plan.images[0].patches == 4 * 68 * 38 + 70 * 39
+    assert half.total == half.weights + half.kv_cache + max(half.vision, half.prompt)
+
+
+def test_what_grows_with_what() -> None:
+    one = make_plan(EIGHT, [(980, 980)], split=False).memory[1]
+    many = make_plan(EIGHT, [(980, 980)], split=False, batch=4).memory[1]
+    small = make_plan(EIGHT, [(980, 980)], split=False, max_image_size=490).memory[1]
+    assert (many.weights, many.kv_cache, many.vision, many.prompt) == (
+        one.weights, 4 * one.kv_cache, 4 * one.vision, 4 * one.prompt,
+    )  # fmt: skip
+    assert small.vision * 4 == one.vision
+    # 4900 patches; the projection to the text's inner size is the widest moment.
+    assert one.vision == 4900 * ((1152 + 3 * 14336) * 2 + 588 * (4 + 2))
+
+
+def test_settings_of_the_presets() -> None:
+    assert image_settings(EIGHT).size == {"shortest_edge": 378, "longest_edge": 980}
+    nano = image_settings(preset("idefics2-nano"))
+    assert (dict(nano.size), nano.do_image_splitting) == ({"shortest_edge": 84, "longest_edge": 168}, False)
+
+
+def test_the_cache_is_as_large_as_planned() -> None:
+    config = tiny_config()
+    plan = make_plan(config, new_tokens=7, batch=3, text_tokens=5)
+    import torch
+
+    cache = StaticKVCache(config.text_config, rows=3, capacity=12, dtype=torch.float32, devices=[torch.device("cpu")] * 2)
+    assert sum(t.nbytes for t in (*cache._keys, *cache._values)) == plan.memory[0].kv_cache
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_tokens_are_those_of_the_processor(count: int, split: bool) -> None:
+    from PIL import Image
+
+    model = tiny_idefics()
+    image = Image.effect_noise((130, 70), 50)
+    inputs = model.processor.inputs(["<image>" * count], [[image] * count], do_image_splitting=split)
+    settings = image_settings(model.model.config)
+    size = model.processor.image_processor.size
+    plan = make_plan(
+        model.model.config, [(130, 70)] * count, settings=type(settings)(size=size, do_image_splitting=False), split=split
+    )
+    assert plan.framed_tokens + 1 == inputs.input_ids_BT.shape[1]  # and <s>
+    seen = [tuple(image_CHW.shape[:0:-1]) for image_CHW in inputs.images_CHW]
+    assert [size for planned in plan.images for size in planned.seen] == seen
+
+
+def test_subjects(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert subject("HuggingFaceM4/idefics2-8b-base").config == EIGHT
+    here = subject(tiny_checkpoint)
+    assert here.folder == tiny_checkpoint
+    assert here.settings.size == {"shortest_edge": 24, "longest_edge": 72}
+    assert here.tokenizer() is not None
+    for name in (str(tmp_path / "idefics2-8b"), "./idefics2-8b", "nobody/nothing"):
+        with pytest.raises(CheckpointNotFound):
+            subject(name)
+
+
+def test_refusals() -> None:
+    for wrong in ({"batch": 0}, {"new_tokens": -1}, {"text_tokens": -1}, {"max_image_size": 0}):
+        with pytest.raises(OptionError):
+            make_plan(EIGHT, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ImageError):
+        make_plan(EIGHT, [(1, 1)], split=True)
+    assert [p.dtype for p in PRECISIONS] == ["float32", "bfloat16"]
