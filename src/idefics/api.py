@@ -7,6 +7,7 @@ model.generate("What is this?", images="photo.jpg")
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,16 +112,16 @@ def load(
     Raises:
         IdeficsError: see `idefics.errors`.
     """
-    folder = EMBEDDED if model is None else resolve(
-        model, revision=revision, cache_dir=cache_dir, token=token, offline=offline
-    )  # fmt: skip
+    stored = torch_dtype(dtype)
+    folder = EMBEDDED
+    if model is not None:
+        watched = sys.stderr.isatty()
+        folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=watched)
     overrides: dict[str, Any] = {} if split is None else {"do_image_splitting": split}
     processor = Idefics2Processor.from_folder(folder, **overrides)
     if max_image_size is not None:
         processor.image_processor = processor.image_processor.with_options(size=_size(processor, max_image_size))
-    loaded = load_placed(
-        folder, dtype=torch_dtype(dtype), device=device, device_map=device_map, backend=attention, progress=progress
-    )
+    loaded = load_placed(folder, dtype=stored, device=device, device_map=device_map, backend=attention, progress=progress)
     path = folder / "generation_config.json"
     defaults = read_json(path) if path.exists() else _defaults_of_config(loaded)
     name = "idefics2-nano" if model is None else str(model)

@@ -29,13 +29,14 @@ class Hypothesis:
     finish: FinishReason | None = None
 
 
-def beam_search(prefill: Prefill, params: SamplingParams, stop: StopCheck | None) -> list[Completion]:
+def beam_search(prefill: Prefill, params: SamplingParams, stop: StopCheck | None, *, room: int) -> list[Completion]:
     """Searches from a prefilled prompt.
 
     Args:
         prefill: one prompt, copied to `params.num_beams` rows.
         params: how to search; `params.n` answers are returned.
         stop: whether an answer (its ids so far) holds a stop string.
+        room: new tokens at most.
 
     Returns:
         Answers, best first.
@@ -44,7 +45,7 @@ def beam_search(prefill: Prefill, params: SamplingParams, stop: StopCheck | None
         NumericsError: NaN logits.
     """
     prompt = prefill.prompt_ids[0]
-    room, beams = params.new_tokens(len(prompt)), params.num_beams
+    beams = params.num_beams
     filters = history_filters(params)
     running = [Hypothesis((), 0.0 if beam == 0 else -1e9) for beam in range(beams)]
     ended: list[Hypothesis] = []

@@ -52,10 +52,11 @@ class Engine:
             for row, p in enumerate(params)
             for candidate in range(p.candidates)
         ]
-        prefill = Prefill(self.model, inputs, rows=[a.row for a in answers], new_tokens=_longest(inputs, params))
+        rooms = self._rooms(inputs, params)
+        prefill = Prefill(self.model, inputs, rows=[a.row for a in answers], rooms=rooms)
         for answer in answers:
             answer.sampler = Sampler(answer.params, prefill.prompt_ids[answer.row], stream=answer.stream)
-            answer.room = answer.params.new_tokens(len(prefill.prompt_ids[answer.row]))
+            answer.room = rooms[answer.row]
         logits_RV = prefill.logits_RV
         live = list(range(len(answers)))
         pad = torch.zeros(len(answers), 1, dtype=torch.int64, device=logits_RV.device)
@@ -92,8 +93,15 @@ class Engine:
 
     @torch.inference_mode()
     def _beams(self, prompt: ModelInputs, params: SamplingParams, stop: StopCheck | None) -> list[Completion]:
-        prefill = Prefill(self.model, prompt, rows=[0] * params.num_beams, new_tokens=_longest(prompt, [params]))
-        return beam_search(prefill, params, stop)
+        rooms = self._rooms(prompt, [params])
+        prefill = Prefill(self.model, prompt, rows=[0] * params.num_beams, rooms=rooms)
+        return beam_search(prefill, params, stop, room=rooms[0])
+
+    def _rooms(self, inputs: ModelInputs, params: Sequence[SamplingParams]) -> list[int]:
+        """New tokens of each prompt at most."""
+        positions = self.model.config.text_config.max_position_embeddings
+        lengths = inputs.attention_mask_BT.sum(1).tolist()
+        return [p.new_tokens(length, positions=positions) for p, length in zip(params, lengths, strict=True)]
 
 
 class Answer:
@@ -123,8 +131,3 @@ class Answer:
         return Token(
             row=self.row, candidate=self.candidate, id=choice.token, logprob=choice.logprob, top=choice.top, finish=finish
         )
-
-
-def _longest(inputs: ModelInputs, params: Sequence[SamplingParams]) -> int:
-    lengths = inputs.attention_mask_BT.sum(1).tolist()
-    return max(p.new_tokens(length) for p, length in zip(params, lengths, strict=True))

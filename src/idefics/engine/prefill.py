@@ -9,10 +9,11 @@ from torch import Tensor
 
 from idefics.config import Idefics2Config
 from idefics.engine.kv_cache import StaticKVCache
-from idefics.errors import InputError, OutOfMemory
+from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.idefics2 import Idefics2
 from idefics.parallel.device_map import layer_devices
+from idefics.weights.memory import explain_out_of_memory
 
 __all__ = ["Prefill", "check_alignment", "left_aligned", "positions"]
 
@@ -26,33 +27,38 @@ class Prefill:
         model: the model.
         inputs: the prompts.
         rows: which prompt each continued row belongs to; each prompt is run once, then copied.
-        new_tokens: room to leave in the cache.
+        rooms: new tokens of each prompt at most, for which the cache leaves room.
 
     Attributes:
         prompt_ids: each prompt's ids without padding.
         logits_RV: float32 logits of the next token of each row.
     """
 
-    def __init__(self, model: Idefics2, inputs: ModelInputs, *, rows: Sequence[int], new_tokens: int) -> None:
+    def __init__(self, model: Idefics2, inputs: ModelInputs, *, rows: Sequence[int], rooms: Sequence[int]) -> None:
         check_alignment(inputs, config=model.config)
         device = model.text_model.embed_tokens.weight.device
         ids_BT, mask_BT = (t.to(device) for t in left_aligned(inputs.input_ids_BT, inputs.attention_mask_BT))
         self.prompt_ids: list[list[int]] = [ids[mask].tolist() for ids, mask in zip(ids_BT, mask_BT, strict=True)]
-        longest, limit = max(map(len, self.prompt_ids)), model.config.text_config.max_position_embeddings
-        if longest + new_tokens > limit:
-            # A limit that nobody set (the default) shrinks; a prompt that leaves no room is refused.
-            if longest >= limit:
+        limit = model.config.text_config.max_position_embeddings
+        for ids, room in zip(self.prompt_ids, rooms, strict=True):
+            if len(ids) >= limit:
                 raise InputError(
-                    f"a prompt of {longest} tokens (images included) does not fit the model's {limit} positions; "
+                    f"a prompt of {len(ids)} tokens (images included) does not fit the model's {limit} positions; "
                     "shorten it, use fewer images or turn splitting off"
                 )
-            raise InputError(
-                f"a prompt of {longest} tokens (images included) and {new_tokens} new ones exceed the model's {limit} "
-                f"positions; ask for at most {limit - longest} new tokens"
-            )
+            if len(ids) + room > limit:
+                raise InputError(
+                    f"a prompt of {len(ids)} tokens (images included) and {room} new ones exceed the model's {limit} "
+                    f"positions; ask for at most {limit - len(ids)} new tokens"
+                )
+        new_tokens = max(rooms)
         self._model = model
         padded = bool((~mask_BT).any())
-        try:
+        prompts = f"{len(ids_BT)} prompt(s) of {ids_BT.shape[1]} tokens with {len(inputs.images_CHW)} image(s)"
+        with explain_out_of_memory(
+            f"running {prompts} and {new_tokens} new tokens",
+            reduce="use smaller images (max_image_size), no splitting, fewer prompts or new tokens, or a smaller dtype",
+        ):
             self._cache = StaticKVCache(
                 model.config.text_config,
                 rows=len(ids_BT),
@@ -68,12 +74,6 @@ class Prefill:
                 key_mask_BS=mask_BT if padded else None,
                 cache=self._cache,
             )
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory(
-                f"not enough memory for {len(ids_BT)} prompt(s) of {ids_BT.shape[1]} tokens with {len(inputs.images_CHW)} "
-                f"image(s) and {new_tokens} new tokens; use smaller images (max_image_size), no splitting, a smaller batch, "
-                "fewer new tokens or a smaller dtype"
-            ) from error
         self._prompt_length = ids_BT.shape[1]
         picked = torch.tensor(list(rows), device=device)
         if picked.tolist() != list(range(len(ids_BT))):

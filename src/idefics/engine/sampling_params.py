@@ -91,8 +91,10 @@ class SamplingParams:
         """Answers to generate per prompt (beams not counted)."""
         return self.best_of or self.n
 
-    def new_tokens(self, prompt_length: int) -> int:
-        """Tokens to generate at most after a prompt of `prompt_length`.
+    def new_tokens(self, prompt_length: int, *, positions: int) -> int:
+        """Tokens to generate at most after a prompt of `prompt_length`, with a model of so many `positions`.
+
+        What was asked for is returned even where it does not fit; only a limit that nobody set gives way to the model's.
 
         Raises:
             OptionError: `max_length` leaves no room after the prompt.
@@ -100,7 +102,7 @@ class SamplingParams:
         if self.max_new_tokens is not None:
             return self.max_new_tokens
         if self.max_length is None:
-            return DEFAULT_NEW_TOKENS
+            return max(1, min(DEFAULT_NEW_TOKENS, positions - prompt_length))
         if self.max_length <= prompt_length:
             raise OptionError(
                 f"max_length={self.max_length} leaves no room after a prompt of {prompt_length} tokens (images included); "

@@ -39,7 +39,7 @@ def score_continuations(
         if len(ids) <= shared:
             raise InputError(f"continuation {index + 1} adds no token to the prompt")
     longest = max((len(ids) for ids in continued), default=0) - shared
-    prefill = Prefill(model, _shortened(inputs, prompt[:shared]), rows=[0], new_tokens=longest)
+    prefill = Prefill(model, _shortened(inputs, prompt[:shared]), rows=[0], rooms=[longest])
     device = prefill.logits_RV.device
     results = []
     for ids in continued:

@@ -52,7 +52,7 @@ def padding_inert(subject: Subject) -> Check:
         images_CHW=row.images_CHW * 2,
         images_per_row=row.images_per_row * 2,
     )
-    prefill = Prefill(subject.model, inputs, rows=range(2), new_tokens=len(subject.new_ids))
+    prefill = Prefill(subject.model, inputs, rows=range(2), rooms=[len(subject.new_ids)] * 2)
     new_BT = torch.tensor([subject.new_ids] * 2, device=subject.device)
     found = torch.cat((prefill.logits_RV[:, None], prefill.extend(new_BT)), dim=1)
     expected = _continued(subject, subject.runs[1])

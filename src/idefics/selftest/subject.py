@@ -155,7 +155,7 @@ class Subject:
         """The batch through the engine: prompts, one token, then the rest at once."""
         with Positions(self.model) as spy:
             rows = len(TEXTS)
-            prefill = Prefill(self.model, self.batch, rows=range(rows), new_tokens=len(self.new_ids))
+            prefill = Prefill(self.model, self.batch, rows=range(rows), rooms=[len(self.new_ids)] * rows)
             logits = [prefill.logits_RV[:, None]]
             new_BT = torch.tensor([self.new_ids] * rows, device=self.device)
             logits.append(prefill.step(new_BT[:, :1])[:, None])

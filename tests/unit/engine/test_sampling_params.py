@@ -79,9 +79,10 @@ def test_refused_by_name(options: dict[str, object], message: str) -> None:
 
 def test_max_length_counts_the_prompt() -> None:
     params = sampling_params({}, {"max_length": 10})
-    assert params.new_tokens(7) == 3
+    assert params.new_tokens(7, positions=99) == 3
+    assert sampling_params({}, {}).new_tokens(90, positions=99) == 9, "a limit that nobody set gives way"
     with pytest.raises(OptionError, match="max_length=10 leaves no room after a prompt of 10 tokens"):
-        params.new_tokens(10)
+        params.new_tokens(10, positions=99)
 
 
 def test_a_file_that_asks_for_what_is_unknown_is_seen() -> None:
