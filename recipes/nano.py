@@ -6,11 +6,15 @@
 Joined from random weights such a model learns colours and little else, so its parts are warmed before they are joined, in
 the spirit of the real recipe, which starts from SigLIP and Mistral (arXiv 2405.02246):
 
-1. *patches*: the vision tower alone names the kind and colour of what covers each patch (the drawings know);
-2. *latents*: the connector learns to route: latent i of the resampler names what is centred in cell i of a coarse grid;
-   two of its heads are told to look there, which patches must then say of themselves;
+1. *patches*: the vision tower alone names the kind and colour of what covers each patch (the drawings know), mostly on
+   crowds: pictures so full of things and digits that a patch in two has something to learn from;
+2. *latents*: the connector learns to route: latent i of the resampler names what is centred in cell i of a coarse grid, and
+   two of its heads are told to look there;
 3. *answers*: everything learns to answer, numbers growing from 1 to 4 digits and crowds from 3 to 6 objects; the first two
    tasks stay on with a small weight. Loss on the answers and their `<end_of_utterance>` only.
+
+Matrices are trained with Muon (orthogonalised momentum), everything else with AdamW: after the same time the tower's loss
+on patches is 1.5 with Muon and 2.1 without (docs/log.md).
 
 Reproducible: every batch is a function of (seed, stage, step); steps, not minutes, end a stage.
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -36,15 +41,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from idefics.api import Idefics, load
-from idefics.config import Idefics2Config, preset
+from idefics.config import Idefics2Config, VisionConfig, preset
 from idefics.data.drawings import (
     PATCH_COLORS,
     PATCH_KINDS,
+    Crowd,
     Drawing,
     Subject,
     Turn,
     conversation,
     corpus,
+    draw_crowd,
     draw_scene,
     questions_of,
     small_talk,
@@ -83,27 +90,36 @@ TRAIN_SEED, TEST_SEED = 20_240_415, 7_777_777
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: how long, how fast, and what is learned with which weight."""
+    """One stage: what it looks at, how long, how fast, and what is learned with which weight.
+
+    Attributes:
+        crowds: share of batches that are crowds; the others are scenes that can be asked about.
+        lr: peak of AdamW's learning rate; Muon's is `MUON` times that.
+        decay: last steps, in which the rate falls linearly to zero.
+    """
 
     name: str
+    crowds: float
     steps: int
     batch: int
     lr: float
     warmup: int
-    decay: int  # last steps, linearly to zero
-    patches: float
-    routes: float
-    latents: float
-    answers: float
+    decay: int
+    patches: float = 0.0
+    routes: float = 0.0
+    latents: float = 0.0
+    answers: float = 0.0
 
 
 STAGES = (
-    Stage("patches", steps=420, batch=96, lr=1.5e-3, warmup=60, decay=80, patches=1.0, routes=0.0, latents=0.0, answers=0.0),
-    Stage("latents", steps=360, batch=96, lr=1.2e-3, warmup=60, decay=60, patches=0.3, routes=0.5, latents=1.0, answers=0.0),
+    Stage("patches", crowds=0.75, steps=1250, batch=48, lr=1.5e-3, warmup=60, decay=300, patches=1.0),
+    Stage("latents", crowds=0.6, steps=500, batch=48, lr=1.2e-3, warmup=40, decay=100, patches=0.3, routes=0.5, latents=1.0),
     Stage(
-        "answers", steps=3000, batch=64, lr=1.0e-3, warmup=150, decay=800, patches=0.15, routes=0.0, latents=0.2, answers=1.0
+        "answers", crowds=0.0, steps=1900, batch=48, lr=0.8e-3, warmup=60, decay=600,
+        patches=0.1, routes=0.05, latents=0.2, answers=1.0,
     ),
-)
+)  # fmt: skip
+MUON = 14.0
 
 
 # ---------------------------------------------------------------------------------------------------------- tokenizer
@@ -188,29 +204,20 @@ class Drawings(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, *self.stage.name.encode(), step])
+        h, w = GRIDS[rng.integers(len(GRIDS))]
+        if rng.random() < self.stage.crowds:
+            crowds = [draw_crowd(rng, width=w * PATCH, height=h * PATCH) for _ in range(self.stage.batch)]
+            return labelled(crowds, [[BOS]], [[-1]], [])
         grown = step / self.stage.steps if self.stage.answers else 1.0
         digits = 1 + (grown > 0.06) + (grown > 0.12) + (grown > 0.2)
         things = 3 if grown < 0.05 else 6
-        h, w = GRIDS[rng.integers(len(GRIDS))]
         per_row = 2 if self.stage.answers and rng.random() < 0.35 else 1
         rows = [
             [draw_scene(rng, width=w * PATCH, height=h * PATCH, max_digits=digits, max_things=things) for _ in range(per_row)]
             for _ in range(self.stage.batch // per_row)
         ]
-        drawings = [drawing for row in rows for drawing in row]
-        labels = [drawing.patch_labels(PATCH) for drawing in drawings]
-        cells = [cell_labels(drawing) for drawing in drawings]
         ids, turns, tasks = self.dialogues(rng, rows) if self.stage.answers else ([[BOS]], [[-1]], [])
-        return Batch(
-            pixels_NHWC=torch.from_numpy(np.stack([np.asarray(drawing.image) for drawing in drawings])),
-            kinds_NP=torch.from_numpy(np.stack([kinds for kinds, _ in labels])).flatten(1),
-            colors_NP=torch.from_numpy(np.stack([colors for _, colors in labels])).flatten(1),
-            kinds_NL=torch.from_numpy(np.stack([kinds for kinds, _ in cells])),
-            colors_NL=torch.from_numpy(np.stack([colors for _, colors in cells])),
-            ids_BT=padded(ids, 0),
-            turns_BT=padded(turns, -1),
-            tasks=tasks,
-        )
+        return labelled([drawing for row in rows for drawing in row], ids, turns, tasks)
 
     def dialogues(
         self, rng: np.random.Generator, rows: Sequence[Sequence[Drawing]]
@@ -246,16 +253,31 @@ class Drawings(Dataset[Batch]):
         return [*opening, EOU, *self.encode("\nAssistant:")]
 
 
-def cell_labels(drawing: Drawing) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def labelled(
+    pictures: Sequence[Drawing | Crowd], ids: Sequence[Sequence[int]], turns: Sequence[Sequence[int]], tasks: list[str]
+) -> Batch:
+    """Pictures of one size with all their labels."""
+    patches = [picture.patch_labels(PATCH) for picture in pictures]
+    cells = [cell_labels(picture) for picture in pictures]
+    return Batch(
+        pixels_NHWC=torch.from_numpy(np.stack([np.asarray(picture.image) for picture in pictures])),
+        kinds_NP=torch.from_numpy(np.stack([kinds for kinds, _ in patches])).flatten(1),
+        colors_NP=torch.from_numpy(np.stack([colors for _, colors in patches])).flatten(1),
+        kinds_NL=torch.from_numpy(np.stack([kinds for kinds, _ in cells])),
+        colors_NL=torch.from_numpy(np.stack([colors for _, colors in cells])),
+        ids_BT=padded(ids, 0),
+        turns_BT=padded(turns, -1),
+        tasks=tasks,
+    )
+
+
+def cell_labels(picture: Drawing | Crowd) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Kind and colour of what is centred in each cell of the coarse grid, row by row; 0 where nothing is."""
     kinds, colors = np.zeros(CELLS, dtype=np.int64), np.zeros(CELLS, dtype=np.int64)
-    scene = drawing.scene
-    named = [(thing.kind, thing.color, thing.box) for thing in scene.things]
-    if scene.number is not None:
-        named += [(digit, scene.number.color, box) for digit, box in zip(scene.number.text, scene.number.boxes, strict=True)]
-    for kind, color, (left, top, right, bottom) in named:
-        row = min(int((top + bottom) / 2 / scene.height * CELLS[0]), CELLS[0] - 1)
-        column = min(int((left + right) / 2 / scene.width * CELLS[1]), CELLS[1] - 1)
+    size = np.array([picture.image.height, picture.image.width])
+    for (kind, color), points in zip(picture.names, picture.outlines, strict=True):
+        middle = (points.min(axis=0) + points.max(axis=0))[::-1] / 2
+        row, column = np.clip(middle / size * CELLS, 0, np.array(CELLS) - 1).astype(int)
         kinds[row, column], colors[row, column] = PATCH_KINDS.index(kind), PATCH_COLORS.index(color)
     return kinds.ravel(), colors.ravel()
 
@@ -344,6 +366,28 @@ def near_cells(h: int, w: int) -> Tensor:
     return both / both.sum(-1, keepdim=True)
 
 
+def waves(config: VisionConfig) -> Tensor:
+    """Where the position table begins: sines and cosines of row and column, so that near places look alike."""
+    angles = torch.arange(config.patches_per_side)[:, None] / config.patches_per_side * math.pi
+    angles = angles * 1.6 ** torch.arange(config.hidden_size // 4)
+    axis = torch.cat((angles.sin(), angles.cos()), dim=1)
+    side = config.patches_per_side
+    both = torch.cat((axis[:, None].expand(side, side, -1), axis[None].expand(side, side, -1)), dim=-1)
+    return 0.3 * both.reshape(side * side, -1)
+
+
+def optimizers_of(learner: Learner) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices inside the model, AdamW for tables, heads, norms and biases."""
+    matrices, rest = [], []
+    for name, parameter in learner.named_parameters():
+        inside = ".layers." in name or "modality_projection" in name
+        (matrices if parameter.ndim == 2 and inside else rest).append(parameter)
+    return (
+        torch.optim.Muon(matrices, lr=0.0, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    )
+
+
 def scheduled(stage: Stage, step: int) -> float:
     """Learning rate: linear warm-up, flat, linear decay."""
     return stage.lr * min(1.0, (step + 1) / stage.warmup, (stage.steps - step) / stage.decay)
@@ -365,39 +409,42 @@ def train(out: Path, *, seed: int) -> None:
     tokenizer.save(str(out / "tokenizer.json"))
     learner = Learner(config)
     initialize(learner, seed=seed)
-    decayed = [p for p in learner.parameters() if p.ndim > 1]
-    plain = [p for p in learner.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+    with torch.no_grad():
+        learner.model.vision_model.embeddings.position_embedding.weight.copy_(waves(config.vision_config))
+    optimizers = optimizers_of(learner)
     done_stage, done_step = 0, 0
     resume = out / "resume.pt"
     if resume.exists():
         saved = torch.load(resume, weights_only=True)
         learner.load_state_dict(saved["learner"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         done_stage, done_step = saved["stage"], saved["step"]
         print(f"going on from {STAGES[done_stage].name} step {done_step}")
     for number in range(done_stage, len(STAGES)):
         stage, first = STAGES[number], done_step if number == done_stage else 0
         data = Drawings(tokenizer.to_str(), stage, seed)
-        loader = DataLoader(data, batch_size=None, sampler=range(first, stage.steps), num_workers=1, prefetch_factor=8)
+        loader = DataLoader(data, batch_size=None, sampler=range(first, stage.steps), num_workers=2, prefetch_factor=4)
         meter, began = Meter(out / "log.jsonl"), time.time()
         for step, batch in enumerate(loader, first):
-            for group in optimizer.param_groups:
-                group["lr"] = scheduled(stage, step)
+            for optimizer, factor in zip(optimizers, (MUON, 1.0), strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = factor * scheduled(stage, step)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss, parts, right = learner(batch, stage)
             loss.backward()
             nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             meter.add(parts, [] if right is None else turn_accuracy(batch, right))
             if (step + 1) % 50 == 0 or step + 1 == stage.steps:
                 speed = stage.batch * (step + 1 - first) / (time.time() - began)
                 meter.flush(stage=stage.name, step=step + 1, images_per_second=round(speed, 1))
             if (step + 1) % 500 == 0 or step + 1 == stage.steps:
                 at = (number, step + 1) if step + 1 < stage.steps else (number + 1, 0)
-                state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "stage": at[0], "step": at[1]}
+                states = [optimizer.state_dict() for optimizer in optimizers]
+                state = {"learner": learner.state_dict(), "optimizers": states, "stage": at[0], "step": at[1]}
                 torch.save(state, out / "resume.tmp")
                 (out / "resume.tmp").rename(resume)
     export(learner.model, tokenizer, out)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from idefics.config import read_json
+from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.engine.request import Completion, FinishReason, StopCheck
 from idefics.engine.sampling_params import SamplingParams, sampling_params
@@ -122,8 +122,7 @@ def load(
     if max_image_size is not None:
         processor.image_processor = processor.image_processor.with_options(size=_size(processor, max_image_size))
     loaded = load_placed(folder, dtype=stored, device=device, device_map=device_map, backend=attention, progress=progress)
-    path = folder / "generation_config.json"
-    defaults = read_json(path) if path.exists() else _defaults_of_config(loaded)
+    defaults = generation_defaults(folder, loaded.config)
     name = "idefics2-nano" if model is None else str(model)
     return Idefics(name, loaded, processor, defaults)
 
@@ -393,7 +392,3 @@ def _size(processor: Idefics2Processor, longest: int) -> dict[str, int]:
     shortest = processor.image_processor.size["shortest_edge"]
     return {"longest_edge": longest, "shortest_edge": min(shortest, longest)}
 
-
-def _defaults_of_config(model: Model) -> dict[str, Any]:
-    """Checkpoints without a `generation_config.json` end where their config says."""
-    return {"eos_token_id": model.config.text_config.eos_token_id, "pad_token_id": model.config.text_config.pad_token_id}

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from idefics.errors import CheckpointNotFound, ConfigError
 
-__all__ = ["DTYPES", "Idefics2Config", "PerceiverConfig", "TextConfig", "VisionConfig", "preset", "preset_names"]
+__all__ = ["DTYPES", "Idefics2Config", "PerceiverConfig", "TextConfig", "VisionConfig", "preset", "preset_names", "read_json"]
 
 DTYPES = ("float32", "float16", "bfloat16")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")

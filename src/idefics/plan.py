@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from idefics.processor.tokenizer import Tokenizer
 
 __all__ = [
-    "PRECISIONS", "ImagePlan", "ImageSettings", "MemoryPlan", "Plan", "Precision", "Subject", "image_settings", "make_plan",
-    "preset_named", "subject",
+    "ASSUMED_TEXT_TOKENS", "PRECISIONS", "ImagePlan", "ImageSettings", "MemoryPlan", "Plan", "Precision", "Subject",
+    "image_settings", "make_plan", "preset_named", "subject",
 ]  # fmt: skip
 
 ASSUMED_TEXT_TOKENS = 32

@@ -79,8 +79,8 @@ class Prefill:
         if picked.tolist() != list(range(len(ids_BT))):
             self._cache.select(picked)
         self._lengths_R = torch.tensor([len(ids) for ids in self.prompt_ids], device=device)[picked]
-        room = torch.ones(len(ids_BT), new_tokens, dtype=torch.bool, device=device)
-        self._key_mask_RS = torch.cat((mask_BT, room), dim=1)[picked] if padded else None
+        answers_BS = torch.ones(len(ids_BT), new_tokens, dtype=torch.bool, device=device)
+        self._key_mask_RS = torch.cat((mask_BT, answers_BS), dim=1)[picked] if padded else None
         self.logits_RV = model.logits(hidden_BTD[:, -1]).float()[picked]
 
     def step(self, tokens_R1: Tensor) -> Tensor:

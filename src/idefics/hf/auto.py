@@ -24,14 +24,25 @@ def _model_type(folder: Path) -> str:
     return str(found)
 
 
+def _processor_class(folder: Path) -> type[Idefics2Processor]:
+    """By the model; in a folder that holds a processor only, by the name that the processor's files give."""
+    if not (folder / "config.json").is_file():
+        named = {cls.__name__: cls for cls in _PROCESSORS.values()}
+        for path in (folder / "processor_config.json", folder / "preprocessor_config.json"):
+            found = read_json(path).get("processor_class") if path.is_file() else None
+            if found in named:
+                return named[found]
+    return _PROCESSORS[_model_type(folder)]
+
+
 class AutoProcessor:
     """Loads the processor that belongs to a checkpoint."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Idefics2Processor:
         """Reads a folder or Hub id; see the processor's own `from_pretrained`."""
-        folder = folder_of(pretrained_model_name_or_path, options)
-        return _PROCESSORS[_model_type(folder)].from_pretrained(folder, **options)
+        folder = folder_of(pretrained_model_name_or_path, options, weights=False)
+        return _processor_class(folder).from_pretrained(folder, **options)
 
 
 class AutoModelForVision2Seq:

@@ -13,6 +13,9 @@ from idefics.weights.load import load_config
 
 __all__ = ["Idefics2Config"]
 
+# The reference's defaults for a missing part, with the vocabulary that its default `image_token_id` needs.
+_TEXT = {"vocab_size": 32003, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "pad_token_id": 0}
+
 
 class Idefics2Config(own.Idefics2Config):
     """The configuration of an Idefics2.
@@ -29,17 +32,23 @@ class Idefics2Config(own.Idefics2Config):
 
     def __init__(self, **raw: Any) -> None:
         plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in raw.items()}  # type: ignore[arg-type]
-        parsed = own.Idefics2Config.from_dict({"text_config": {"vocab_size": 32003}, **plain})
+        parsed = own.Idefics2Config.from_dict({"text_config": _TEXT, **plain})
         for field in dataclasses.fields(parsed):
             object.__setattr__(self, field.name, getattr(parsed, field.name))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Idefics2Config:
         """Reads the configuration of a folder or Hub id."""
-        folder = folder_of(pretrained_model_name_or_path, options)
+        folder = folder_of(pretrained_model_name_or_path, options, weights=False)
         refuse("Idefics2Config.from_pretrained", options)
-        found = load_config(folder)
-        return cls(**{f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.init})
+        return cls.of(load_config(folder))
+
+    @classmethod
+    def of(cls, config: own.Idefics2Config) -> Idefics2Config:
+        """The same configuration as this class."""
+        if isinstance(config, cls):
+            return config
+        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init})
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes `config.json`."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idefics import config as own
-from idefics.config import read_json
+from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.engine.prefill import check_alignment, positions
 from idefics.engine.request import Completion, StopCheck
-from idefics.engine.sampling_params import SamplingParams, sampling_params
+from idefics.engine.sampling_params import SamplingParams, sampling_params, unknown_defaults
 from idefics.errors import OptionError
-from idefics.hf.hub import folder_of, refuse
+from idefics.hf.configuration import Idefics2Config
+from idefics.hf.hub import byte_size, folder_of, one_of, refuse
+from idefics.hf.outputs import CausalLMOutput, GenerateOutput
 from idefics.hf.padded import token_inputs, unpad_images
 from idefics.inputs import ModelInputs
 from idefics.model.idefics2 import Idefics2
@@ -30,7 +31,7 @@ from idefics.weights.dtype import torch_dtype as dtype_named
 from idefics.weights.init import initialize
 from idefics.weights.save import save_model
 
-__all__ = ["CausalLMOutput", "GenerateOutput", "Idefics2ForConditionalGeneration"]
+__all__ = ["Idefics2ForConditionalGeneration", "Streamer"]
 
 IGNORED_LABEL = -100
 _BACKENDS: dict[str | None, Backend] = {None: "sdpa", "sdpa": "sdpa", "flash_attention_2": "sdpa", "eager": "reference"}
@@ -45,48 +46,6 @@ _REFUSED = {
     "logits_processor": "custom processors are not called",
     "stopping_criteria": "use stop_strings or a streamer",
 }
-
-
-class _Output:
-    """Fields by name or, those that are not None, by position."""
-
-    def __getitem__(self, key: str | int) -> Any:
-        if isinstance(key, str):
-            return getattr(self, key)
-        return [value for value in self if value is not None][key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
-
-
-@dataclass
-class CausalLMOutput(_Output):
-    """What `forward` returns.
-
-    Attributes:
-        loss: mean cross-entropy of the labels, if there were any.
-        logits: (B, T, V), in the model's dtype.
-        image_hidden_states: (images, latents, hidden), if there were images.
-    """
-
-    loss: Tensor | None
-    logits: Tensor
-    image_hidden_states: Tensor | None
-
-
-@dataclass
-class GenerateOutput(_Output):
-    """What `generate(return_dict_in_generate=True)` returns.
-
-    Attributes:
-        sequences: (B * n, T) prompts and answers.
-        sequences_scores: (B * n,) mean log-probabilities, or beams' scores.
-        completions: the answers in detail, per prompt.
-    """
-
-    sequences: Tensor
-    sequences_scores: Tensor
-    completions: list[list[Completion]]
 
 
 class Streamer(Protocol):
@@ -121,6 +80,7 @@ class Idefics2ForConditionalGeneration(nn.Module):
         self._adopt(model, {"eos_token_id": config.text_config.eos_token_id, "pad_token_id": config.text_config.pad_token_id})
 
     def _adopt(self, model: Idefics2, defaults: Mapping[str, Any]) -> None:
+        model.config = Idefics2Config.of(model.config)
         self.model = model
         self.generation_config = dict(defaults)
 
@@ -131,7 +91,7 @@ class Idefics2ForConditionalGeneration(nn.Module):
         *,
         torch_dtype: str | torch.dtype | None = None,
         dtype: str | torch.dtype | None = None,
-        device_map: str | Mapping[str, Any] | torch.device | None = None,
+        device_map: str | int | Mapping[str, Any] | torch.device | None = None,
         attn_implementation: str | None = None,
         _attn_implementation: str | None = None,
         **options: Any,
@@ -142,7 +102,7 @@ class Idefics2ForConditionalGeneration(nn.Module):
             pretrained_model_name_or_path: in the published layout.
             torch_dtype: of the weights; None or `"auto"` keeps the stored one.
             dtype: the newer name of `torch_dtype`.
-            device_map: a device, `"auto"`, or a mapping from parts to devices; None loads to the CPU.
+            device_map: a device (a number is a GPU's), `"auto"`, or a mapping from parts to devices; None loads to the CPU.
             attn_implementation: see the class.
             _attn_implementation: the older name of it.
             options: `revision`, `cache_dir`, `token`, `local_files_only`.
@@ -151,40 +111,40 @@ class Idefics2ForConditionalGeneration(nn.Module):
             IdeficsError: see `idefics.errors`.
         """
         folder = folder_of(pretrained_model_name_or_path, options)
-        refuse("from_pretrained", options, later=_LATER)
-        place = str(device_map) if isinstance(device_map, torch.device) else device_map
+        off = [name for name in _LATER if options.get(name) in (None, False)]
+        refuse("from_pretrained", {name: value for name, value in options.items() if name not in off}, later=_LATER)
+        chosen = one_of("torch_dtype", dtype_named(torch_dtype), "dtype", dtype_named(dtype))
+        attention = one_of("attn_implementation", attn_implementation, "_attn_implementation", _attn_implementation)
+        place = f"cuda:{device_map}" if isinstance(device_map, int) else device_map
+        place = str(place) if isinstance(place, torch.device) else place
         model = load_placed(
             folder,
-            dtype=dtype_named(torch_dtype if torch_dtype is not None else dtype),
+            dtype=chosen,
             device="cpu" if place is None else None,
             device_map=place,
-            backend=_backend(attn_implementation or _attn_implementation),
+            backend=_backend(attention),
             progress=None,
         )
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        path = folder / "generation_config.json"
-        text = model.config.text_config
-        self._adopt(
-            model, read_json(path) if path.exists() else {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
-        )
+        self._adopt(model, generation_defaults(folder, model.config))
         return self.eval()
 
-    def save_pretrained(self, save_directory: str | Path, *, max_shard_size: int = 5_000_000_000) -> None:
+    def save_pretrained(self, save_directory: str | Path, *, max_shard_size: int | str = 5_000_000_000) -> None:
         """Writes the published layout: weights, `config.json`, `generation_config.json`.
 
         Args:
             save_directory: made if missing.
-            max_shard_size: bytes of weights per file at most.
+            max_shard_size: bytes of weights per file at most, as a number or `"5GB"`.
         """
-        save_model(self.model, Path(save_directory), max_shard_bytes=max_shard_size)
+        save_model(self.model, Path(save_directory), max_shard_bytes=byte_size(max_shard_size))
         path = Path(save_directory) / "generation_config.json"
         path.write_text(json.dumps(self.generation_config, indent=2) + "\n", encoding="utf-8")
 
     @property
-    def config(self) -> own.Idefics2Config:
+    def config(self) -> Idefics2Config:
         """Sizes."""
-        return self.model.config
+        return Idefics2Config.of(self.model.config)
 
     @property
     def device(self) -> torch.device:
@@ -234,10 +194,10 @@ class Idefics2ForConditionalGeneration(nn.Module):
         """
         mask = token_inputs(input_ids, attention_mask)
         latents = image_hidden_states
-        if pixel_values is not None:
-            if latents is not None:
-                raise OptionError("pixel_values and image_hidden_states are the same images twice; give one")
-            images, counts = unpad_images(pixel_values, pixel_attention_mask)
+        if latents is not None and pixel_values is not None:
+            raise OptionError("pixel_values and image_hidden_states are the same images twice; give one")
+        if latents is None:
+            images, counts = ((), ()) if pixel_values is None else unpad_images(pixel_values, pixel_attention_mask)
             check_alignment(
                 ModelInputs(input_ids_BT=input_ids, attention_mask_BT=mask, images_CHW=images, images_per_row=counts),
                 config=self.config,
@@ -295,7 +255,11 @@ class Idefics2ForConditionalGeneration(nn.Module):
         """
         refuse("generate", {name: value for name, value in options.items() if name in _REFUSED and value}, later=_REFUSED)
         options = {name: value for name, value in options.items() if name not in (*_REFUSED, "use_cache")}
-        defaults = {**self.generation_config, **_mapping(generation_config)}
+        chosen = _mapping(generation_config)
+        return_dict_in_generate |= bool(chosen.pop("return_dict_in_generate", False))
+        unknown = {*unknown_defaults(chosen), *(name for name in _REFUSED if chosen.get(name))}
+        refuse("generation_config", {name: chosen[name] for name in unknown}, later=_REFUSED)
+        defaults = {**self.generation_config, **chosen}
         params = sampling_params(defaults, options)
         if params.do_sample and "top_k" not in options and "top_k" not in defaults:
             params = sampling_params(defaults, {**options, "do_sample": True, "top_k": 50})
@@ -348,7 +312,9 @@ def _backend(attn_implementation: str | None) -> Backend:
 def _mapping(generation_config: Any) -> dict[str, Any]:
     if generation_config is None:
         return {}
-    found = generation_config.to_dict() if hasattr(generation_config, "to_dict") else generation_config
+    # What differs from the reference's defaults, where the object can say: release 4 has some that are not None.
+    told = getattr(generation_config, "to_diff_dict", None) or getattr(generation_config, "to_dict", None)
+    found = generation_config if told is None else told()
     if not isinstance(found, Mapping):
         raise OptionError(f"generation_config must be a mapping, not {type(found).__name__}")
     return {name: value for name, value in found.items() if value is not None}

@@ -41,9 +41,9 @@ def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> t
             if pixel_attention_mask is not None:
                 mask = pixel_attention_mask[b, n].bool()
                 h, w = int(mask.any(1).sum()), int(mask.any(0).sum())
-                if int(mask.sum()) != h * w or not bool(mask[:h, :w].all()):
+                if not h or int(mask.sum()) != h * w or not bool(mask[:h, :w].all()):
                     raise InputError(
-                        f"pixel_attention_mask of image {n + 1} in row {b + 1} is not a rectangle from the top left"
+                        f"pixel_attention_mask of image {n + 1} in row {b + 1} is not a rectangle of ones from the top left"
                     )
                 image = image[:, :h, :w]
             images.append(image)

@@ -18,7 +18,7 @@ class Idefics2ImageProcessor(ImageProcessor):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Reads a folder or Hub id; other options override fields, e.g. `size=` or `do_image_splitting=`."""
-        return cls.from_folder(folder_of(pretrained_model_name_or_path, options), **options)
+        return cls.from_folder(folder_of(pretrained_model_name_or_path, options, weights=False), **options)
 
 
 class Idefics2Processor(idefics2.Idefics2Processor):
@@ -27,4 +27,4 @@ class Idefics2Processor(idefics2.Idefics2Processor):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Reads a folder or Hub id; other options override, e.g. `size=`, `do_image_splitting=` or `image_seq_len=`."""
-        return cls.from_folder(folder_of(pretrained_model_name_or_path, options), **options)
+        return cls.from_folder(folder_of(pretrained_model_name_or_path, options, weights=False), **options)

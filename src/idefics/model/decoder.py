@@ -16,7 +16,7 @@ from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.layers.rope import rotary_angles, rotate
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "Geometry"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from idefics.config import VisionConfig
 from idefics.model.layers.attention import Backend, segmented_attention
 from idefics.model.layers.mlp import MLP
 
-__all__ = ["SiglipTower", "patch_position_ids", "patchify"]
+__all__ = ["PatchEmbedding", "SiglipTower", "patch_position_ids", "patchify"]
 
 
 def patchify(image_CHW: Tensor, *, patch: int) -> tuple[Tensor, tuple[int, int]]:

@@ -11,7 +11,7 @@ import torch
 from idefics.errors import OptionError
 from idefics.model.layers.attention import Backend
 from idefics.parallel.device_map import plan_devices, spread
-from idefics.weights.families import Model
+from idefics.weights.families import Model, build_on_meta, family_of
 from idefics.weights.load import Progress, load_config, load_model
 from idefics.weights.placement import Device
 
@@ -48,7 +48,8 @@ def load_placed(
         device, device_map = device_map, None
     if device_map == "auto":
         count = torch.cuda.device_count()
-        devices: list[tuple[Device, int]] = [(f"cuda:{i}", torch.cuda.mem_get_info(i)[0]) for i in range(count)]
+        # A tenth stays free for the cache and activations; the plan fills all devices alike, so most have more.
+        devices: list[tuple[Device, int]] = [(f"cuda:{i}", torch.cuda.mem_get_info(i)[0] * 9 // 10) for i in range(count)]
         if len(devices) <= 1:
             device, device_map = "cuda" if devices else "cpu", None
         else:
@@ -58,7 +59,29 @@ def load_placed(
         where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
         return load_model(folder, dtype=dtype, device=where, backend=backend, progress=progress)
     assert not isinstance(device_map, str)
-    ours = {name.removeprefix("model."): place for name, place in device_map.items()}
+    ours = _our_names(folder, device_map)
     model = load_model(folder, dtype=dtype, device=ours, backend=backend, progress=progress)
     spread(model, ours)
     return model
+
+
+def _our_names(folder: Path, device_map: Mapping[str, Any]) -> dict[str, Any]:
+    """A map in our prefixes. The published names put `model.` before some parts: `"model"` stands for all of those.
+
+    Raises:
+        OptionError: a part is named twice, as published and as ours, with different places.
+    """
+    ours: dict[str, Any] = {}
+    if "model" in device_map:
+        config = load_config(folder)
+        published = family_of(config).table.published
+        names = [name for name, _ in build_on_meta(config).named_parameters()]
+        ours = {name.partition(".")[0]: device_map["model"] for name in names if published(name).startswith("model.")}
+    named: dict[str, Any] = {}
+    for name, place in device_map.items():
+        part = name.removeprefix("model.")
+        if named.setdefault(part, place) != place:
+            raise OptionError(
+                f"the device map puts {part} on {named[part]} and on {place}; name it once, with model. or without"
+            )
+    return ours | {name: place for name, place in named.items() if name != "model"}

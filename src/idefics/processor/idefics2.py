@@ -27,7 +27,7 @@ from idefics.processor.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Idefics2Processor"]
+__all__ = ["END_OF_UTTERANCE", "FAKE_TOKEN", "IMAGE_TOKEN", "Idefics2Processor"]
 
 FAKE_TOKEN = "<fake_token_around_image>"
 IMAGE_TOKEN = "<image>"

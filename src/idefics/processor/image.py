@@ -22,7 +22,7 @@ from idefics.processor.fetch import is_image, open_image
 from idefics.processor.modes import to_rgb
 from idefics.processor.sizes import check_size, resized_size, sub_image_boxes
 
-__all__ = ["ImageProcessor", "pad_images"]
+__all__ = ["ImageProcessor", "Pixels", "pad_images"]
 
 Pixels = NDArray[np.float32]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from idefics.config import read_json
 from idefics.errors import CheckpointError, CheckpointNotFound, UnsafeCheckpoint
 
-__all__ = ["INDEX", "SINGLE", "Shards", "TensorEntry"]
+__all__ = ["DTYPES", "INDEX", "SINGLE", "Shards", "TensorEntry"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

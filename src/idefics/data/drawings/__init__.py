@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from idefics.data.drawings.facts import PATCH_COLORS, PATCH_KINDS, Drawing, Number, Scene, Thing
+from idefics.data.drawings.crowd import draw_crowd
+from idefics.data.drawings.facts import PATCH_COLORS, PATCH_KINDS, Crowd, Drawing, Number, Scene, Thing
 from idefics.data.drawings.palette import COLORS
 from idefics.data.drawings.questions import TASKS, Turn, conversation, corpus, questions_of, small_talk, tasks_of
 from idefics.data.drawings.scene import Subject, draw_scene
@@ -14,6 +15,7 @@ __all__ = [
     "PATCH_COLORS",
     "PATCH_KINDS",
     "TASKS",
+    "Crowd",
     "Drawing",
     "Number",
     "Scene",
@@ -22,6 +24,7 @@ __all__ = [
     "Turn",
     "conversation",
     "corpus",
+    "draw_crowd",
     "draw_scene",
     "questions_of",
     "small_talk",

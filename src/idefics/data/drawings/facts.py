@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 from idefics.data.drawings.palette import COLORS
 from idefics.data.drawings.shapes import KINDS, Outline
 
-__all__ = ["MAX_THINGS", "PATCH_COLORS", "PATCH_KINDS", "Box", "Drawing", "Number", "Scene", "Thing"]
+__all__ = ["MAX_THINGS", "PATCH_COLORS", "PATCH_KINDS", "Box", "Crowd", "Drawing", "Number", "Scene", "Thing", "patch_labels"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the finished image."""
@@ -83,6 +84,13 @@ class Drawing:
     scene: Scene
     outlines: tuple[Outline, ...]
 
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Kind (or digit) and colour of each outline."""
+        number = self.scene.number
+        digits = () if number is None else tuple((digit, number.color) for digit in number.text)
+        return (*((thing.kind, thing.color) for thing in self.scene.things), *digits)
+
     def patch_labels(self, patch: int = 14) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Kind and colour of what covers each patch.
 
@@ -96,18 +104,39 @@ class Drawing:
             Kinds (indices into `PATCH_KINDS`) and colours (indices into `PATCH_COLORS`), both of shape
             (height // patch, width // patch).
         """
-        rows, columns = self.scene.height // patch, self.scene.width // patch
-        owners = _owners(self.outlines, width=self.scene.width, height=self.scene.height, patch=patch)
-        kinds = [0, *(PATCH_KINDS.index(thing.kind) for thing in self.scene.things)]
-        colors = [0, *(PATCH_COLORS.index(thing.color) for thing in self.scene.things)]
-        if self.scene.number is not None:
-            kinds += [PATCH_KINDS.index(digit) for digit in self.scene.number.text]
-            colors += [PATCH_COLORS.index(self.scene.number.color)] * len(self.scene.number.text)
-        shape = (rows, columns)
-        return np.array(kinds, dtype=np.int64)[owners].reshape(shape), np.array(colors, dtype=np.int64)[owners].reshape(shape)
+        return patch_labels(self.outlines, self.names, width=self.scene.width, height=self.scene.height, patch=patch)
 
 
-def _owners(outlines: tuple[Outline, ...], *, width: int, height: int, patch: int) -> NDArray[np.int64]:
+@dataclass(frozen=True, eq=False)
+class Crowd:
+    """A picture full of things and digits, for a vision tower to learn its letters from: no questions, only labels.
+
+    Attributes:
+        image: RGB.
+        names: kind (or digit) and colour of each object.
+        outlines: one polygon per object, in pixels.
+    """
+
+    image: Image.Image
+    names: tuple[tuple[str, str], ...]
+    outlines: tuple[Outline, ...]
+
+    def patch_labels(self, patch: int = 14) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Kind and colour of what covers each patch, as `Drawing.patch_labels`."""
+        return patch_labels(self.outlines, self.names, width=self.image.width, height=self.image.height, patch=patch)
+
+
+def patch_labels(
+    outlines: Sequence[Outline], names: Sequence[tuple[str, str]], *, width: int, height: int, patch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Kinds and colours, (rows, columns) each, of what covers each patch; `names` are those of the outlines."""
+    owners = _owners(outlines, width=width, height=height, patch=patch).reshape(height // patch, width // patch)
+    kinds = [0, *(PATCH_KINDS.index(kind) for kind, _ in names)]
+    colors = [0, *(PATCH_COLORS.index(color) for _, color in names)]
+    return np.array(kinds, dtype=np.int64)[owners], np.array(colors, dtype=np.int64)[owners]
+
+
+def _owners(outlines: Sequence[Outline], *, width: int, height: int, patch: int) -> NDArray[np.int64]:
     """For each patch, row by row, 1 + the index of the outline that names it, or 0."""
     canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)

@@ -11,7 +11,7 @@ from PIL import ImageFont
 
 from idefics.errors import InputError
 
-__all__ = ["WHEELS", "Face", "digit_ratio", "faces", "font", "sturdy"]
+__all__ = ["WHEELS", "Face", "digit_box", "digit_ratio", "faces", "font", "sturdy"]
 
 WHEELS = ("font_caladea", "font_fredoka_one", "font_manrope", "font_source_sans_pro", "font_source_serif_pro")
 """Packages whose `files` folder holds fonts; `pip install 'idefics[draw]'` brings them."""
@@ -71,6 +71,12 @@ def font(index: int, size: int) -> ImageFont.FreeTypeFont:
             raise InputError("this Pillow was built without FreeType and cannot scale fonts; install Pillow from its wheel")
         return built_in
     return ImageFont.truetype(face.path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=8192)
+def digit_box(index: int, size: int, digit: str) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a digit's strokes, from the pen's place."""
+    return font(index, size).getbbox(digit)
 
 
 @cache

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from idefics.data.drawings.chance import chance, pick, uniform
-from idefics.data.drawings.fonts import digit_ratio, faces, font, sturdy
+from idefics.data.drawings.fonts import digit_box, digit_ratio, faces, font, sturdy
 from idefics.data.drawings.shapes import Outline
 
 __all__ = ["MIN_DIGIT_HEIGHT", "Lettering", "lettering"]
@@ -70,7 +70,7 @@ def _set(text: str, *, face: int, turn: float, floor: float, wished: float) -> L
     size = min(_SIZES, key=lambda known: abs(known - ems))
     while True:
         letters = font(face, size)
-        boxes = [letters.getbbox(digit) for digit in text]
+        boxes = [digit_box(face, size, digit) for digit in text]
         digit_height = min(bottom - top for _, top, _, bottom in boxes)
         if digit_height >= floor:
             break

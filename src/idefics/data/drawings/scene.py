@@ -17,7 +17,7 @@ from idefics.data.drawings.palette import COLORS, RGB, Backdrop, backdrop, shade
 from idefics.data.drawings.shapes import KINDS, Outline, outline
 from idefics.errors import InputError
 
-__all__ = ["MIN_SIDE", "MIN_THING", "Subject", "draw_scene", "random_number", "random_things"]
+__all__ = ["MIN_SIDE", "MIN_THING", "Subject", "draw_scene", "random_number", "random_things", "wear"]
 
 Subject = Literal["thing", "things", "number"]
 """What a drawing is about."""
@@ -71,7 +71,7 @@ def draw_scene(
         picture, scene, outlines = _paint_things(rng, width=width, height=height, scale=scale, count=count)
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return Drawing(_wear(rng, picture), scene, outlines)
+    return Drawing(wear(rng, picture), scene, outlines)
 
 
 def random_number(rng: np.random.Generator, max_digits: int) -> str:
@@ -239,7 +239,7 @@ def _rim(ink: RGB) -> RGB:
     return int(red * 0.6), int(green * 0.6), int(blue * 0.6)
 
 
-def _wear(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
+def wear(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
     """The traces of a camera and of a web page: blur, brightness, noise, JPEG."""
     if chance(rng, 0.12):
         picture = picture.filter(ImageFilter.GaussianBlur(uniform(rng, 0.3, 0.8)))

@@ -1,0 +1,29 @@
+"""A checkpoint's own generation settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from idefics.config import Idefics2Config, read_json
+from idefics.engine.sampling_params import unknown_defaults
+from idefics.errors import ConfigError
+
+__all__ = ["generation_defaults"]
+
+
+def generation_defaults(folder: Path, config: Idefics2Config) -> dict[str, Any]:
+    """The content of `generation_config.json`, or, where there is none, the ends that the model's config names.
+
+    Raises:
+        ConfigError: the file asks for something that would change the output and is not offered.
+    """
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return {"eos_token_id": config.text_config.eos_token_id, "pad_token_id": config.text_config.pad_token_id}
+    found = read_json(path)
+    unknown = unknown_defaults(found)
+    if unknown:
+        asked = ", ".join(f"{name} = {found[name]!r}" for name in unknown)
+        raise ConfigError(f"{path} asks for {asked}, which this version does not offer; remove it to go on without")
+    return found
