@@ -2,6 +2,7 @@
 
     python recipes/nano.py train --out runs/nano          # tokenizer, three stages, checkpoint in the published layout
     python recipes/nano.py evaluate [--model runs/nano]   # the table of the README, on drawings never trained on
+    python recipes/nano.py demo                           # the images of `idefics demo`
 
 Joined from random weights such a model learns colours and little else, so its parts are warmed before they are joined, in
 the spirit of the real recipe, which starts from SigLIP and Mistral (arXiv 2405.02246):
@@ -34,28 +35,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from idefics.api import Idefics, load
+from idefics.api import EMBEDDED
 from idefics.config import Idefics2Config, VisionConfig, preset
 from idefics.data.drawings import (
     PATCH_COLORS,
     PATCH_KINDS,
     Crowd,
     Drawing,
-    Subject,
     Turn,
     conversation,
     corpus,
     draw_crowd,
     draw_scene,
-    questions_of,
     small_talk,
-    tasks_of,
 )
 from idefics.model.idefics2 import Idefics2
 from idefics.model.perceiver import PerceiverResampler
@@ -64,28 +61,16 @@ from idefics.processor.image import ImageProcessor
 from idefics.processor.tokenizer import Tokenizer as ProcessorTokenizer
 from idefics.weights.init import initialize
 from idefics.weights.save import save_model
+from nano_evaluation import DEMO_SEED, LONGEST, SHORTEST, demo, evaluate
 
 PATCH = 14
-SHORTEST, LONGEST = 84, 168  # edges of pictures as the model sees them, in pixels
 # Grids of patches, h x w: what 4:3, 16:9, square, portrait and smaller pictures become at 168 pixels.
 GRIDS = (
-    (9, 12),
-    (9, 12),
-    (8, 12),
-    (7, 12),
-    (6, 12),
-    (12, 9),
-    (12, 8),
-    (10, 10),
-    (12, 12),
-    (8, 8),
-    (6, 9),
-    (9, 6),
-    (7, 7),
-    (6, 6),
-)
+    (9, 12), (9, 12), (8, 12), (7, 12), (6, 12), (12, 9), (12, 8),
+    (10, 10), (12, 12), (8, 8), (6, 9), (9, 6), (7, 7), (6, 6),
+)  # fmt: skip
 CELLS = (4, 8)  # rows x columns of the coarse grid: one cell per latent
-TRAIN_SEED, TEST_SEED = 20_240_415, 7_777_777
+TRAIN_SEED = 20_240_415
 
 
 @dataclass(frozen=True)
@@ -115,7 +100,7 @@ STAGES = (
     Stage("patches", crowds=0.75, steps=1250, batch=48, lr=1.5e-3, warmup=60, decay=300, patches=1.0),
     Stage("latents", crowds=0.6, steps=500, batch=48, lr=1.2e-3, warmup=40, decay=100, patches=0.3, routes=0.5, latents=1.0),
     Stage(
-        "answers", crowds=0.0, steps=1900, batch=48, lr=0.8e-3, warmup=60, decay=600,
+        "answers", crowds=0.0, steps=2300, batch=48, lr=0.8e-3, warmup=60, decay=700,
         patches=0.1, routes=0.05, latents=0.2, answers=1.0,
     ),
 )  # fmt: skip
@@ -378,7 +363,8 @@ def waves(config: VisionConfig) -> Tensor:
 
 def optimizers_of(learner: Learner) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the matrices inside the model, AdamW for tables, heads, norms and biases."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in learner.named_parameters():
         inside = ".layers." in name or "modality_projection" in name
         (matrices if parameter.ndim == 2 and inside else rest).append(parameter)
@@ -496,92 +482,6 @@ def export(model: Idefics2, tokenizer: Tokenizer, out: Path) -> None:
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
-# ----------------------------------------------------------------------------------------------------------- evaluate
-
-TARGETS = {"thing": 95, "color": 95, "shape": 95, "count": 85, "number": 80, "which": 85}
-
-
-def evaluate(model: str | None, *, each: int, seed: int) -> dict[str, float]:
-    """Asks `each` questions per task about fresh drawings, through the public interface; prints and returns percentages.
-
-    Sizes are arbitrary, and half of the pictures are enlarged two- or threefold first, so that the processor has to shrink
-    them as it does a photo. Answers must be right to the letter. `later turns` are second and third turns of
-    conversations in which the model reads its own earlier answers.
-    """
-    asked = load(model)
-    rng = np.random.default_rng([seed, TEST_SEED])
-    results: dict[str, float] = {}
-    for task in ("thing", "color", "shape", "count", "number", "which", "yesno", "describe"):
-        rows = [test_row(rng, task) for _ in range(each)]
-        answers = ask(asked, [[(turn.question, None)] for _, turn in rows], [pictures for pictures, _ in rows])
-        right = [answer == turn.answer for answer, (_, turn) in zip(answers, rows, strict=True)]
-        results[task] = 100 * float(np.mean(right))
-        if task in ("count", "number"):
-            by = [len(turn.answer) if task == "number" else int(turn.answer) for _, turn in rows]
-            for n in sorted(set(by)):
-                results[f"{task} {n}"] = 100 * float(np.mean([r for r, b in zip(right, by, strict=True) if b == n]))
-    results["later turns"] = evaluate_conversations(asked, rng, each)
-    for task, percent in results.items():
-        target = f"  (target {TARGETS[task]})" if task in TARGETS else ""
-        print(f"{task:12} {percent:5.1f} %{target}")
-    return results
-
-
-def test_picture(rng: np.random.Generator, subject: Subject | None) -> tuple[Drawing, Image.Image]:
-    """A drawing of any size and, as often as not, an enlarged picture of it."""
-    width, height = (int(side) for side in rng.integers(SHORTEST, LONGEST + 1, 2))
-    drawing = draw_scene(rng, width=width, height=height, subject=subject)
-    factor = int(rng.integers(2, 4)) if rng.random() < 0.5 and max(width, height) == LONGEST else 1
-    picture = drawing.image.resize((width * factor, height * factor), Image.Resampling.BICUBIC) if factor > 1 else drawing.image
-    return drawing, picture
-
-
-def test_row(rng: np.random.Generator, task: str) -> tuple[list[Image.Image], Turn]:
-    """Pictures that allow a question of `task`, and the question; counts and lengths of numbers come equally often."""
-    subjects: dict[str, Subject] = {"thing": "thing", "color": "thing", "shape": "thing", "count": "things", "number": "number"}
-    while True:
-        shown = [test_picture(rng, subjects.get(task)) for _ in range(2 if task == "which" else 1)]
-        drawings = [drawing for drawing, _ in shown]
-        if task in tasks_of(drawings):
-            return [picture for _, picture in shown], questions_of(task, rng, drawings)
-
-
-def evaluate_conversations(asked: Idefics, rng: np.random.Generator, each: int) -> float:
-    """Percentage of right answers in the second and third turn."""
-    shown = [[test_picture(rng, None) for _ in range(1 + (i % 3 == 0))] for i in range(each)]
-    talks = [conversation(rng, [drawing for drawing, _ in row], turns=3) for row in shown]
-    pictures = [[picture for _, picture in row] for row in shown]
-    histories: list[list[tuple[str, str | None]]] = [[] for _ in talks]
-    right = []
-    for number in range(3):
-        for history, talk in zip(histories, talks, strict=True):
-            history.append((talk[number].question, None))
-        for history, talk, answer in zip(histories, talks, ask(asked, histories, pictures), strict=True):
-            history[-1] = (talk[number].question, answer)
-            right += [answer == talk[number].answer] if number else []
-    return 100 * float(np.mean(right))
-
-
-def ask(
-    asked: Idefics, talks: Sequence[Sequence[tuple[str, str | None]]], pictures: Sequence[Sequence[Image.Image]]
-) -> list[str]:
-    """The model's answer to the last question of each conversation, greedy, in batches."""
-    prompts = []
-    for talk, row in zip(talks, pictures, strict=True):
-        messages: list[dict[str, Any]] = []
-        for number, (question, answer) in enumerate(talk):
-            images = [{"type": "image"} for _ in row] if number == 0 else []
-            messages.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
-            if answer is not None:
-                messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        prompts.append(asked.processor.apply_chat_template(messages, add_generation_prompt=True))
-    answers: list[str] = []
-    for first in range(0, len(prompts), 50):
-        batch = slice(first, first + 50)
-        answers += asked.generate(prompts[batch], [list(row) for row in pictures[batch]], raw=True, max_new_tokens=32)
-    return answers
-
-
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -593,11 +493,21 @@ def main() -> None:
     testing.add_argument("--model", default=None, help="a folder; default: the embedded model")
     testing.add_argument("--each", type=int, default=400, help="questions per task")
     testing.add_argument("--seed", type=int, default=0)
+    testing.add_argument("--save", type=Path, default=None, help="write the percentages to this JSON file, too")
+    showing = commands.add_parser("demo", help="draw the images of `idefics demo`")
+    showing.add_argument("--out", type=Path, default=EMBEDDED.parent / "demo")
+    showing.add_argument("--seed", type=int, default=DEMO_SEED)
     arguments = parser.parse_args()
     if arguments.command == "train":
         train(arguments.out, seed=arguments.seed)
+    elif arguments.command == "demo":
+        demo(arguments.out, seed=arguments.seed)
     else:
-        evaluate(arguments.model, each=arguments.each, seed=arguments.seed)
+        results = evaluate(arguments.model, each=arguments.each, seed=arguments.seed)
+        if arguments.save is not None:
+            rounded = {task: round(percent, 1) for task, percent in results.items()}
+            facts = {"each": arguments.each, "seed": arguments.seed, "results": rounded}
+            arguments.save.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embedded model's recipe, imported by path, and its answers to fresh drawings."""
+"""How the recipe evaluates the embedded model, imported by path, and its answers to fresh drawings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def recipe() -> ModuleType:
-    """`recipes/nano.py`."""
-    spec = importlib.util.spec_from_file_location("nano_recipe", ROOT / "recipes" / "nano.py")
+    """`recipes/nano_evaluation.py`."""
+    spec = importlib.util.spec_from_file_location("nano_evaluation", ROOT / "recipes" / "nano_evaluation.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

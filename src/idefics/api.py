@@ -391,4 +391,3 @@ def _size(processor: Idefics2Processor, longest: int) -> dict[str, int]:
     """The checkpoint's size with another longest edge; the shortest never exceeds it."""
     shortest = processor.image_processor.size["shortest_edge"]
     return {"longest_edge": longest, "shortest_edge": min(shortest, longest)}
-

@@ -172,10 +172,8 @@ def sampling_params(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> 
 def unknown_defaults(defaults: Mapping[str, Any]) -> list[str]:
     """Keys of a `generation_config.json` that would change the output and are not known here."""
     known = {*_FIELDS, *_ALIASES, *_BOOKKEEPING}
-    off = (None, False, 0, 1, "", [], {})  # what the reference writes when an option is off
-    return sorted(
-        name for name, value in defaults.items() if name not in known and (value is True or value not in off)
-    )
+    off: tuple[Any, ...] = (None, False, 0, 1, "", [], {})  # what the reference writes when an option is off
+    return sorted(name for name, value in defaults.items() if name not in known and (value is True or value not in off))
 
 
 def _normalised(name: str, value: Any) -> Any:
