@@ -100,7 +100,7 @@ STAGES = (
     Stage("patches", crowds=0.75, steps=1250, batch=48, lr=1.5e-3, warmup=60, decay=300, patches=1.0),
     Stage("latents", crowds=0.6, steps=500, batch=48, lr=1.2e-3, warmup=40, decay=100, patches=0.3, routes=0.5, latents=1.0),
     Stage(
-        "answers", crowds=0.0, steps=2300, batch=48, lr=0.8e-3, warmup=60, decay=700,
+        "answers", crowds=0.0, steps=1500, batch=48, lr=0.8e-3, warmup=60, decay=550,
         patches=0.1, routes=0.05, latents=0.2, answers=1.0,
     ),
 )  # fmt: skip

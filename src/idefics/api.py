@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -27,15 +27,13 @@ from idefics.parallel.load import load_placed
 from idefics.processor.detokenizer import TextStream
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.messages import fill_images, normalise
+from idefics.processor.sizes import with_longest_edge
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.families import Model
-from idefics.weights.files import resolve
+from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve
 from idefics.weights.load import Progress
 
 __all__ = ["EMBEDDED", "Answer", "Idefics", "Score", "load"]
-
-EMBEDDED = Path(__file__).parent / "assets" / "idefics2-nano"
-"""The model that ships inside the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ def load(
     """Loads a model and its processor.
 
     Args:
-        model: a folder in the published layout, a Hub id, or None for the embedded model.
+        model: a folder in the published layout, a Hub id, or None (or `"idefics2-nano"`) for the embedded model.
         revision: of a Hub id: branch, tag or commit.
         cache_dir: where Hub files are kept.
         token: for gated or private repositories.
@@ -113,18 +111,18 @@ def load(
         IdeficsError: see `idefics.errors`.
     """
     stored = torch_dtype(dtype)
-    folder = EMBEDDED
-    if model is not None:
-        watched = sys.stderr.isatty()
-        folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=watched)
+    if attention not in get_args(Backend):
+        raise OptionError(f"attention = {attention!r} is not one of {', '.join(get_args(Backend))}")
+    watched = sys.stderr.isatty()
+    folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=watched)
     overrides: dict[str, Any] = {} if split is None else {"do_image_splitting": split}
     processor = Idefics2Processor.from_folder(folder, **overrides)
     if max_image_size is not None:
-        processor.image_processor = processor.image_processor.with_options(size=_size(processor, max_image_size))
+        images = processor.image_processor
+        processor.image_processor = images.with_options(size=with_longest_edge(images.size, max_image_size))
     loaded = load_placed(folder, dtype=stored, device=device, device_map=device_map, backend=attention, progress=progress)
     defaults = generation_defaults(folder, loaded.config)
-    name = "idefics2-nano" if model is None else str(model)
-    return Idefics(name, loaded, processor, defaults)
+    return Idefics(EMBEDDED_NAME if model is None else str(model), loaded, processor, defaults)
 
 
 class Idefics:
@@ -176,6 +174,8 @@ class Idefics:
             InputError: prompt, images or options cannot be used.
         """
         params = sampling_params(self.defaults, options)
+        if not isinstance(prompt, Sequence):
+            raise InputError(f"a prompt is a text or a list of texts, not {type(prompt).__name__}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = _rows(images, prompts, single=isinstance(prompt, str))
         texts = [self._prompt(text, len(row), raw) for text, row in zip(prompts, rows, strict=True)]
@@ -261,6 +261,8 @@ class Idefics:
         Raises:
             InputError: a continuation adds no token to the prompt.
         """
+        if isinstance(continuations, str):
+            raise InputError("continuations must be a list of texts, not one text")
         row = _rows(images, [prompt], single=True)[0]
         text = self._prompt(prompt, len(row), raw)
         inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
@@ -270,6 +272,8 @@ class Idefics:
         return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
 
     def _prompt(self, text: str, images: int, raw: bool | None) -> str:
+        if not isinstance(text, str):
+            raise InputError(f"a prompt is a text, not {type(text).__name__}")
         placeholders = text.count(self.processor.image_token)
         chat = not raw if raw is not None else placeholders == 0 and self.processor.chat_template is not None
         if placeholders and placeholders != images:
@@ -285,7 +289,7 @@ class Idefics:
     def _inputs(
         self, texts: Sequence[str], rows: Sequence[Sequence[Any]], *, max_image_size: int | None, split: bool | None
     ) -> ModelInputs:
-        size = None if max_image_size is None else _size(self.processor, max_image_size)
+        size = None if max_image_size is None else with_longest_edge(self.processor.image_processor.size, max_image_size)
         return self.processor.inputs(texts, rows, size=size, do_image_splitting=split)
 
     def _chat_inputs(
@@ -340,7 +344,8 @@ class Idefics:
 
     def _answer(self, completion: Completion, params: SamplingParams, *, prompt_tokens: int, image_tokens: int) -> Answer:
         stream = TextStream(self.processor.tokenizer, stop=params.stop)
-        text = stream.push(completion.token_ids)
+        # An end token is no part of the text, be it special or an ordinary one that was asked for; streams do the same.
+        text = stream.push(completion.token_ids[:-1] if completion.finish == "eos" else completion.token_ids)
         return Answer(
             text=text + stream.finish(),
             token_ids=completion.token_ids,
@@ -385,9 +390,3 @@ def _rows(images: Any, prompts: Sequence[str], *, single: bool) -> list[list[Any
         given = len(images) if isinstance(images, list | tuple) else 1
         raise InputError(f"{len(prompts)} prompts need a list of {len(prompts)} lists of images, not {given} item(s)")
     return [list(row) if isinstance(row, list | tuple) else [] if row is None else [row] for row in images]
-
-
-def _size(processor: Idefics2Processor, longest: int) -> dict[str, int]:
-    """The checkpoint's size with another longest edge; the shortest never exceeds it."""
-    shortest = processor.image_processor.size["shortest_edge"]
-    return {"longest_edge": longest, "shortest_edge": min(shortest, longest)}

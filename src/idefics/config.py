@@ -17,9 +17,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from idefics.errors import CheckpointNotFound, ConfigError
+from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError
 
-__all__ = ["DTYPES", "Idefics2Config", "PerceiverConfig", "TextConfig", "VisionConfig", "preset", "preset_names", "read_json"]
+__all__ = [
+    "DTYPES", "Idefics2Config", "PerceiverConfig", "TextConfig", "VisionConfig", "preset", "preset_names",
+    "read_json", "write_json",
+]  # fmt: skip
 
 DTYPES = ("float32", "float16", "bfloat16")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
@@ -178,17 +181,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointNotFound: no such file.
+        CheckpointError: the file cannot be read.
         ConfigError: the file is not a JSON object.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointNotFound(f"{path} does not exist; a checkpoint folder has a {path.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a JSON {type(raw).__name__}, not an object")
     return raw
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, sort_keys: bool = False) -> None:
+    """Writes one JSON object for people to read; `read_json` is its inverse."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n", encoding="utf-8")
 
 
 def _mapping(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -224,6 +235,9 @@ def _section(cls: type[Section], name: str, raw: Mapping[str, Any]) -> Section:
             raise ConfigError(f"{name}.{key} must be a positive whole number, not {value!r}")
         if expected == "float" and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
             raise ConfigError(f"{name}.{key} must be a positive number, not {value!r}")
+    window = values.get("sliding_window")
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise ConfigError(f"{name}.sliding_window must be a positive whole number or null, not {window!r}")
     activation = values.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise ConfigError(f"{name}.hidden_act = {activation!r} is not one of {', '.join(ACTIVATIONS)}")
@@ -240,7 +254,10 @@ def _text_section(raw: dict[str, Any]) -> TextConfig:
             raise ConfigError(f"text_config.rope_parameters = {rope!r}; only rope_type 'default' is supported")
         raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", TextConfig.rope_theta))
     if raw.get("head_dim") is None:
-        hidden, heads = raw.get("hidden_size", TextConfig.hidden_size), raw.get("num_attention_heads", 32)
+        hidden, heads = (
+            raw.get("hidden_size", TextConfig.hidden_size),
+            raw.get("num_attention_heads", TextConfig.num_attention_heads),
+        )
         if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
             raise ConfigError(f"text_config.hidden_size = {hidden!r} is not a multiple of num_attention_heads = {heads!r}")
         raw["head_dim"] = hidden // heads
@@ -268,6 +285,10 @@ def _check_idefics2(config: Idefics2Config) -> None:
         raise ConfigError(
             f"perceiver_config.hidden_size = {perceiver.hidden_size} differs from text_config.hidden_size = {text.hidden_size}"
         )
+    if isinstance(config.image_token_id, bool) or not isinstance(config.image_token_id, int):
+        raise ConfigError(f"image_token_id must be a whole number, not {config.image_token_id!r}")
+    if not isinstance(config.tie_word_embeddings, bool):
+        raise ConfigError(f"tie_word_embeddings must be true or false, not {config.tie_word_embeddings!r}")
     if not 0 <= config.image_token_id < text.vocab_size:
         raise ConfigError(f"image_token_id = {config.image_token_id} is outside the vocabulary of {text.vocab_size}")
     if config.dtype not in DTYPES:
@@ -324,7 +345,7 @@ def preset(name: str) -> Idefics2Config:
     128
     """
     short = name.rsplit("/", 1)[-1]
-    for suffix in ("-base", "-chatty", "-AWQ"):
+    for suffix in ("-AWQ", "-base", "-chatty"):  # idefics2-8b-chatty-AWQ has two
         short = short.removesuffix(suffix)
     if short not in _PRESETS:
         raise ConfigError(f"no preset {name!r}; there are {', '.join(preset_names())}")

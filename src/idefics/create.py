@@ -17,16 +17,16 @@ import torch
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from idefics.api import EMBEDDED
-from idefics.config import Idefics2Config, preset
+from idefics.config import Idefics2Config, preset, write_json
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
 from idefics.plan import image_settings
 from idefics.processor.idefics2 import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Idefics2Processor
 from idefics.processor.image import ImageProcessor
 from idefics.processor.tokenizer import Tokenizer
+from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.families import build_on_meta, family_of
-from idefics.weights.footprint import readable_bytes
+from idefics.weights.files import EMBEDDED
 from idefics.weights.init import Start, starts
 from idefics.weights.save import shard_index, shard_names, split_shards
 from idefics.weights.shards import DTYPES, INDEX
@@ -86,8 +86,8 @@ def create_checkpoint(
         part.mkdir(parents=True)
         _write_weights(config, part, seed=seed, max_shard_bytes=max_shard_bytes, progress=progress)
         processor.save_pretrained(part)
-        _write_json(part / "generation_config.json", _generation(config, processor))
-        _write_json(part / "config.json", config.to_dict())
+        write_json(part / "generation_config.json", _generation(config, processor), sort_keys=True)
+        write_json(part / "config.json", config.to_dict(), sort_keys=True)
         if out.is_dir():
             out.rmdir()
         part.rename(out)
@@ -206,7 +206,7 @@ def _write_weights(config: Idefics2Config, folder: Path, *, seed: int, max_shard
                 if progress is not None:
                     progress(done, total)
     if len(shards) > 1:
-        _write_json(folder / INDEX, shard_index(names, shards))
+        write_json(folder / INDEX, shard_index(names, shards), sort_keys=True)
 
 
 def _draw(tensors: Iterator[tuple[Tensor, Start]], seed: int) -> Iterator[memoryview]:
@@ -231,7 +231,3 @@ def _header(shard: Mapping[str, Tensor]) -> bytes:
     content = json.dumps(table, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)
     return len(content).to_bytes(8, "little") + content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

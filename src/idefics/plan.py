@@ -24,14 +24,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from idefics.config import Idefics2Config, preset, preset_names, read_json
+from idefics.config import Idefics2Config, preset, preset_names
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
-from idefics.processor.sizes import check_size, image_tokens, processed_sizes, prompt_tokens
-
-if TYPE_CHECKING:
-    from idefics.processor.tokenizer import Tokenizer
+from idefics.processor.sizes import check_size, image_tokens, processed_sizes, prompt_tokens, with_longest_edge
 
 __all__ = [
     "ASSUMED_TEXT_TOKENS", "PRECISIONS", "ImagePlan", "ImageSettings", "MemoryPlan", "Plan", "Precision", "Subject",
@@ -98,13 +94,20 @@ class Subject:
     settings: ImageSettings
     folder: Path | None
 
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer of a checkpoint that is here; a preset has none."""
+    def text_tokens(self, text: str, *, images: int) -> int | None:
+        """Tokens of a question after images, chat template included, those of the images not; None for a preset."""
         if self.folder is None:
             return None
-        from idefics.processor.tokenizer import Tokenizer
+        from idefics.processor.idefics2 import Idefics2Processor
 
-        return Tokenizer.from_folder(self.folder)
+        processor = Idefics2Processor.from_folder(self.folder)
+        if processor.chat_template is None:
+            prompt = processor.image_token * images + text
+        else:
+            content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        ids = processor.tokenizer.encode(processor.expand(prompt))
+        return sum(i not in (processor.image_token_id, processor.fake_image_token_id) for i in ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +200,9 @@ def image_settings(config: Idefics2Config) -> ImageSettings:
 
 
 def subject(model: str | Path) -> Subject:
-    """What a name stands for, without any network: a local folder, a preset, or a Hub id that names one or is in the cache.
+    """What a name stands for, without any network: a local folder, the embedded model, a preset, or a Hub id of either kind.
+
+    A Hub id that names a preset is that preset; another must be in the Hub's cache.
 
     Raises:
         CheckpointNotFound: none of these.
@@ -206,11 +211,11 @@ def subject(model: str | Path) -> Subject:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _checkpoint(str(model), folder)
-    config = preset_named(str(model))
-    if config is not None:
-        return Subject(name=str(model), config=config, settings=image_settings(config), folder=None)
-    from idefics.weights.files import resolve
+    from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve
 
+    config = preset_named(str(model))
+    if config is not None and not (model == EMBEDDED_NAME and EMBEDDED.is_dir()):
+        return Subject(name=str(model), config=config, settings=image_settings(config), folder=None)
     try:
         return _checkpoint(str(model), resolve(model, offline=True))
     except CheckpointNotFound as error:
@@ -238,9 +243,7 @@ def _checkpoint(name: str, folder: Path) -> Subject:
     from idefics.processor.image import ImageProcessor
     from idefics.weights.load import load_config
 
-    path = folder / "processor_config.json"
-    section = read_json(path).get("image_processor") if path.is_file() else None
-    own = ImageProcessor.from_dict(section if section is not None else read_json(folder / "preprocessor_config.json"))
+    own = ImageProcessor.from_folder(folder)
     settings = ImageSettings(size=own.size, do_image_splitting=own.do_image_splitting)
     return Subject(name=name, config=load_config(folder), settings=settings, folder=folder)
 
@@ -287,11 +290,7 @@ def make_plan(
             raise OptionError(f"an image of {width}x{height} pixels has no pixels")
     settings = settings or image_settings(config)
     splitting = settings.do_image_splitting if split is None else split
-    size = dict(settings.size)
-    if max_image_size is not None:
-        shortest = size.get("shortest_edge", max_image_size)
-        size = {"longest_edge": max_image_size, "shortest_edge": min(shortest, max_image_size)}
-    size = check_size(size)
+    size = check_size(settings.size if max_image_size is None else with_longest_edge(settings.size, max_image_size))
     latents = config.perceiver_config.resampler_n_latents
     planned = tuple(_image(config, width, height, size=size, splitting=splitting) for width, height in images)
     framed = len(planned) * prompt_tokens(latents, do_image_splitting=splitting) - max(0, len(planned) - 1)

@@ -68,6 +68,17 @@ def test_stop_strings_end_the_answer_and_are_not_part_of_it(tiny: Idefics) -> No
     assert "".join(tiny.stream("What?", **options, stop=stop)) == stopped.text
 
 
+def test_an_ordinary_end_token_is_no_part_of_the_answer_streamed_or_whole(tiny: Idefics) -> None:
+    options = {"max_new_tokens": 30, "temperature": 2.0, "seed": 3}
+    ids = tiny.generate("What?", **options, details=True).token_ids
+    special = tiny.processor.tokenizer.all_special_ids
+    options["eos_token_id"] = next(i for i in ids[3:] if i not in special and i > 258)
+    ended = tiny.generate("What?", **options, details=True)
+    assert ended.finish == "eos"
+    assert ended.text == tiny.processor.decode(ended.token_ids[:-1], skip_special_tokens=True)
+    assert "".join(tiny.stream("What?", **options)) == ended.text
+
+
 def test_details(tiny: Idefics, pictures: list[Image.Image]) -> None:
     answer = tiny.generate("What?", pictures, max_new_tokens=4, logprobs=1, details=True)
     assert isinstance(answer, Answer)
@@ -102,6 +113,7 @@ def test_score_is_the_probability_of_generating(tiny: Idefics, pictures: list[Im
         assert len(score.token_logprobs) == len(own)
     greedy = tiny.generate("What?", pictures[0], max_new_tokens=1)
     assert tiny.score("What?", [" " + greedy], pictures[0])[0].greedy or not greedy.isalpha()
+    assert tiny.score("What?", [], pictures[0]) == []
     with pytest.raises(InputError, match="continuation 2 adds no token"):
         tiny.score("What?", [" yes", ""], pictures[0])
 
@@ -129,6 +141,22 @@ def test_unknown_options_are_named(tiny: Idefics) -> None:
         tiny.stream("What?", max_tokens=5)
 
 
+def test_values_of_the_wrong_kind_are_named(tiny: Idefics, tmp_path: Path) -> None:
+    for prompt in (None, 5, [5]):
+        with pytest.raises(InputError, match="a prompt is a text"):
+            tiny.generate(prompt)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="continuations must be a list of texts"):
+        tiny.score("What?", "yes")
+    with pytest.raises(OptionError, match="not 'big'"):
+        tiny.generate("What?", max_image_size="big")  # type: ignore[arg-type]
+    for options in ({"bad_words_ids": [[9**9]]}, {"bad_words_ids": [[-1]]}, {"eos_token_id": 9**9, "min_new_tokens": 1}):
+        for beams in (1, 2):
+            with pytest.raises(OptionError, match="outside the model's vocabulary"):
+                tiny.generate("What?", num_beams=beams, max_new_tokens=2, **options)
+    with pytest.raises(OptionError, match="attention = 'flash' is not one of reference, sdpa"):
+        idefics.load(tmp_path, attention="flash")  # type: ignore[arg-type]
+
+
 def test_load_reads_a_folder(tmp_path: Path, pictures: list[Image.Image]) -> None:
     folder = write_tiny_checkpoint(tmp_path / "tiny", std=0.3)
     model = idefics.load(folder, dtype="float32", device="cpu", max_image_size=30, split=True)
@@ -142,7 +170,18 @@ def test_load_reads_a_folder(tmp_path: Path, pictures: list[Image.Image]) -> Non
     )
 
 
+def test_a_longest_edge_for_a_checkpoint_of_fixed_size(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "tiny")
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace('"shortest_edge"', '"height"').replace('"longest_edge"', '"width"'))
+    model = idefics.load(folder, max_image_size=30)
+    assert model.processor.image_processor.size == {"shortest_edge": 30, "longest_edge": 30}
+    assert model.generate("What?", pictures[0], max_image_size=36, max_new_tokens=2, details=True).image_tokens == 4
+
+
 def test_load_refuses_clearly(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="revision = 'main' was given, but the embedded model has none"):
+        idefics.load(revision="main")
     with pytest.raises(CheckpointNotFound, match="missing"):
         idefics.load(tmp_path / "missing")
     folder = write_tiny_checkpoint(tmp_path / "tiny")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from idefics.config import DTYPES, Idefics2Config, preset, preset_names, read_json
-from idefics.errors import CheckpointNotFound, ConfigError
+from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError
 
 ORACLE_4_40 = Path(__file__).parent / "weights" / "oracle_4_40" / "checkpoint" / "config.json"
 # As on the Hub in 2024: only what differs from the class defaults of 4.40.
@@ -183,7 +183,7 @@ def test_a_perceiver_of_another_size_is_that_of_the_text() -> None:
 
 
 def test_presets() -> None:
-    assert preset("HuggingFaceM4/idefics2-8b-chatty") == preset("idefics2-8b")
+    assert preset("HuggingFaceM4/idefics2-8b-chatty") == preset("idefics2-8b") == preset("idefics2-8b-chatty-AWQ")
     with pytest.raises(ConfigError, match="no preset 'idefics9'; there are idefics2-8b, idefics2-nano, tiny-random-idefics2"):
         preset("idefics9")
 
@@ -199,3 +199,17 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not valid JSON"):
         read_json(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_json(path)
+
+
+def test_values_of_the_wrong_kind() -> None:
+    for section, values in (
+        (None, {"image_token_id": "5"}),
+        (None, {"tie_word_embeddings": 1}),
+        ("text_config", {"sliding_window": 0}),
+    ):
+        with pytest.raises(ConfigError, match=f"{next(iter(values))} must be "):
+            Idefics2Config.from_dict(_with(section, **values))

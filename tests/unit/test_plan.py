@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from fakes import tiny_config, tiny_idefics
+from fakes import tiny_config, tiny_idefics, tiny_processor
 from idefics.config import preset
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.errors import CheckpointNotFound, ImageError, OptionError
@@ -95,7 +96,13 @@ def test_subjects(tiny_checkpoint: Path, tmp_path: Path) -> None:
     here = subject(tiny_checkpoint)
     assert here.folder == tiny_checkpoint
     assert here.settings.size == {"shortest_edge": 24, "longest_edge": 72}
-    assert here.tokenizer() is not None
+    processor = tiny_processor()
+    chat = processor.inputs(
+        ["User:<image><image>What is it?<end_of_utterance>\nAssistant:"], [[Image.new("RGB", (40, 40))] * 2]
+    )
+    framed = make_plan(here.config, [(40, 40)] * 2, settings=here.settings).framed_tokens
+    assert here.text_tokens("What is it?", images=2) == chat.input_ids_BT.shape[1] - framed
+    assert subject("idefics2-8b").text_tokens("What is it?", images=2) is None
     for name in (str(tmp_path / "idefics2-8b"), "./idefics2-8b", "nobody/nothing"):
         with pytest.raises(CheckpointNotFound):
             subject(name)

@@ -52,16 +52,16 @@ def generate(
     attached = [attach(source) for source in image or ()]
     asked = open_model(model, images)
     loaded = time.perf_counter()
-    answers = (n or 1) > 1
+    params = sampling_params(asked.defaults, options)  # the checkpoint may ask for beams or several answers itself
     pictures = [attachment.image for attachment in attached]
     with memory_explained("answering"):
         if as_json:
             result: Any = asked.generate(prompt, pictures, raw=raw or None, details=True, **options)
             seconds = {"load": loaded - began, "answer": time.perf_counter() - loaded}
-            print(json.dumps(_report(asked, attached, result if answers else [result], seconds), ensure_ascii=False))
-        elif answers:
+            print(json.dumps(_report(asked, attached, result if params.n > 1 else [result], seconds), ensure_ascii=False))
+        elif params.n > 1:
             write("\n".join(asked.generate(prompt, pictures, raw=raw or None, **options)), end="\n")
-        elif stream and options.get("num_beams", 1) == 1:
+        elif stream and params.num_beams == 1 and params.candidates == 1:
             _print_stream(asked, prompt, pictures, raw=raw or None, options=options)
         else:
             write(asked.generate(prompt, pictures, raw=raw or None, **options), end="\n")

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from idefics.cli.loading import EMBEDDED_NAME
 from idefics.cli.terminal import one_line, say
 from idefics.config import Idefics2Config, preset, preset_names, read_json
 from idefics.errors import CheckpointNotFound
 from idefics.plan import image_settings, preset_named
-from idefics.weights.footprint import kv_bytes_per_token, parameter_counts, readable_bytes
+from idefics.weights.byte_sizes import readable_bytes
+from idefics.weights.files import EMBEDDED_NAME, resolve
+from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 
 __all__ = ["info"]
 
@@ -42,19 +43,14 @@ def info(
 
 
 def _find(model: str | None, *, revision: str | None, offline: bool) -> tuple[Path | None, Idefics2Config]:
-    from idefics.weights.files import resolve
     from idefics.weights.load import load_config
 
-    if model is None:
-        from idefics.api import EMBEDDED
-
-        return EMBEDDED, load_config(EMBEDDED)
-    if model in preset_names() and not Path(model).exists():
+    if model in preset_names() and model != EMBEDDED_NAME and not Path(model).exists():
         return None, preset(model)
     try:
         folder = resolve(model, revision=revision, offline=offline, weights=False, progress=sys.stderr.isatty())
     except CheckpointNotFound as error:
-        config = preset_named(model)
+        config = None if model is None else preset_named(model)
         if config is None:
             raise
         say(f"{one_line(error)}; showing the preset of that name")

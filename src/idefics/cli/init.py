@@ -8,8 +8,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from idefics.cli.loading import bar
-from idefics.cli.options import bytes_of
 from idefics.config import preset, preset_names
+from idefics.weights.byte_sizes import byte_size
 
 __all__ = ["init"]
 
@@ -32,7 +32,7 @@ def init(
     Without --tokenizer it carries the embedded model's small tokenizer, padded to the preset's vocabulary.
     """
     preset(preset_name)  # refuses before torch is loaded
-    limit = bytes_of(max_shard_size, "--max-shard-size")
+    limit = byte_size(max_shard_size, name="--max-shard-size")
     from idefics.create import create_checkpoint
 
     with bar("writing") as progress:

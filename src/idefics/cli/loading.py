@@ -5,41 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idefics.cli.options import ImageOptions, ModelOptions
-from idefics.errors import CheckpointNotFound, OptionError
 
 if TYPE_CHECKING:
     from idefics.api import Idefics
 
-__all__ = ["EMBEDDED_NAME", "bar", "locate", "memory_explained", "open_model"]
-
-EMBEDDED_NAME = "idefics2-nano"
-
-
-def locate(options: ModelOptions) -> Path:
-    """The folder of the model that was asked for, downloaded if need be.
-
-    Raises:
-        CheckpointNotFound: it is not to be found.
-        OptionError: a revision of the embedded model.
-    """
-    if options.model is None or (options.model == EMBEDDED_NAME and not Path(EMBEDDED_NAME).exists()):
-        if options.revision is not None:
-            raise OptionError(f"--revision {options.revision} is for Hub ids; the embedded model has none")
-        from idefics.api import EMBEDDED
-
-        if not EMBEDDED.is_dir():
-            raise CheckpointNotFound(
-                f"{EMBEDDED} does not exist: this installation lacks the embedded model; install the package again, "
-                "or give another model (--model)"
-            )
-        return EMBEDDED
-    from idefics.weights.files import resolve
-
-    return resolve(options.model, revision=options.revision, offline=options.offline, progress=sys.stderr.isatty())
+__all__ = ["bar", "memory_explained", "open_model"]
 
 
 def open_model(options: ModelOptions, images: ImageOptions) -> Idefics:
@@ -49,9 +22,11 @@ def open_model(options: ModelOptions, images: ImageOptions) -> Idefics:
         IdeficsError: as `idefics.api.load`.
     """
     from idefics.weights.dtype import torch_dtype
+    from idefics.weights.files import EMBEDDED_NAME, resolve
 
     torch_dtype(options.dtype)  # refuses before anything is downloaded
-    folder = locate(options)
+    # Before the bar of loading appears: downloads have their own.
+    folder = resolve(options.model, revision=options.revision, offline=options.offline, progress=sys.stderr.isatty())
     from idefics.api import load
 
     with bar("loading") as progress, memory_explained("loading the model"):

@@ -14,7 +14,7 @@ from typer import Option
 
 from idefics.errors import OptionError
 
-__all__ = ["ImageOptions", "ModelOptions", "SamplingOptions", "bytes_of", "spread"]
+__all__ = ["ImageOptions", "ModelOptions", "SamplingOptions", "spread"]
 
 _MODEL, _IMAGES, _ANSWER = "Model", "Images", "Answer"
 
@@ -145,26 +145,3 @@ def spread(function: Callable[..., None]) -> Callable[..., None]:
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
-
-
-def bytes_of(text: str, option: str) -> int:
-    """A size such as `24GiB`, `5GB`, `512MiB` or plain bytes.
-
-    Raises:
-        OptionError: something else.
-
-    >>> bytes_of("1.5 KiB", "--memory")
-    1536
-    """
-    units = {"": 1, "B": 1}
-    for power, letter in enumerate("KMGT", 1):
-        units |= {f"{letter}B": 1000**power, f"{letter}IB": 1024**power, letter: 1024**power}
-    number = text.strip().rstrip("KkMmGgTtIiBb ")
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        value = float(number) * units[unit]
-    except (ValueError, KeyError):
-        raise OptionError(f"{option} {text!r} is no size; write for example 24GiB") from None
-    if not 1 <= value < 2**63:
-        raise OptionError(f"{option} {text!r} is out of range; write for example 24GiB")
-    return int(value)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from idefics.cli.images import attach
-from idefics.cli.loading import EMBEDDED_NAME
-from idefics.cli.options import ImageOptions, bytes_of
+from idefics.cli.options import ImageOptions
 from idefics.errors import OptionError
 from idefics.plan import ASSUMED_TEXT_TOKENS, PRECISIONS, Plan, Precision, Subject, make_plan, subject
+from idefics.weights.byte_sizes import byte_size
+from idefics.weights.files import EMBEDDED_NAME
 
 __all__ = ["plan"]
 
@@ -49,9 +49,9 @@ def plan(
     if text is not None and text_tokens is not None:
         raise OptionError("--text and --text-tokens contradict each other; give one")
     precisions = _precisions(dtype)
-    available = None if memory is None else (bytes_of(memory, "--memory"), "given")
-    planned_for = subject(model) if model is not None else _embedded()
-    counted, how = _text(planned_for, text, text_tokens)
+    available = None if memory is None else (byte_size(memory, name="--memory"), "given")
+    planned_for = subject(EMBEDDED_NAME if model is None else model)
+    counted, how = _text(planned_for, text, text_tokens, images=len(image or ()))
     made = make_plan(
         planned_for.config,
         [_size(one) for one in image or ()],
@@ -69,12 +69,6 @@ def plan(
         print(json.dumps(_record(planned_for, made, available)))
     else:
         _show(planned_for, made, available, how)
-
-
-def _embedded() -> Subject:
-    from idefics.api import EMBEDDED
-
-    return replace(subject(EMBEDDED), name=EMBEDDED_NAME)
 
 
 def _precisions(dtype: str | None) -> tuple[Precision, ...]:
@@ -95,15 +89,15 @@ def _size(image: str) -> tuple[int, int]:
     return opened.width, opened.height
 
 
-def _text(planned_for: Subject, text: str | None, tokens: int | None) -> tuple[int, str]:
+def _text(planned_for: Subject, text: str | None, tokens: int | None, *, images: int) -> tuple[int, str]:
     """Tokens of the text, and how they are known."""
     if tokens is not None:
         return tokens, "given"
     if text is None:
         return ASSUMED_TEXT_TOKENS, "assumed"
-    tokenizer = planned_for.tokenizer()
-    if tokenizer is not None:
-        return len(tokenizer.encode(f"User:{text}<end_of_utterance>\nAssistant:")), "counted"
+    counted = planned_for.text_tokens(text, images=images)
+    if counted is not None:
+        return counted, "counted"
     return 8 + -(-len(text.encode()) // 3), "estimated"
 
 

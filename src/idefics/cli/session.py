@@ -151,7 +151,7 @@ class Session:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         except ImageError:
             raise
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path} is no conversation that /save wrote as .json") from None
         self.turns, self.waiting = turns, []
 

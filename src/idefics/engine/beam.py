@@ -13,9 +13,8 @@ import torch
 
 from idefics.engine.prefill import Prefill
 from idefics.engine.request import Completion, FinishReason, StopCheck
-from idefics.engine.sampling import history_filters
+from idefics.engine.sampling import history_filters, require_finite
 from idefics.engine.sampling_params import SamplingParams
-from idefics.errors import NumericsError
 
 __all__ = ["beam_search"]
 
@@ -42,7 +41,7 @@ def beam_search(prefill: Prefill, params: SamplingParams, stop: StopCheck | None
         Answers, best first.
 
     Raises:
-        NumericsError: NaN logits.
+        NumericsError: NaN or infinite logits.
     """
     prompt = prefill.prompt_ids[0]
     beams = params.num_beams
@@ -51,8 +50,7 @@ def beam_search(prefill: Prefill, params: SamplingParams, stop: StopCheck | None
     ended: list[Hypothesis] = []
     logits_RV = prefill.logits_RV
     for length in range(1, room + 1):
-        if torch.isnan(logits_RV).any():
-            raise NumericsError("the model's logits are NaN: the weights hold NaN or the dtype overflows")
+        require_finite(logits_RV)
         logprobs_RV = logits_RV.log_softmax(-1)
         for beam, hypothesis in enumerate(running):
             for apply in filters:

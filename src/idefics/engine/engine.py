@@ -15,6 +15,7 @@ from idefics.engine.prefill import Prefill
 from idefics.engine.request import Completion, FinishReason, StopCheck, Token
 from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
+from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.idefics2 import Idefics2
 
@@ -44,7 +45,8 @@ class Engine:
 
         Raises:
             InputError: prompts and images do not match, or prompt and answer exceed the model's positions.
-            NumericsError: NaN logits.
+            OptionError: an id to be banned does not exist.
+            NumericsError: NaN or infinite logits.
         """
         assert all(p.num_beams == 1 for p in params), "beams have no tokens before the end"
         answers = [
@@ -52,6 +54,7 @@ class Engine:
             for row, p in enumerate(params)
             for candidate in range(p.candidates)
         ]
+        self._check_ids(params)
         rooms = self._rooms(inputs, params)
         prefill = Prefill(self.model, inputs, rows=[a.row for a in answers], rooms=rooms)
         for answer in answers:
@@ -93,9 +96,20 @@ class Engine:
 
     @torch.inference_mode()
     def _beams(self, prompt: ModelInputs, params: SamplingParams, stop: StopCheck | None) -> list[Completion]:
+        self._check_ids([params])
         rooms = self._rooms(prompt, [params])
         prefill = Prefill(self.model, prompt, rows=[0] * params.num_beams, rooms=rooms)
         return beam_search(prefill, params, stop, room=rooms[0])
+
+    def _check_ids(self, params: Sequence[SamplingParams]) -> None:
+        """Refuses ids that would be banned and do not exist."""
+        size = self.model.config.text_config.vocab_size
+        for p in params:
+            banned = [("bad_words_ids", i) for word in p.bad_words_ids for i in word]
+            banned += [("eos_token_id", i) for i in p.eos_token_id if p.min_new_tokens]
+            for name, token_id in banned:
+                if not 0 <= token_id < size:
+                    raise OptionError(f"{name} names {token_id}, which is outside the model's vocabulary of {size}")
 
     def _rooms(self, inputs: ModelInputs, params: Sequence[SamplingParams]) -> list[int]:
         """New tokens of each prompt at most."""

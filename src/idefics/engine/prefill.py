@@ -81,7 +81,8 @@ class Prefill:
         self._lengths_R = torch.tensor([len(ids) for ids in self.prompt_ids], device=device)[picked]
         answers_BS = torch.ones(len(ids_BT), new_tokens, dtype=torch.bool, device=device)
         self._key_mask_RS = torch.cat((mask_BT, answers_BS), dim=1)[picked] if padded else None
-        self.logits_RV = model.logits(hidden_BTD[:, -1]).float()[picked]
+        logits_BV = model.logits(hidden_BTD[:, -1]).float()
+        self.logits_RV = logits_BV[picked.to(logits_BV.device)]  # the head may lie on another device than the embedding
 
     def step(self, tokens_R1: Tensor) -> Tensor:
         """Appends one token to each row; returns float32 logits (R, V) of the next."""
@@ -93,7 +94,7 @@ class Prefill:
         end = self._cache.length + tokens
         hidden_RTD = self._model(
             tokens_RT,
-            positions_BT=self._lengths_R[:, None] + torch.arange(tokens, device=tokens_RT.device),
+            positions_BT=self._lengths_R[:, None] + torch.arange(tokens, device=self._lengths_R.device),
             key_mask_BS=None if self._key_mask_RS is None else self._key_mask_RS[:, :end],
             cache=self._cache,
         )
@@ -153,9 +154,10 @@ def check_alignment(inputs: ModelInputs, *, config: Idefics2Config) -> None:
                 f"prompt {row + 1} holds {found} image token(s) but its {count} image(s) of {latents} latents need "
                 f"{count * latents}; text and images must come from one processor call with the same splitting"
             )
-    highest = int(inputs.input_ids_BT[real].max()) if bool(real.any()) else 0
-    if highest >= config.text_config.vocab_size:
+    ids, size = inputs.input_ids_BT[real], config.text_config.vocab_size
+    outside = ids[(ids < 0) | (ids >= size)].tolist()
+    if outside:
         raise InputError(
-            f"token id {highest} is outside the model's vocabulary of {config.text_config.vocab_size}; "
+            f"token id {outside[0]} is outside the model's vocabulary of {size}; "
             "the tokenizer does not belong to this checkpoint (a base model has no <end_of_utterance>)"
         )

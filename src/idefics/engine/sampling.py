@@ -17,7 +17,7 @@ from torch import Tensor
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import NumericsError
 
-__all__ = ["Choice", "Sampler", "history_filters"]
+__all__ = ["Choice", "Sampler", "history_filters", "require_finite"]
 
 BANNED = float("-inf")
 
@@ -126,6 +126,19 @@ def history_filters(params: SamplingParams) -> list[LogitFilter]:
     return filters
 
 
+def require_finite(logits: Tensor) -> None:
+    """Refuses a model's own logits, before any filter, that are not numbers.
+
+    Raises:
+        NumericsError: NaN or infinite.
+    """
+    if not torch.isfinite(logits).all():
+        raise NumericsError(
+            "the model's logits are NaN or infinite: the weights hold such values or the dtype overflows; "
+            "`idefics verify` tells which"
+        )
+
+
 def cut_tail(logits_V: Tensor, params: SamplingParams) -> Tensor:
     """Temperature, then top-k, top-p, min-p and typical-p, each over what the one before left; at least one token stays."""
     logits_V = logits_V / params.temperature
@@ -190,12 +203,9 @@ class Sampler:
             answer: tokens chosen so far.
 
         Raises:
-            NumericsError: the logits hold NaN, or nothing is left to choose.
+            NumericsError: the logits hold NaN or infinities, or nothing is left to choose.
         """
-        if torch.isnan(logits_V).any():
-            raise NumericsError(
-                "the model's logits are NaN: the weights hold NaN or the dtype overflows; `idefics verify` tells which"
-            )
+        require_finite(logits_V)
         filtered = logits_V.clone()
         for apply in self.filters:
             filtered = apply(filtered, self.prompt, answer)

@@ -7,7 +7,8 @@ Nothing here imports torch. Names are those of the Hugging Face library where it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +153,8 @@ def sampling_params(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> 
     random = [name for name in _RANDOM if name in asked and asked[name] not in _OFF.get(name, ())]
     if random and asked.get("do_sample") is False:
         raise OptionError(f"{random[0]}={asked[random[0]]} contradicts do_sample=False; leave one of them out")
-    if asked.get("num_beams", 1) > 1 and not random:
+    beams = asked.get("num_beams", 1)
+    if isinstance(beams, int) and beams > 1 and not random:
         asked.setdefault("do_sample", False)
     sample = asked.get("do_sample", bool(random) or kept.get("do_sample", False))
     if "max_new_tokens" in asked and "max_length" in asked:
@@ -177,20 +179,30 @@ def unknown_defaults(defaults: Mapping[str, Any]) -> list[str]:
 
 
 def _normalised(name: str, value: Any) -> Any:
-    if name == "eos_token_id":
-        return (value,) if isinstance(value, int) else tuple(_flat(value))
-    if name == "bad_words_ids":
-        return tuple(tuple(word) for word in value)
-    if name == "stop":
-        return (value,) if isinstance(value, str) else tuple(value)
+    try:
+        if name == "eos_token_id":
+            return tuple(_flat(value))
+        if name == "bad_words_ids":
+            return tuple(tuple(word) for word in value)
+        if name == "stop":
+            return (value,) if isinstance(value, str) else tuple(value)
+    except TypeError:
+        raise OptionError(f"{name} cannot be {value!r}") from None
     return value
 
 
-def _flat(value: Iterable[Any]) -> Iterable[int]:
-    for item in value:
-        if isinstance(item, int):
-            yield item
-        else:
+def _flat(value: Any) -> Iterator[int]:
+    """Whole numbers in any nesting of lists.
+
+    Raises:
+        TypeError: anything else is among them.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, str):
+        raise TypeError("a text is no token id")
+    else:
+        for item in value:
             yield from _flat(item)
 
 
@@ -216,7 +228,7 @@ def _check_ranges(params: SamplingParams) -> None:
         ("max_new_tokens", "at least 1", lambda v: v >= 1),
         ("max_length", "at least 1", lambda v: v >= 1),
         ("min_new_tokens", "at least 0", lambda v: v >= 0),
-        ("temperature", "above 0 (for greedy decoding use do_sample=False)", lambda v: v > 0),
+        ("temperature", "above 0 and finite (for greedy decoding use do_sample=False)", lambda v: 0 < v < math.inf),
         ("top_k", "at least 1", lambda v: v >= 1),
         ("top_p", "above 0 and at most 1", lambda v: 0 < v <= 1),
         ("typical_p", "above 0 and at most 1", lambda v: 0 < v <= 1),

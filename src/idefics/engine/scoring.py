@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from idefics.engine.prefill import Prefill
-from idefics.errors import InputError, NumericsError
+from idefics.engine.sampling import require_finite
+from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.idefics2 import Idefics2
 
@@ -31,14 +32,16 @@ def score_continuations(
 
     Raises:
         InputError: a continuation adds no token, or exceeds the model's positions.
-        NumericsError: NaN logits.
+        NumericsError: NaN or infinite logits.
     """
+    if not continued:
+        return []
     prompt = inputs.input_ids_BT[0][inputs.attention_mask_BT[0].bool()].tolist()
-    shared = min((_common(prompt, ids) for ids in continued), default=len(prompt))
+    shared = min(_common(prompt, ids) for ids in continued)
     for index, ids in enumerate(continued):
         if len(ids) <= shared:
             raise InputError(f"continuation {index + 1} adds no token to the prompt")
-    longest = max((len(ids) for ids in continued), default=0) - shared
+    longest = max(map(len, continued)) - shared
     prefill = Prefill(model, _shortened(inputs, prompt[:shared]), rows=[0], rooms=[longest])
     device = prefill.logits_RV.device
     results = []
@@ -48,8 +51,7 @@ def score_continuations(
         if len(targets) > 1:
             logits_TV = torch.cat((logits_TV, prefill.extend(targets[None, :-1])[0]))
             prefill.rewind()
-        if torch.isnan(logits_TV).any():
-            raise NumericsError("the model's logits are NaN: the weights hold NaN or the dtype overflows")
+        require_finite(logits_TV)
         logprobs = logits_TV.log_softmax(-1).gather(1, targets[:, None])[:, 0]
         results.append((logprobs.tolist(), bool((logits_TV.argmax(-1) == targets).all())))
     return results

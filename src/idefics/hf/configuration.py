@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -53,4 +52,4 @@ class Idefics2Config(own.Idefics2Config):
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes `config.json`."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        own.write_json(Path(save_directory) / "config.json", self.to_dict())

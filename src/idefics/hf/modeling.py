@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from idefics.engine.request import Completion, StopCheck
 from idefics.engine.sampling_params import SamplingParams, sampling_params, unknown_defaults
 from idefics.errors import OptionError
 from idefics.hf.configuration import Idefics2Config
-from idefics.hf.hub import byte_size, folder_of, one_of, refuse
+from idefics.hf.hub import folder_of, one_of, refuse
 from idefics.hf.outputs import CausalLMOutput, GenerateOutput
 from idefics.hf.padded import token_inputs, unpad_images
 from idefics.inputs import ModelInputs
@@ -27,6 +26,8 @@ from idefics.model.idefics2 import Idefics2
 from idefics.model.layers.attention import Backend
 from idefics.parallel.load import load_placed
 from idefics.processor.detokenizer import TextStream
+from idefics.processor.tokenizer import Tokenizer
+from idefics.weights.byte_sizes import byte_size
 from idefics.weights.dtype import torch_dtype as dtype_named
 from idefics.weights.init import initialize
 from idefics.weights.save import save_model
@@ -137,9 +138,8 @@ class Idefics2ForConditionalGeneration(nn.Module):
             save_directory: made if missing.
             max_shard_size: bytes of weights per file at most, as a number or `"5GB"`.
         """
-        save_model(self.model, Path(save_directory), max_shard_bytes=byte_size(max_shard_size))
-        path = Path(save_directory) / "generation_config.json"
-        path.write_text(json.dumps(self.generation_config, indent=2) + "\n", encoding="utf-8")
+        save_model(self.model, Path(save_directory), max_shard_bytes=byte_size(max_shard_size, name="max_shard_size"))
+        own.write_json(Path(save_directory) / "generation_config.json", self.generation_config)
 
     @property
     def config(self) -> Idefics2Config:
@@ -263,7 +263,7 @@ class Idefics2ForConditionalGeneration(nn.Module):
         params = sampling_params(defaults, options)
         if params.do_sample and "top_k" not in options and "top_k" not in defaults:
             params = sampling_params(defaults, {**options, "do_sample": True, "top_k": 50})
-        if params.stop and tokenizer is None:
+        if params.stop and not isinstance(tokenizer, Tokenizer):
             raise OptionError("stop_strings needs tokenizer=processor.tokenizer: ids alone do not tell where a text stops")
         images, counts = ((), ()) if pixel_values is None else unpad_images(pixel_values, pixel_attention_mask)
         mask = token_inputs(input_ids, attention_mask)

@@ -52,8 +52,10 @@ class Idefics2(nn.Module):
             images_CHW: normalised pixels, at least one patch on each side and at most `image_size`.
 
         Raises:
-            InputError: an image is smaller than a patch.
+            InputError: an image is smaller than a patch, or there is none.
         """
+        if not images_CHW:
+            raise InputError("there are no images to encode")
         patch = self.config.vision_config.patch_size
         for image in images_CHW:
             if min(image.shape[-2:]) < patch:

@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from idefics.errors import OptionError, OutOfMemory
 from idefics.model.decoder import Decoder, Geometry
+from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.families import Config, Model, build_on_meta
-from idefics.weights.footprint import readable_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
 
 __all__ = ["layer_devices", "plan_devices", "spread"]

@@ -31,7 +31,7 @@ def load_placed(
 
     Args:
         folder: the checkpoint.
-        dtype: of the weights; None keeps the stored one.
+        dtype: of the weights; None takes the stored one.
         device: one device for everything; None takes the first GPU if there is one.
         device_map: `"auto"` plans over all GPUs (or takes the CPU where there is none); another name is a device for
             everything; a mapping says where each part goes, by our parameter prefixes or the published ones.

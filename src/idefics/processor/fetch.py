@@ -30,7 +30,7 @@ TIMEOUT = 20.0
 """Seconds that a download may take in all."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{16,}={0,2}\s*")
-_REFERENCE = re.compile(r"https?://[^\s<>]+|data:image/[^\s<>]+")
+_REFERENCE = re.compile(r"https?://[^\s<>]+|data:image/[^\s<>]+", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
@@ -81,7 +81,10 @@ def open_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
     if isinstance(source, Path):
         return _open_path(source)
     if hasattr(source, "__array__"):
-        return array_to_image(source.detach().cpu() if hasattr(source, "detach") else source)
+        if hasattr(source, "detach"):
+            source = source.detach().cpu()
+            source = source.double() if source.is_floating_point() else source  # numpy has no bfloat16
+        return array_to_image(source)
     raise ImageError(
         f"{_name(source)} is not an image: give a path, an http(s) or data URL, a base64 string, a Pillow image or an array"
     )
@@ -100,9 +103,10 @@ def is_image_reference(value: Any) -> bool:
 
 
 def _open_string(source: str, timeout: float | None) -> Image.Image:
-    if source.startswith(("http://", "https://")):
+    start = source[:8].lower()
+    if start.startswith(("http://", "https://")):
         return _decode(_download(source, timeout), source)
-    if source.startswith("data:"):
+    if start.startswith("data:"):
         header, comma, payload = source.partition(",")
         if not comma or not header.endswith(";base64"):
             raise ImageError(f"{_name(source)} is not a base64 data URL (data:image/png;base64,...)")
@@ -156,6 +160,8 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name} holds more pixels than the limit of {MAX_PIXELS}; make it smaller first") from None
     except Exception as error:
         raise ImageError(f"{name} cannot be decoded: {_one_line(error)}") from None
+    if image.format == "EPS":
+        raise ImageError(f"{name} is PostScript, a program that would be run to draw it; convert it to PNG first")
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
             f"{name} holds {image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}; make it smaller first"

@@ -7,12 +7,11 @@ and of blocks come from the same call options, so pixels and tokens cannot drift
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from idefics.config import read_json
+from idefics.config import read_json, write_json
 from idefics.errors import ConfigError, ImageCountError, InputError, OptionError, TemplateError
 from idefics.inputs import ModelInputs
 from idefics.processor.batch import BatchFeature
@@ -105,15 +104,15 @@ class Idefics2Processor:
         self.tokenizer.config.setdefault("processor_class", "Idefics2Processor")
         self.tokenizer.save(folder)
         # Not nested as transformers 5 writes it: 4.40 refuses that, and 5 reads this.
-        _write_json(folder / "preprocessor_config.json", self.image_processor.to_dict())
+        write_json(folder / "preprocessor_config.json", self.image_processor.to_dict())
         config = {"image_seq_len": self.image_seq_len, "processor_class": "Idefics2Processor"}
-        _write_json(folder / "processor_config.json", config)
+        write_json(folder / "processor_config.json", config)
         for stale in ("chat_template.jinja", "chat_template.json"):  # an older template would be read before ours
             (folder / stale).unlink(missing_ok=True)
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
             path = folder / "tokenizer_config.json"
-            _write_json(path, {**read_json(path), "chat_template": self.chat_template})
+            write_json(path, {**read_json(path), "chat_template": self.chat_template})
 
     def __call__(
         self,
@@ -323,7 +322,3 @@ class Idefics2Processor:
         if found is None:
             raise ConfigError(f"the tokenizer has no {token!r}; it is not that of an Idefics2 checkpoint")
         return int(found)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from PIL import Image
 from idefics.config import read_json
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
-from idefics.processor.fetch import is_image, open_image
+from idefics.processor.fetch import open_image
 from idefics.processor.modes import to_rgb
 from idefics.processor.sizes import check_size, resized_size, sub_image_boxes
 
@@ -86,6 +86,12 @@ class ImageProcessor:
     do_image_splitting: bool = False
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.type == "bool" and not isinstance(value, bool):
+                raise OptionError(f"{option.name} = {value!r} must be true or false")
+        if isinstance(self.rescale_factor, bool) or not isinstance(self.rescale_factor, int | float):
+            raise OptionError(f"rescale_factor = {self.rescale_factor!r} must be a number")
         object.__setattr__(self, "size", check_size(self.size))
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
@@ -111,9 +117,6 @@ class ImageProcessor:
                 raise ConfigError(f"image processor: {key} = {value!r} is not supported; only {_FIXED[key][1]!r} is")
             if key not in known and key not in _INERT and key not in _FIXED and value is not None:
                 raise ConfigError(f"image processor: the key {key!r} = {value!r} is unknown and may change the pixels")
-        for key in ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_pad", "do_image_splitting"):
-            if not isinstance(raw.get(key, True), bool | None):
-                raise ConfigError(f"image processor: {key} = {raw[key]!r} must be true or false")
         try:
             return cls(**{key: value for key, value in raw.items() if key in known and value is not None})
         except (OptionError, TypeError) as error:
@@ -153,7 +156,7 @@ class ImageProcessor:
         if size is not None:
             changes["size"] = check_size(size)
         if do_image_splitting is not None:
-            changes["do_image_splitting"] = bool(do_image_splitting)
+            changes["do_image_splitting"] = do_image_splitting
         return dataclasses.replace(self, **changes) if changes else self
 
     def pixels(self, images: Sequence[Image.Image]) -> list[Pixels]:
@@ -216,7 +219,7 @@ class ImageProcessor:
         return out
 
     def _parts(self, image: Image.Image) -> list[Image.Image]:
-        if not is_image(image) or not isinstance(image, Image.Image):
+        if not isinstance(image, Image.Image):
             raise ImageError(f"a Pillow image is due, not {type(image).__name__}; load_image() makes one")
         if image.mode != "RGB" and not self.do_convert_rgb:
             raise ImageError(f"the image is of mode {image.mode} and do_convert_rgb is off; convert it to RGB")

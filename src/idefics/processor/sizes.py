@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 from idefics.errors import ImageError, OptionError
 
-__all__ = ["check_size", "image_tokens", "processed_sizes", "prompt_tokens", "resized_size", "sub_image_boxes", "sub_images"]
+__all__ = [
+    "check_size", "image_tokens", "processed_sizes", "prompt_tokens", "resized_size", "sub_image_boxes", "sub_images",
+    "with_longest_edge",
+]  # fmt: skip
 
 Box = tuple[int, int, int, int]
 
@@ -38,6 +41,20 @@ def check_size(size: Mapping[str, int]) -> dict[str, int]:
             "which no image can satisfy"
         )
     return known
+
+
+def with_longest_edge(size: Mapping[str, int], longest: int) -> dict[str, int]:
+    """A size with another longest edge; the shortest never exceeds it. A fixed height and width give way to a square limit.
+
+    Raises:
+        OptionError: `longest` is not a positive whole number.
+
+    >>> with_longest_edge({"shortest_edge": 378, "longest_edge": 980}, 224)
+    {'shortest_edge': 224, 'longest_edge': 224}
+    """
+    if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
+        raise OptionError(f"the longest edge of images must be a positive whole number of pixels, not {longest!r}")
+    return {"shortest_edge": min(size.get("shortest_edge", longest), longest), "longest_edge": longest}
 
 
 def resized_size(width: int, height: int, size: Mapping[str, int]) -> tuple[int, int]:

@@ -73,7 +73,10 @@ def find_template(folder: Path) -> str | None:
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         path = folder / name
         found = read_json(path).get("chat_template") if path.is_file() else None

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
-from idefics.config import read_json
+from idefics.config import read_json, write_json
 from idefics.errors import CheckpointNotFound, ConfigError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
 
@@ -77,11 +77,11 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointNotFound(f"{path} does not exist; a tokenizer folder has a tokenizer.json")
-        source = path.read_text(encoding="utf-8")
         try:
+            source = path.read_text(encoding="utf-8")
             backend = Backend.from_str(source)
         except Exception as error:  # tokenizers raises a bare Exception
-            raise ConfigError(f"{path} is not a tokenizer: {error}") from None
+            raise ConfigError(f"{path} is not a readable tokenizer: {error}") from None
         config = _optional(folder / "tokenizer_config.json")
         for name, value in _optional(folder / "special_tokens_map.json").items():
             config.setdefault(name, value)
@@ -108,9 +108,9 @@ class Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config, "padding_side": self.padding_side}
         config.pop("chat_template", None)  # the processor writes it, once
         config["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
-        _write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "tokenizer_config.json", config)
         names = (*_NAMED, "additional_special_tokens")
-        _write_json(folder / "special_tokens_map.json", {name: config[name] for name in names if config.get(name) is not None})
+        write_json(folder / "special_tokens_map.json", {name: config[name] for name in names if config.get(name) is not None})
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, truncation: bool = False, max_length: int | None = None
@@ -346,10 +346,6 @@ def _side(config: Mapping[str, Any], name: str, default: str) -> str:
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _portable(source: str) -> str:

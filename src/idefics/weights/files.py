@@ -9,7 +9,12 @@ from typing import Any
 
 from idefics.errors import CheckpointNotFound, OptionError
 
-__all__ = ["WANTED", "resolve"]
+__all__ = ["EMBEDDED", "EMBEDDED_NAME", "WANTED", "resolve"]
+
+EMBEDDED = Path(__file__).parents[1] / "assets" / "idefics2-nano"
+"""The model that ships inside the package."""
+EMBEDDED_NAME = EMBEDDED.name
+"""What it is called wherever a folder or a Hub id could stand."""
 
 # Never pickle, no other frameworks' weights, no subfolders (other precisions, demos).
 DESCRIBING = ("*.json", "*.jinja")
@@ -21,7 +26,7 @@ _ELSEWHERE = "to work without a network, download it elsewhere (`idefics downloa
 
 
 def resolve(
-    model: str | Path,
+    model: str | Path | None,
     *,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
@@ -33,11 +38,12 @@ def resolve(
 ) -> Path:
     """Finds a checkpoint's folder.
 
-    A folder that exists is taken as it is. What looks like a path (a `Path`, or text that begins with `.`, `/` or `~` or
-    has more than one slash) is never looked up on the Hub; anything else is a Hub id.
+    A folder that exists is taken as it is; None, and `"idefics2-nano"` where no folder is called so, are the embedded
+    model. What looks like a path (a `Path`, or text that begins with `.`, `/` or `~` or has more than one slash) is never
+    looked up on the Hub; anything else is a Hub id.
 
     Args:
-        model: a folder or a Hub id such as `"HuggingFaceM4/idefics2-8b"`.
+        model: a folder, a Hub id such as `"HuggingFaceM4/idefics2-8b"`, or None.
         revision: branch, tag or commit on the Hub; None for its main branch.
         cache_dir: where downloads are kept; None for the Hub client's own folder.
         token: for gated models; None for the one that `hf auth login` stored, False for none.
@@ -48,14 +54,21 @@ def resolve(
 
     Raises:
         CheckpointNotFound: no such folder, id or revision; access refused; no network. Says which, and what to do.
-        OptionError: a revision of a local folder.
+        OptionError: a revision of a local folder or of the embedded model, or `to` for one of these.
     """
+    if model is None or (model == EMBEDDED_NAME and not Path(model).is_dir()):
+        return _embedded(revision=revision, to=to)
     if not str(model):
         raise CheckpointNotFound("no model was named; give a folder or a Hub id (owner/name)")
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:
+        raise CheckpointNotFound(f"there is no folder {model}: no such user") from None
     if folder.is_dir():
         if revision is not None:
             raise OptionError(f"revision = {revision!r} was given, but {model} is a local folder, which has none")
+        if to is not None:
+            raise OptionError(f"{model} is a local folder already; copy it to {to} yourself")
         return folder
     if folder.is_file():
         raise CheckpointNotFound(f"{model} is a file; give the folder it lies in")
@@ -73,6 +86,19 @@ def resolve(
         to=to,
         patterns=WANTED if weights else DESCRIBING,
     )
+
+
+def _embedded(*, revision: str | None, to: str | Path | None) -> Path:
+    if revision is not None:
+        raise OptionError(f"revision = {revision!r} was given, but the embedded model has none; name a Hub id")
+    if to is not None:
+        raise OptionError(f"the embedded model is no download; copy {EMBEDDED} to {to} yourself")
+    if not EMBEDDED.is_dir():
+        raise CheckpointNotFound(
+            f"{EMBEDDED} does not exist: this installation lacks the embedded model; install the package again, "
+            "or name another model"
+        )
+    return EMBEDDED
 
 
 def _is_path(model: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from idefics.weights.families import Config, build_on_meta, family_of
 
-__all__ = ["kv_bytes_per_token", "main_dtype", "parameter_counts", "readable_bytes", "weight_bytes"]
+__all__ = ["kv_bytes_per_token", "main_dtype", "parameter_counts"]
 
 
 def parameter_counts(config: Config) -> dict[str, int]:
@@ -24,11 +24,6 @@ def parameter_counts(config: Config) -> dict[str, int]:
     for name, parameter in build_on_meta(config).named_parameters():
         counts[next(part for part, prefix in parts.items() if name.startswith(prefix + "."))] += parameter.numel()
     return counts
-
-
-def weight_bytes(config: Config, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes that each part's weights take in `dtype`."""
-    return {part: count * dtype.itemsize for part, count in parameter_counts(config).items()}
 
 
 def kv_bytes_per_token(config: Config, dtype: torch.dtype) -> int:
@@ -52,15 +47,3 @@ def main_dtype(tensors: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
     for dtype, size in tensors:
         totals[dtype] += size
     return totals.most_common(1)[0][0]
-
-
-def readable_bytes(count: int) -> str:
-    """A size for people, in binary units.
-
-    >>> readable_bytes(16_805_537_248)
-    '15.7 GiB'
-    """
-    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"

@@ -13,8 +13,9 @@ from torch import nn
 from idefics.config import read_json
 from idefics.errors import CheckpointError
 from idefics.model.layers.attention import Backend
+from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.families import Config, Model, build_on_meta, family_of, read_config
-from idefics.weights.footprint import main_dtype, readable_bytes
+from idefics.weights.footprint import main_dtype
 from idefics.weights.match import match
 from idefics.weights.memory import explain_out_of_memory, require_free_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
@@ -51,7 +52,7 @@ def load_model(
 
     Args:
         folder: holds `config.json` and the weights.
-        dtype: of the parameters; None keeps each as it is stored.
+        dtype: of all parameters; None takes the one that most of the stored bytes are in.
         device: one device for all, or a map from prefixes of our parameter names to devices (see `Placement`).
         backend: attention implementation.
         progress: told how far it is, after every tensor.
@@ -78,19 +79,19 @@ def load_model(
     _check_ties(shards, {name: table.published(aliases[ours]) for name, ours in targets.items() if ours in aliases})
 
     entries = [shards.entries[name] for name in targets]
-    stored_dtype = main_dtype((DTYPES[entry.dtype], entry.bytes) for entry in entries)
-    model.config = replace(config, dtype=str(dtype or stored_dtype).removeprefix("torch."))
+    chosen = dtype if dtype is not None else main_dtype((DTYPES[entry.dtype], entry.bytes) for entry in entries)
+    model.config = replace(config, dtype=str(chosen).removeprefix("torch."))
     total = sum(entry.bytes for entry in entries)
     doing = f"loading {folder} as {model.config.dtype}"
     reduce = "use a 16-bit dtype, another device, or several devices (a device map)"
-    allocated = (_allocated(shards.entries[name], dtype, placement.of(ours)) for name, ours in targets.items())
+    allocated = (_allocated(shards.entries[name], chosen, placement.of(ours)) for name, ours in targets.items())
     require_free_bytes(sum(allocated), doing, reduce=reduce)
     with explain_out_of_memory(f"{doing} ({readable_bytes(total)} of files)", reduce=reduce):
         done = 0
         for published, stored in shards.read(targets):
             ours = targets[published]
             if ours not in aliases:
-                _replace(model, ours, nn.Parameter(stored.to(placement.of(ours)).to(dtype or stored.dtype)))
+                _replace(model, ours, nn.Parameter(stored.to(placement.of(ours)).to(chosen)))
             done += shards.entries[published].bytes
             if progress is not None:
                 progress(done, total)
@@ -123,8 +124,8 @@ def _check_ties(shards: Shards, ties: dict[str, str]) -> None:
             )
 
 
-def _allocated(entry: TensorEntry, dtype: torch.dtype | None, device: torch.device) -> int:
+def _allocated(entry: TensorEntry, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes of the CPU's memory that a tensor needs of its own: none where it stays in the file or leaves for a GPU."""
-    if device.type != "cpu" or dtype in (None, DTYPES[entry.dtype]):
+    if device.type != "cpu" or dtype == DTYPES[entry.dtype]:
         return 0
     return entry.bytes // DTYPES[entry.dtype].itemsize * dtype.itemsize

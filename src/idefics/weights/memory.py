@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from idefics.errors import OutOfMemory
-from idefics.weights.footprint import readable_bytes
+from idefics.weights.byte_sizes import readable_bytes
 
 __all__ = ["explain_out_of_memory", "free_bytes", "require_free_bytes"]
 

@@ -66,7 +66,7 @@ class Placement:
 def _available(device: Device) -> torch.device:
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise OptionError(f"device {device!r} is none that torch knows: {_first_line(error)}") from None
     try:
         return torch.empty(0, device=place).device  # which has an index where `place` may have none

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from idefics.config import write_json
 from idefics.errors import CheckpointError
 from idefics.weights.families import Model, family_of
 from idefics.weights.footprint import main_dtype
@@ -52,8 +52,8 @@ def save_model(model: Model, folder: str | Path, *, max_shard_bytes: int = 5_000
         for name, shard in zip(names, shards, strict=True):
             save_file({key: value.contiguous() for key, value in shard.items()}, staging.path(name), metadata={"format": "pt"})
         if len(shards) > 1:
-            _write_json(staging.path(INDEX), shard_index(names, shards))
-        _write_json(staging.path("config.json"), config.to_dict())
+            write_json(staging.path(INDEX), shard_index(names, shards), sort_keys=True)
+        write_json(staging.path("config.json"), config.to_dict(), sort_keys=True)
         staging.put_in_place()
         for path in folder.iterdir():
             if _WEIGHTS.fullmatch(path.name) and path.name not in staging.names:
@@ -127,7 +127,3 @@ def shard_index(names: Sequence[str], shards: Sequence[Mapping[str, Tensor]]) ->
         "metadata": {"total_parameters": sum(t.numel() for t in tensors), "total_size": sum(t.nbytes for t in tensors)},
         "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in sorted(shard)},
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

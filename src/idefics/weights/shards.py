@@ -26,6 +26,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MAX_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses longer headers too."""
 _LFS = b"version https://git-lfs"
 
 
@@ -135,7 +137,7 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            blob = file.read(length) if length <= size - 8 else b""
+            blob = file.read(length) if length <= min(size - 8, MAX_HEADER) else b""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if len(start) == 8 and _LFS.startswith(start):
@@ -145,6 +147,8 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
             f"{path} is truncated or no safetensors file: it has {size} bytes, "
             f"its header alone asks for {length + 8 if len(start) == 8 else 'at least 8'}; download it again"
         )
+    if length > MAX_HEADER:
+        raise CheckpointError(f"{path} is no safetensors file: a header of {length} bytes is over the limit of {MAX_HEADER}")
     try:
         header = json.loads(blob)
         header.pop("__metadata__", None)

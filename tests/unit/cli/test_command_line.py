@@ -11,10 +11,10 @@ import pytest
 import typer
 
 from idefics.cli import COMMANDS, _guarded
-from idefics.cli.options import ImageOptions, SamplingOptions, bytes_of, spread
+from idefics.cli.options import ImageOptions, SamplingOptions, spread
 from idefics.cli.terminal import write
 from idefics.engine.sampling_params import SamplingParams
-from idefics.errors import ConfigError, OptionError
+from idefics.errors import ConfigError
 
 
 def test_help_imports_no_torch() -> None:
@@ -112,16 +112,3 @@ def test_options_of_a_dataclass_become_options_of_the_command() -> None:
 def test_sampling_options_are_those_of_the_engine() -> None:
     assert set(vars(SamplingOptions())) <= set(vars(SamplingParams()))
     assert SamplingOptions(temperature=0, stop=[], seed=3).given() == {"do_sample": False, "seed": 3}
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("24GiB", 24 * 2**30), ("5GB", 5 * 10**9), ("1k", 1024), (" 7 ", 7), ("1.5 MiB", 3 * 2**19)]
-)
-def test_sizes(text: str, size: int) -> None:
-    assert bytes_of(text, "--memory") == size
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1GB", "1XB", "nan", "0", "1e99"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(OptionError, match="--memory"):
-        bytes_of(text, "--memory")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def test_several_answers(run: Any, tiny_checkpoint: Path) -> None:
     beams = run("generate", "-m", tiny_checkpoint, "Hm?", "--num-beams", "2", "--max-new-tokens", "2")
     assert beams.code == 0
     assert beams.out
+
+
+def test_a_checkpoint_that_asks_for_beams_itself(run: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "beams"
+    shutil.copytree(tiny_checkpoint, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_beams": 2, "num_return_sequences": 2}))
+    ran = run("generate", "-m", folder, "Hm?", "--max-new-tokens", "2")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == "\n".join(idefics.load(folder).generate("Hm?", max_new_tokens=2)) + "\n"
 
 
 def test_question_from_stdin(run: Any, tiny_checkpoint: Path, model: Idefics) -> None:

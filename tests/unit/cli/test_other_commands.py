@@ -137,7 +137,7 @@ def test_plan_of_a_folder_counts_the_text(run: Any, tiny_checkpoint: Path) -> No
         (["--image", "0x10"], "no pixels"),
         (["--batch", "0"], "batch must be at least 1"),
         (["--dtype", "int4"], "not one of"),
-        (["--memory", "much"], "no size"),
+        (["--memory", "much"], "neither a number of bytes"),
         (["--text", "a", "--text-tokens", "3"], "contradict"),
     ],
 )

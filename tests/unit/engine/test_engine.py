@@ -97,6 +97,8 @@ def test_ids_outside_the_vocabulary_are_refused(tiny: Idefics) -> None:
     size = tiny.model.config.text_config.vocab_size
     with pytest.raises(InputError, match=f"token id {size} is outside the model's vocabulary of {size}"):
         tiny.engine.generate(_inputs([1, size]), [SamplingParams(max_new_tokens=1)])
+    with pytest.raises(InputError, match="token id -100 is outside"):
+        tiny.engine.generate(_inputs([1, -100]), [SamplingParams(max_new_tokens=1)])
 
 
 def test_image_tokens_without_their_image_are_refused(tiny: Idefics) -> None:
@@ -105,10 +107,11 @@ def test_image_tokens_without_their_image_are_refused(tiny: Idefics) -> None:
         tiny.engine.generate(_inputs([1, 5, 6], [1, image, image]), [SamplingParams(max_new_tokens=1)] * 2)
 
 
-def test_nan_is_named_not_decoded() -> None:
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_no_number_is_named_not_decoded(value: str) -> None:
     sampler = Sampler(SamplingParams(), [1])
-    with pytest.raises(NumericsError, match="NaN"):
-        sampler.choose(torch.tensor([0.0, float("nan"), 1.0]), [])
+    with pytest.raises(NumericsError, match="NaN or infinite"):
+        sampler.choose(torch.tensor([0.0, float(value), 1.0]), [])
 
 
 def test_everything_forbidden_is_said() -> None:

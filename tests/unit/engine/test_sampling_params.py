@@ -54,6 +54,7 @@ def test_values_that_turn_an_option_off_are_no_contradiction() -> None:
         ({"max_new_tokens": 3, "max_length": 9}, "max_new_tokens=3 and max_length=9 contradict"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"temperature": float("inf")}, "temperature must be above 0 and finite"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
         ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
         ({"top_k": -1}, "top_k must be at least 1"),
@@ -70,6 +71,11 @@ def test_values_that_turn_an_option_off_are_no_contradiction() -> None:
         ({"bad_words_ids": [[]]}, "bad_words_ids must be non-empty"),
         ({"eos_token_id": 5, "bad_words_ids": [[5]]}, "bans the only eos_token_id 5"),
         ({"do_sample": "yes"}, "do_sample must be true or false"),
+        ({"eos_token_id": "</s>"}, "eos_token_id cannot be '</s>'"),
+        ({"eos_token_id": 2.5}, "eos_token_id cannot be 2.5"),
+        ({"bad_words_ids": 5}, "bad_words_ids cannot be 5"),
+        ({"stop": 5}, "stop cannot be 5"),
+        ({"num_beams": "3"}, "num_beams must be a whole number, not '3'"),
     ],
 )
 def test_refused_by_name(options: dict[str, object], message: str) -> None:

@@ -13,7 +13,7 @@ from idefics.model.decoder import Geometry
 from idefics.parallel import device_map as module
 from idefics.parallel.device_map import layer_devices, plan_devices, spread
 from idefics.weights.families import Model, build_on_meta
-from idefics.weights.footprint import weight_bytes
+from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize
 
 GIB = 2**30
@@ -55,7 +55,7 @@ def test_pieces_are_consecutive_and_fit(free: list[int]) -> None:
     assert list(plan)[:3] == ["vision_model", "connector", "text_model.embed_tokens"]
     assert list(plan)[-2:] == ["text_model.norm", "lm_head"]
     used = _bytes_per_device(config, plan, torch.bfloat16)
-    assert sum(used.values()) == sum(weight_bytes(config, torch.bfloat16).values())
+    assert sum(used.values()) == 2 * sum(parameter_counts(config).values())
     assert all(used[device] <= free[device.index] * GIB for device in used)
 
 
@@ -72,7 +72,7 @@ def test_pieces_are_balanced_by_free_memory() -> None:
 
 def test_exactly_enough_is_enough_and_a_byte_less_is_not() -> None:
     config = preset("idefics2-nano")
-    exact = sum(weight_bytes(config, torch.float32).values())
+    exact = 4 * sum(parameter_counts(config).values())
     assert set(plan_devices(config, [("cuda:0", exact)], dtype=torch.float32).values()) == {torch.device("cuda:0")}
     with pytest.raises(OutOfMemory, match="do not fit"):
         plan_devices(config, [("cuda:0", exact - 1)], dtype=torch.float32)

@@ -168,6 +168,17 @@ def test_decompression_bombs(monkeypatch: pytest.MonkeyPatch, photo: Image.Image
     assert "21x13 pixels, over the limit of 100" in error_of(encoded(photo))
 
 
+def test_tensors_of_every_float() -> None:
+    levels = torch.tensor([0.0, 1.0]).repeat(3, 4, 2)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert load_image(levels.to(dtype)).tobytes() == load_image(levels).tobytes()
+
+
+def test_postscript_is_not_run(monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    assert "PostScript" in error_of(encoded(photo, "EPS"))
+
+
 def test_strings_that_are_nothing() -> None:
     assert "not valid base64" in error_of("data:image/png;base64,????")
     assert "not a base64 data URL" in error_of("data:image/svg+xml,<svg/>")
@@ -183,6 +194,12 @@ def test_other_types() -> None:
         assert "is not an image" in error_of(value)
     with pytest.raises(ImageError, match="no pixels"):
         load_image(Image.new("RGB", (0, 5)))
+
+
+def test_schemes_may_be_written_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_image_reference(URL.replace("https", "HTTPS"))
+    with answering(monkeypatch, lambda _: httpx.Response(404)):
+        assert "HTTP 404" in error_of(URL.replace("https", "HTTPS"))
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])

@@ -135,6 +135,8 @@ def test_options_of_a_call_leave_the_processor_alone() -> None:
     assert images == ImageProcessor(size=SMALL)
     with pytest.raises(dataclasses.FrozenInstanceError):
         images.do_pad = False  # type: ignore[misc]
+    with pytest.raises(OptionError, match="do_image_splitting = 'no' must be true or false"):
+        images(picture(90, 60), do_image_splitting="no")  # type: ignore[arg-type]
 
 
 def test_published_file_and_back() -> None:

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from idefics.errors import CheckpointNotFound, OptionError
+from idefics.weights import files
 from idefics.weights.files import WANTED, resolve
 
 
@@ -138,3 +139,24 @@ def test_offline_uses_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (repository / "refs" / "main").write_text("0" * 40)
     (snapshot / "config.json").write_text("{}")
     assert resolve("owner/name", **options).resolve() == snapshot.resolve()
+
+
+def test_the_embedded_model_by_none_or_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "EMBEDDED", tmp_path / "shipped")
+    with pytest.raises(CheckpointNotFound, match="lacks the embedded model"):
+        resolve(None)
+    (tmp_path / "shipped").mkdir()
+    assert resolve(None) == resolve(files.EMBEDDED_NAME) == tmp_path / "shipped"
+    for options, message in (({"revision": "main"}, "the embedded model has none"), ({"to": tmp_path}, "is no download")):
+        with pytest.raises(OptionError, match=message):
+            resolve(None, **options)
+    (tmp_path / files.EMBEDDED_NAME).mkdir()
+    assert resolve(files.EMBEDDED_NAME) == Path(files.EMBEDDED_NAME), "a folder here goes first"
+    with pytest.raises(OptionError, match="is a local folder already"):
+        resolve(files.EMBEDDED_NAME, to=tmp_path / "x")
+
+
+def test_a_user_that_is_not_there() -> None:
+    with pytest.raises(CheckpointNotFound, match="no such user"):
+        resolve("~nobody-of-this-name/model")

@@ -64,7 +64,7 @@ def test_a_mapped_model_is_saved_over_its_own_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize("at", ["save_file", "_write_json", "os"])
+@pytest.mark.parametrize("at", ["save_file", "write_json", "os"])
 def test_an_interrupted_save_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: BaseException | type[BaseException], at: str
 ) -> None:

@@ -137,3 +137,10 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
         Shards(tmp_path)
     with pytest.raises(CheckpointNotFound, match="nowhere is not a folder"):
         Shards(tmp_path / "nowhere")
+
+
+def test_header_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idefics.weights.shards.MAX_HEADER", 10)
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 20) + b"{}" + b" " * 18)
+    with pytest.raises(CheckpointError, match="a header of 20 bytes is over the limit of 10"):
+        Shards(tmp_path)

@@ -56,6 +56,18 @@ def test_dtype_is_converted(checkpoint: Make, stored: torch.dtype, dtype: torch.
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
 
 
+def test_files_of_several_dtypes_become_a_model_of_one(checkpoint: Make) -> None:
+    folder = checkpoint(dtype=torch.bfloat16)
+
+    def widen_norms(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: tensor.float() for name, tensor in tensors.items() if tensor.ndim == 1})
+
+    _edit(folder, widen_norms)
+    model = load_model(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(model), logits(build(dtype=torch.bfloat16)))
+
+
 def test_the_published_checkpoint_of_4_40_gives_its_logits() -> None:
     # Written, sharded, by the release that Idefics2 was published with; see oracle_4_40/make.py.
     model = load_model(HERE / "oracle_4_40" / "checkpoint")
