@@ -7,8 +7,8 @@ memory that a request needs at its peak is
 
 - *weights*: every parameter at the dtype's width (a tied head once).
 - *KV cache*: 2 x layers x key-value heads x head size, for each of `batch x (prompt + new tokens)`.
-- *vision*: all images of a batch go through the tower packed, without padding, so with P patches in all the widest
-  moment is the larger of
+- *vision*: images go through the tower packed, without padding, in groups of at most `PATCHES_AT_ONCE` patches, so with P
+  patches in a group the widest moment is the larger of
       the tower's MLP             P x (2 x hidden + 2 x inner)            residual, normed input, inner before and after act
       the modality projection     P x (hidden + 3 x text inner)           features, act(gate), up and their product
   and beside it lie the pixels, in float32 and in the model's dtype: P x patch values x (4 + width).
@@ -118,15 +118,20 @@ class ImagePlan:
         width: as given, in pixels.
         height: as given.
         seen: (width, height) of every sub-image as the model sees it.
-        patches: of all of them.
+        patch_counts: of each.
         tokens: positions that its latents fill.
     """
 
     width: int
     height: int
     seen: tuple[tuple[int, int], ...]
-    patches: int
+    patch_counts: tuple[int, ...]
     tokens: int
+
+    @property
+    def patches(self) -> int:
+        """Of all sub-images."""
+        return sum(self.patch_counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +320,7 @@ def _image(config: Idefics2Config, width: int, height: int, *, size: Mapping[str
         width=width,
         height=height,
         seen=tuple(seen),
-        patches=sum((w // patch) * (h // patch) for w, h in seen),
+        patch_counts=tuple((w // patch) * (h // patch) for w, h in seen),
         tokens=image_tokens(config.perceiver_config.resampler_n_latents, do_image_splitting=splitting),
     )
 
@@ -332,7 +337,11 @@ def _memory(config: Idefics2Config, plan: Plan, precision: Precision) -> MemoryP
     from idefics.weights.footprint import kv_bytes_per_token
 
     vision, text = config.vision_config, config.text_config
-    patches = plan.batch * sum(image.patches for image in plan.images)
+    from idefics.model.idefics2 import PATCHES_AT_ONCE
+
+    every = [count for image in plan.images for count in image.patch_counts]
+    # Groups are filled up to the limit; a larger image goes alone.
+    patches = min(plan.batch * sum(every), max(PATCHES_AT_ONCE, *every)) if every else 0
     widest = max(
         2 * vision.hidden_size + 2 * vision.intermediate_size,
         vision.hidden_size + 3 * text.intermediate_size,

@@ -111,8 +111,11 @@ def test_score_is_the_probability_of_generating(tiny: Idefics, pictures: list[Im
         own = logprobs.gather(1, inputs.input_ids_BT[0, 1:, None])[prompt - 1 :, 0]
         assert score.logprob == pytest.approx(own.sum().item(), abs=1e-4)
         assert len(score.token_logprobs) == len(own)
-    greedy = tiny.generate("What?", pictures[0], max_new_tokens=1)
-    assert tiny.score("What?", [" " + greedy], pictures[0])[0].greedy or not greedy.isalpha()
+    likeliest = max(scores, key=lambda score: score.token_logprobs[0])
+    greedy = tiny.generate("What?", pictures[0], max_new_tokens=1, details=True)
+    assert greedy.logprobs[0] >= likeliest.token_logprobs[0]
+    told = tiny.processor.tokenizer.convert_ids_to_tokens(list(greedy.token_ids))[0].replace("▁", " ")
+    assert tiny.score("What?", [told], pictures[0])[0].greedy
     assert tiny.score("What?", [], pictures[0]) == []
     with pytest.raises(InputError, match="continuation 2 adds no token"):
         tiny.score("What?", [" yes", ""], pictures[0])

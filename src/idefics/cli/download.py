@@ -20,6 +20,9 @@ def download(
         Path | None, Option("--to", help="Folder for the files, instead of the Hub's cache.", show_default=False)
     ] = None,
     revision: Annotated[str | None, Option("--revision", help="Branch, tag or commit.", show_default=False)] = None,
+    cache_dir: Annotated[
+        Path | None, Option("--cache-dir", help="The cache; left out: the Hub's own folder.", show_default=False)
+    ] = None,
     token: Annotated[str | None, Option("--token", help="For gated or private models.", show_default=False)] = None,
 ) -> None:
     """Fetch a model from the Hugging Face Hub and print the folder it is in.
@@ -30,4 +33,4 @@ def download(
         raise CheckpointNotFound(f"{model} is here already; download takes a Hub id (owner/name)")
     from idefics.weights.files import resolve
 
-    print(resolve(model, revision=revision, token=token, to=to, progress=sys.stderr.isatty()))
+    print(resolve(model, revision=revision, cache_dir=cache_dir, token=token, to=to, progress=sys.stderr.isatty()))

@@ -26,7 +26,14 @@ def open_model(options: ModelOptions, images: ImageOptions) -> Idefics:
 
     torch_dtype(options.dtype)  # refuses before anything is downloaded
     # Before the bar of loading appears: downloads have their own.
-    folder = resolve(options.model, revision=options.revision, offline=options.offline, progress=sys.stderr.isatty())
+    folder = resolve(
+        options.model,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        offline=options.offline,
+        progress=sys.stderr.isatty(),
+    )
     from idefics.api import load
 
     with bar("loading") as progress, memory_explained("loading the model"):

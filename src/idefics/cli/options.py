@@ -31,6 +31,10 @@ class ModelOptions:
         str | None, _option("--model", "-m", help="Folder or Hub id; left out: the embedded model.", panel=_MODEL)
     ] = None
     revision: Annotated[str | None, _option("--revision", help="Branch, tag or commit of a Hub id.", panel=_MODEL)] = None
+    cache_dir: Annotated[
+        str | None, _option("--cache-dir", help="Where downloads are kept; left out: the Hub's own folder.", panel=_MODEL)
+    ] = None
+    token: Annotated[str | None, _option("--token", help="For gated or private models.", panel=_MODEL)] = None
     offline: Annotated[bool, _option("--offline", help="Use only what is downloaded already.", panel=_MODEL)] = False
     dtype: Annotated[
         str | None, _option("--dtype", help="float32, bfloat16 or float16; left out: as stored.", panel=_MODEL)

@@ -34,7 +34,7 @@ def plan(
         str | None, Option("--text", help="The question; counted exactly if MODEL is a folder.", show_default=False)
     ] = None,
     text_tokens: Annotated[int | None, Option("--text-tokens", help="Its tokens, if you know.", show_default=False)] = None,
-    new_tokens: Annotated[int, Option("--new-tokens", help="Length of the answer.")] = 512,
+    new_tokens: Annotated[int, Option("--max-new-tokens", help="Length of the answer.")] = 512,
     batch: Annotated[int, Option("--batch", help="Requests at once.")] = 1,
     dtype: Annotated[str | None, Option("--dtype", help="Show this one only.", show_default=False)] = None,
     memory: Annotated[

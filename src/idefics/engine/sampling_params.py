@@ -19,7 +19,7 @@ __all__ = ["SamplingParams", "sampling_params", "unknown_defaults"]
 Words = tuple[tuple[int, ...], ...]
 
 # Options that only mean something when tokens are drawn at random.
-_RANDOM = ("temperature", "top_k", "top_p", "typical_p", "min_p", "seed", "best_of")
+_RANDOM = ("temperature", "top_k", "top_p", "typical_p", "min_p", "best_of")
 # Keys of a `generation_config.json` that say nothing about how tokens are chosen here.
 _BOOKKEEPING = frozenset(
     {"transformers_version", "bos_token_id", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states"}
@@ -41,7 +41,7 @@ class SamplingParams:
         top_p: the likeliest tokens whose probabilities reach p (arXiv 1904.09751).
         typical_p: the most typical tokens whose probabilities reach p (arXiv 2202.00666).
         min_p: tokens at least this likely, relative to the likeliest (arXiv 2407.01082).
-        seed: of this request's generator; None draws one.
+        seed: of this request's generator; None draws one. Greedy decoding needs none, and ignores it.
         repetition_penalty: divides the logits of tokens in prompt or answer, or multiplies negative ones (arXiv 1909.05858).
         frequency_penalty: subtracted per occurrence in the answer.
         presence_penalty: subtracted once if in the answer.

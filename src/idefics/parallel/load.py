@@ -12,8 +12,9 @@ from idefics.errors import OptionError
 from idefics.model.layers.attention import Backend
 from idefics.parallel.device_map import plan_devices, spread
 from idefics.weights.families import Model, build_on_meta, family_of
-from idefics.weights.load import Progress, load_config, load_model
+from idefics.weights.load import Progress, load_config, load_model, stored_dtype
 from idefics.weights.placement import Device
+from idefics.weights.shards import Shards
 
 __all__ = ["load_placed"]
 
@@ -54,7 +55,7 @@ def load_placed(
             device, device_map = "cuda" if devices else "cpu", None
         else:
             config = load_config(folder)
-            device_map = plan_devices(config, devices, dtype=dtype or getattr(torch, config.dtype))
+            device_map = plan_devices(config, devices, dtype=dtype or stored_dtype(Shards(folder).entries.values()))
     if device_map is None:
         where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
         return load_model(folder, dtype=dtype, device=where, backend=backend, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -21,7 +21,7 @@ from idefics.weights.memory import explain_out_of_memory, require_free_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
 from idefics.weights.shards import DTYPES, Shards, TensorEntry
 
-__all__ = ["Progress", "load_config", "load_model"]
+__all__ = ["Progress", "load_config", "load_model", "stored_dtype"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes read so far and in all."""
@@ -79,7 +79,7 @@ def load_model(
     _check_ties(shards, {name: table.published(aliases[ours]) for name, ours in targets.items() if ours in aliases})
 
     entries = [shards.entries[name] for name in targets]
-    chosen = dtype if dtype is not None else main_dtype((DTYPES[entry.dtype], entry.bytes) for entry in entries)
+    chosen = dtype if dtype is not None else stored_dtype(entries)
     model.config = replace(config, dtype=str(chosen).removeprefix("torch."))
     total = sum(entry.bytes for entry in entries)
     doing = f"loading {folder} as {model.config.dtype}"
@@ -98,6 +98,11 @@ def load_model(
     for alias, ours in aliases.items():
         _replace(model, alias, model.get_parameter(ours))
     return model.eval()
+
+
+def stored_dtype(entries: Iterable[TensorEntry]) -> torch.dtype:
+    """The dtype that most bytes of a checkpoint are in."""
+    return main_dtype((DTYPES[entry.dtype], entry.bytes) for entry in entries)
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:

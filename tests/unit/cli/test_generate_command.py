@@ -48,7 +48,21 @@ def test_json(run: Any, tiny_checkpoint: Path, photo: Path, picture: Path) -> No
 
 
 def test_several_answers(run: Any, tiny_checkpoint: Path) -> None:
-    ran = run("generate", "-m", tiny_checkpoint, "Hm?", "--n", "3", "--seed", "1", "--max-new-tokens", "2", "--json")
+    ran = run(
+        "generate",
+        "-m",
+        tiny_checkpoint,
+        "Hm?",
+        "--n",
+        "3",
+        "--temperature",
+        "1",
+        "--seed",
+        "1",
+        "--max-new-tokens",
+        "2",
+        "--json",
+    )
     report = json.loads(ran.out)
     assert [answer["finish"] for answer in report["answers"]] == ["length"] * 3
     assert report["tokens"]["answer"] == 6

@@ -41,6 +41,11 @@ def test_sampling_is_implied_by_a_sampling_option_of_the_call_but_not_of_the_fil
     assert params.temperature == 0.7
 
 
+def test_a_seed_alone_does_not_make_a_greedy_answer_random() -> None:
+    assert not sampling_params({}, {"seed": 3}).do_sample
+    assert sampling_params({}, {"seed": 3, "do_sample": False}).seed == 3
+
+
 def test_values_that_turn_an_option_off_are_no_contradiction() -> None:
     assert not sampling_params({}, {"do_sample": False, "top_k": 0, "top_p": 1.0}).do_sample
 
