@@ -125,7 +125,7 @@ def test_plan(run: Any, picture: Path) -> None:
 
 
 def test_plan_of_a_folder_counts_the_text(run: Any, tiny_checkpoint: Path) -> None:
-    ran = run("plan", tiny_checkpoint, "--text", "What is it?", "--image", "90x60", "--new-tokens", "500")
+    ran = run("plan", tiny_checkpoint, "--text", "What is it?", "--image", "90x60", "--max-new-tokens", "500")
     assert "(counted)" in ran.out
     assert "does not fit the model's 512 positions" in ran.out
 

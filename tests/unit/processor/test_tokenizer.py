@@ -200,7 +200,7 @@ def test_bare_folders(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(CheckpointNotFound, match=r"tokenizer\.json does not exist"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is not a tokenizer"):
+    with pytest.raises(ConfigError, match="is not a readable tokenizer"):
         Tokenizer.from_folder(tmp_path)
     shutil.copy(folder / "tokenizer.json", tmp_path)
     tokenizer = Tokenizer.from_folder(tmp_path, padding_side="left")
