@@ -54,6 +54,9 @@ def generate(
     loaded = time.perf_counter()
     params = sampling_params(asked.defaults, options)  # the checkpoint may ask for beams or several answers itself
     pictures = [attachment.image for attachment in attached]
+    place = asked.processor.image_token
+    if place in prompt and not raw:
+        raise InputError(f"the question holds {place}, which stands for an image; leave it out, or place images with --raw")
     with memory_explained("answering"):
         if as_json:
             result: Any = asked.generate(prompt, pictures, raw=raw or None, details=True, **options)

@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from idefics.cli.images import attach
 from idefics.cli.options import ImageOptions
-from idefics.errors import OptionError
+from idefics.errors import ImageError, OptionError
 from idefics.plan import ASSUMED_TEXT_TOKENS, PRECISIONS, Plan, Precision, Subject, make_plan, subject
 from idefics.weights.byte_sizes import byte_size
 from idefics.weights.files import EMBEDDED_NAME
@@ -85,7 +85,10 @@ def _size(image: str) -> tuple[int, int]:
     pixels = re.fullmatch(r"(\d+)[xX\u00d7](\d+)", image)
     if pixels and not Path(image).exists():
         return int(pixels[1]), int(pixels[2])
-    opened = attach(image).image
+    try:
+        opened = attach(image).image
+    except ImageError as error:
+        raise ImageError(f"{error}; give a file, a URL, or a size such as 1920x1080") from None
     return opened.width, opened.height
 
 

@@ -90,6 +90,9 @@ def test_question_from_stdin(run: Any, tiny_checkpoint: Path, model: Idefics) ->
 def test_raw_continues_the_text(run: Any, tiny_checkpoint: Path, picture: Path, model: Idefics) -> None:
     ran = run("generate", "-m", tiny_checkpoint, "--raw", "-i", picture, "In <image> the", "--max-new-tokens", "3")
     assert ran.out == model.generate("In <image> the", str(picture), raw=True, max_new_tokens=3) + "\n"
+    refused = run("generate", "-m", tiny_checkpoint, "-i", picture, "In <image> the", "--max-new-tokens", "3")
+    assert (refused.code, refused.out) == (1, "")
+    assert "the question holds <image>" in refused.err
 
 
 def test_ctrl_c_ends_the_line_and_exits_with_130(run: Any, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
