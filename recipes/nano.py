@@ -441,6 +441,10 @@ class Meter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts anew."""
         self.parts: defaultdict[str, list[float]] = defaultdict(list)
         self.asked: Counter[str] = Counter()
         self.right: Counter[str] = Counter()
@@ -463,7 +467,7 @@ class Meter:
         print(json.dumps(line), flush=True)
         with self.path.open("a") as log:
             log.write(json.dumps(line) + "\n")
-        self.__init__(self.path)  # type: ignore[misc]
+        self.reset()
 
 
 # ------------------------------------------------------------------------------------------------------------- export
