@@ -59,15 +59,15 @@ def test_row(rng: np.random.Generator, task: str) -> tuple[list[Image.Image], Tu
     subjects: dict[str, Subject] = {"thing": "thing", "color": "thing", "shape": "thing", "count": "things", "number": "number"}
     while True:
         shown = [test_picture(rng, subjects.get(task)) for _ in range(2 if task == "which" else 1)]
-        drawings = [drawing for drawing, _ in shown]
-        if task in tasks_of(drawings):
-            return [picture for _, picture in shown], questions_of(task, rng, drawings)
+        scenes = [drawing.scene for drawing, _ in shown]
+        if task in tasks_of(scenes):
+            return [picture for _, picture in shown], questions_of(task, rng, scenes)
 
 
 def evaluate_conversations(asked: Idefics, rng: np.random.Generator, each: int) -> float:
     """Percentage of right answers in the second and third turn."""
     shown = [[test_picture(rng, None) for _ in range(1 + (i % 3 == 0))] for i in range(each)]
-    talks = [conversation(rng, [drawing for drawing, _ in row], turns=3) for row in shown]
+    talks = [conversation(rng, [drawing.scene for drawing, _ in row], turns=3) for row in shown]
     pictures = [[picture for _, picture in row] for row in shown]
     histories: list[list[tuple[str, str | None]]] = [[] for _ in talks]
     right = []
@@ -117,11 +117,12 @@ def demo(out: Path, *, seed: int) -> None:
     for names, subjects, tasks in DEMO:
         while True:
             drawings = [draw_scene(rng, width=LONGEST, height=3 * LONGEST // 4, subject=subject) for subject in subjects]
-            if set(tasks) <= set(tasks_of(drawings)):
+            scenes = [drawing.scene for drawing in drawings]
+            if set(tasks) <= set(tasks_of(scenes)):
                 break
         for name, drawing in zip(names, drawings, strict=True):
             size = (2 * drawing.image.width, 2 * drawing.image.height)
             drawing.image.resize(size, Image.Resampling.BICUBIC).save(out / name, optimize=True)
-        turns = [questions_of(task, rng, drawings) for task in tasks]
+        turns = [questions_of(task, rng, scenes) for task in tasks]
         talks.append({"images": names, "turns": [{"question": turn.question, "answer": turn.answer} for turn in turns]})
     (out / "questions.json").write_text(json.dumps(talks, indent=2) + "\n")

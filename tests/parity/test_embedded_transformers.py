@@ -60,7 +60,7 @@ def talks(ours: Idefics) -> list[Talk]:
     for number in range(TALKS):
         shown = [nano.test_picture(rng, None) for _ in range(1 + number % 2)]
         images = [picture for _, picture in shown]
-        turns = nano.conversation(rng, [drawing for drawing, _ in shown], turns=2)
+        turns = nano.conversation(rng, [drawing.scene for drawing, _ in shown], turns=2)
         questions = [turn.question for turn in turns[: 1 + (number // 2) % 2]]
         answers: list[str] = []
         if len(questions) == 2:

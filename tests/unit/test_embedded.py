@@ -98,7 +98,7 @@ def test_a_chat_of_several_turns(model: Idefics) -> None:
     right = []
     for number in range(8):
         shown = [nano.test_picture(rng, None) for _ in range(1 + (number % 4 == 0))]
-        talk = nano.conversation(rng, [drawing for drawing, _ in shown], turns=3)
+        talk = nano.conversation(rng, [drawing.scene for drawing, _ in shown], turns=3)
         answers: list[str] = []
         for count in range(1, 4):
             chat = messages([picture for _, picture in shown], [turn.question for turn in talk[:count]], answers)

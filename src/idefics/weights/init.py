@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.siglip import PatchEmbedding
 
-__all__ = ["Start", "initialize", "starts"]
+__all__ = ["STD", "Start", "initialize", "starts"]
 
 STD = 0.02
+"""Standard deviation of weights, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Start:
             parameter.fill_(float(self.kind == "ones"))
             return
         # A generator per tensor: a checkpoint's first layers do not depend on how many follow.
-        mixed = (seed * 1_000_003 + sum(i * ord(c) for i, c in enumerate(self.module, 1))) % 2**63
+        mixed = int.from_bytes(blake2b(f"{seed} {self.module}".encode(), digest_size=8).digest(), "little") >> 1
         generator = torch.Generator(device=parameter.device).manual_seed(mixed)
         parameter.normal_(0.0, std if self.kind == "normal" else 1.0, generator=generator)
 

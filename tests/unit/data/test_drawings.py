@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -23,11 +24,13 @@ from idefics.data.drawings import (
     corpus,
     draw_scene,
     fonts,
+    invent_scene,
     palette,
     questions_of,
     small_talk,
     tasks_of,
 )
+from idefics.data.drawings.lettering import MIN_DIGIT_HEIGHT
 from idefics.data.drawings.shapes import PLURALS
 from idefics.data.drawings.wording import NUMERALS, PHRASINGS, SMALL_TALK
 from idefics.errors import InputError
@@ -282,12 +285,12 @@ class TestQuestions:
         rng = np.random.default_rng(0)
         asked: Counter[str] = Counter()
         for start in range(0, 298):
-            drawings = gallery[start : start + 1 + start % 2]
-            for task in tasks_of(drawings):
-                turn = questions_of(task, rng, drawings)
+            scenes = [drawing.scene for drawing in gallery[start : start + 1 + start % 2]]
+            for task in tasks_of(scenes):
+                turn = questions_of(task, rng, scenes)
                 assert turn.task == task
                 asked[task] += 1
-                check(turn, [d.scene for d in drawings])
+                check(turn, scenes)
         assert set(asked) == set(TASKS) - {"chat"}
         assert min(asked.values()) > 40
 
@@ -295,9 +298,8 @@ class TestQuestions:
         rng = np.random.default_rng(0)
         followed = 0
         for start in range(0, 298):
-            drawings = gallery[start : start + 1 + start % 2]
-            scenes = [d.scene for d in drawings]
-            turns = conversation(rng, drawings, turns=4)
+            scenes = [drawing.scene for drawing in gallery[start : start + 1 + start % 2]]
+            turns = conversation(rng, scenes, turns=4)
             assert len(turns) == 4
             it: Thing | Number | None = None
             for before, turn in zip([None, *turns], turns, strict=False):
@@ -313,7 +315,7 @@ class TestQuestions:
     def test_answers_are_short_and_plain(self, gallery: list[Drawing]) -> None:
         rng = np.random.default_rng(3)
         for drawing in gallery[:100]:
-            for turn in conversation(rng, [drawing], turns=3):
+            for turn in conversation(rng, [drawing.scene], turns=3):
                 assert turn.answer == turn.answer.lower().strip()
                 assert not turn.answer.endswith(".")
                 assert not re.search(r"[{}]|  | [?.,]", turn.question)
@@ -321,10 +323,11 @@ class TestQuestions:
     def test_yes_and_no_and_first_and_second_are_balanced(self, gallery: list[Drawing]) -> None:
         rng = np.random.default_rng(4)
         answers: dict[str, Counter[str]] = defaultdict(Counter)
+        scenes = [drawing.scene for drawing in gallery]
         for start in range(298):
-            answers["yesno"][questions_of("yesno", rng, gallery[start : start + 1]).answer] += 1
-            if "which" in tasks_of(gallery[start : start + 2]):
-                answers["which"][questions_of("which", rng, gallery[start : start + 2]).answer] += 1
+            answers["yesno"][questions_of("yesno", rng, scenes[start : start + 1]).answer] += 1
+            if "which" in tasks_of(scenes[start : start + 2]):
+                answers["which"][questions_of("which", rng, scenes[start : start + 2]).answer] += 1
         for counts in answers.values():
             assert len(counts) == 2
             assert min(counts.values()) > 0.4 * counts.total()
@@ -334,7 +337,7 @@ class TestQuestions:
         single = next(d for d in gallery if len(d.scene.things) == 1 and not d.scene.number)
         number = next(d for d in gallery if d.scene.number)
         for task, drawing in (("color", single), ("shape", single), ("thing", single), ("number", number), ("yesno", number)):
-            assert len({questions_of(task, rng, [drawing]).question for _ in range(100)}) > 12
+            assert len({questions_of(task, rng, [drawing.scene]).question for _ in range(100)}) > 12
         assert all(len(set(forms)) >= 5 for forms in PHRASINGS.values())
 
     def test_small_talk(self) -> None:
@@ -346,7 +349,8 @@ class TestQuestions:
         assert questions_of("chat", rng, []).task == "chat"
 
     def test_same_seed_same_words(self, gallery: list[Drawing]) -> None:
-        one, two = (conversation(np.random.default_rng(7), gallery[:2], turns=5) for _ in range(2))
+        scenes = [drawing.scene for drawing in gallery[:2]]
+        one, two = (conversation(np.random.default_rng(7), scenes, turns=5) for _ in range(2))
         assert one == two
         texts, again = (list(corpus(np.random.default_rng(8), 200)) for _ in range(2))
         assert texts == again
@@ -355,11 +359,57 @@ class TestQuestions:
 
     def test_refusals(self, gallery: list[Drawing]) -> None:
         rng = np.random.default_rng(9)
-        with pytest.raises(InputError, match="1 or 2 drawings, not 3"):
-            conversation(rng, gallery[:3], turns=1)
+        scenes = [drawing.scene for drawing in gallery[:3]]
+        with pytest.raises(InputError, match="1 or 2 scenes, not 3"):
+            conversation(rng, scenes, turns=1)
         with pytest.raises(InputError, match="turns is 0"):
-            conversation(rng, gallery[:1], turns=0)
+            conversation(rng, scenes[:1], turns=0)
         with pytest.raises(InputError, match="no 'which' question"):
-            questions_of("which", rng, gallery[:1])
+            questions_of("which", rng, scenes[:1])
         with pytest.raises(InputError, match="unknown task 'ocr'"):
-            questions_of("ocr", rng, gallery[:1])
+            questions_of("ocr", rng, scenes[:1])
+
+
+class TestInvented:
+    @pytest.fixture(scope="class")
+    def scenes(self) -> list[Scene]:
+        rng = np.random.default_rng(11)
+        return [invent_scene(rng, width=84 + 14 * (i % 7), height=84 + 14 * (i % 5)) for i in range(600)]
+
+    def test_everything_is_inside_and_apart(self, scenes: list[Scene]) -> None:
+        for scene in scenes:
+            for left, top, right, bottom in scene.boxes:
+                assert 0 <= left < right <= scene.width + 1e-6
+                assert 0 <= top < bottom <= scene.height + 1e-6
+            for a, b in combinations([thing.box for thing in scene.things], 2):
+                assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+    def test_digits_stand_from_left_to_right(self, scenes: list[Scene]) -> None:
+        lengths: Counter[int] = Counter()
+        for scene in scenes:
+            if scene.number is not None:
+                lengths[len(scene.number.text)] += 1
+                lefts = [box[0] for box in scene.number.boxes]
+                assert lefts == sorted(lefts)
+                assert len(lefts) == len(scene.number.text)
+                assert min(bottom - top for _, top, _, bottom in scene.number.boxes) >= MIN_DIGIT_HEIGHT
+        assert set(lengths) == {1, 2, 3, 4}
+        assert min(lengths.values()) > 0.15 * lengths.total()
+
+    def test_facts_come_as_often_as_in_drawings(self, scenes: list[Scene], gallery: list[Drawing]) -> None:
+        def shares(of: list[Scene]) -> list[float]:
+            return [
+                float(np.mean([bool(scene.number) for scene in of])),
+                float(np.mean([len(scene.things) == 1 and not scene.number for scene in of])),
+                float(np.mean([len(scene.things) > 3 for scene in of])),
+            ]
+
+        assert np.allclose(shares(scenes), shares([drawing.scene for drawing in gallery]), atol=0.08)
+
+    def test_limits_and_seed(self) -> None:
+        rng, again = np.random.default_rng(12), np.random.default_rng(12)
+        for _ in range(50):
+            scene = invent_scene(rng, width=168, height=98, max_digits=2, max_things=3)
+            assert scene == invent_scene(again, width=168, height=98, max_digits=2, max_things=3)
+            assert len(scene.things) <= 3
+            assert scene.number is None or len(scene.number.text) <= 2

@@ -7,9 +7,11 @@ from PIL import Image, ImageDraw
 
 from idefics.data.drawings.chance import chance, pick, shuffled, uniform
 from idefics.data.drawings.facts import Crowd
+from idefics.data.drawings.invent import random_number
 from idefics.data.drawings.lettering import MIN_DIGIT_HEIGHT, lettering
 from idefics.data.drawings.palette import COLORS, Backdrop, backdrop, shade
-from idefics.data.drawings.scene import MIN_THING, random_number, wear
+from idefics.data.drawings.placing import MIN_THING
+from idefics.data.drawings.scene import wear
 from idefics.data.drawings.shapes import KINDS, Outline, outline
 
 __all__ = ["draw_crowd"]

@@ -69,6 +69,17 @@ class Scene:
     things: tuple[Thing, ...]
     number: Number | None
 
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Kind and colour of each thing, then each digit and its colour."""
+        digits = () if self.number is None else tuple((digit, self.number.color) for digit in self.number.text)
+        return (*((thing.kind, thing.color) for thing in self.things), *digits)
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Where each of `names` is."""
+        return (*(thing.box for thing in self.things), *(() if self.number is None else self.number.boxes))
+
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
@@ -87,9 +98,7 @@ class Drawing:
     @property
     def names(self) -> tuple[tuple[str, str], ...]:
         """Kind (or digit) and colour of each outline."""
-        number = self.scene.number
-        digits = () if number is None else tuple((digit, number.color) for digit in number.text)
-        return (*((thing.kind, thing.color) for thing in self.scene.things), *digits)
+        return self.scene.names
 
     def patch_labels(self, patch: int = 14) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Kind and colour of what covers each patch.

@@ -12,13 +12,15 @@ from idefics.data.drawings.chance import chance, pick, uniform
 from idefics.data.drawings.fonts import digit_box, digit_ratio, faces, font, sturdy
 from idefics.data.drawings.shapes import Outline
 
-__all__ = ["MIN_DIGIT_HEIGHT", "Lettering", "lettering"]
+__all__ = ["MAX_TURN", "MIN_DIGIT_HEIGHT", "Lettering", "lettering"]
 
 MIN_DIGIT_HEIGHT = 13.0
 """Least height of a digit in the finished image, in pixels."""
 
+MAX_TURN = 6.0
+"""Most degrees by which a number is turned."""
+
 _THIN_FROM = 26.0
-_MAX_TURN = 6.0
 _SIZES = tuple(sorted({round(12 * 1.09**step) for step in range(48)}))
 
 
@@ -53,7 +55,7 @@ def lettering(
         scale: canvas pixels per finished pixel.
     """
     face = int(rng.integers(len(faces()))) if digit_height >= _THIN_FROM else pick(rng, sturdy())
-    turn = uniform(rng, -_MAX_TURN, _MAX_TURN) if chance(rng, 0.5) else 0.0
+    turn = uniform(rng, -MAX_TURN, MAX_TURN) if chance(rng, 0.5) else 0.0
     while True:
         letters = _set(text, face=face, turn=turn, floor=MIN_DIGIT_HEIGHT * scale, wished=digit_height * scale)
         if letters.mask.width <= max_width * scale and letters.mask.height <= max_height * scale:

@@ -9,9 +9,8 @@ import numpy as np
 from idefics.data.drawings.askers import Asker, ask_color, ask_count, ask_describe, ask_number, ask_shape, ask_thing
 from idefics.data.drawings.chance import chance, pick, pick_weighted
 from idefics.data.drawings.claims import ask_which, ask_yesno
-from idefics.data.drawings.facts import Drawing, Number, Scene, Thing
-from idefics.data.drawings.palette import COLORS
-from idefics.data.drawings.scene import random_number, random_things
+from idefics.data.drawings.facts import Number, Scene, Thing
+from idefics.data.drawings.invent import invent_scene
 from idefics.data.drawings.turns import TASKS, Asked, Turn
 from idefics.data.drawings.wording import SMALL_TALK, typed, worded
 from idefics.errors import InputError
@@ -23,7 +22,7 @@ _ASKERS: dict[str, tuple[Asker, float]] = {
     "color": (ask_color, 2.0),
     "shape": (ask_shape, 2.0),
     "thing": (ask_thing, 1.5),
-    "count": (ask_count, 3.0),
+    "count": (ask_count, 4.0),
     "number": (ask_number, 5.0),
     "which": (ask_which, 5.0),
     "yesno": (ask_yesno, 2.5),
@@ -32,50 +31,64 @@ _ASKERS: dict[str, tuple[Asker, float]] = {
 _FOLLOW_UP = 0.5
 _THANKS = 0.03
 _COUNT_OF_ONE = 0.7  # or else "1" would be the answer to half of all counts
-_NOWHERE = (0.0, 0.0, 0.0, 0.0)
 
 
-def questions_of(task: str, rng: np.random.Generator, drawings: Sequence[Drawing]) -> Turn:
-    """One question of the given task about one or two drawings.
+def questions_of(task: str, rng: np.random.Generator, scenes: Sequence[Scene]) -> Turn:
+    """One question of the given task about one or two scenes.
 
     Args:
-        task: one of `TASKS`; `"chat"` ignores the drawings.
+        task: one of `TASKS`; `"chat"` ignores the scenes.
         rng: source of chance.
-        drawings: one or two.
+        scenes: one or two.
 
     Raises:
-        InputError: an unknown task, or one that these drawings do not allow; see `tasks_of`.
+        InputError: an unknown task, or one that these scenes do not allow; see `tasks_of`.
     """
     if task == "chat":
         return small_talk(rng)
     if task not in _ASKERS:
         raise InputError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
-    asked = _ASKERS[task][0](rng, _scenes(drawings))
+    _check(scenes)
+    asked = _ASKERS[task][0](rng, scenes)
     if asked is None:
-        raise InputError(f"no {task!r} question can be asked about these drawings; tasks_of() lists those that can")
+        raise InputError(f"no {task!r} question can be asked about these scenes; tasks_of() lists those that can")
     return asked.turn
 
 
-def tasks_of(drawings: Sequence[Drawing]) -> tuple[str, ...]:
-    """The tasks that `questions_of` accepts for these drawings, without `"chat"`."""
-    scenes = _scenes(drawings)
+def tasks_of(scenes: Sequence[Scene]) -> tuple[str, ...]:
+    """The tasks that `questions_of` accepts for these scenes, without `"chat"`."""
+    _check(scenes)
     return tuple(task for task, (ask, _) in _ASKERS.items() if ask(np.random.default_rng(0), scenes) is not None)
 
 
-def conversation(rng: np.random.Generator, drawings: Sequence[Drawing], *, turns: int) -> list[Turn]:
-    """A conversation about one or two drawings.
+def conversation(rng: np.random.Generator, scenes: Sequence[Scene], *, turns: int) -> list[Turn]:
+    """A conversation about one or two scenes.
 
     Half of the turns that leave something open about one thing are followed up ("And what color is it?").
 
     Args:
         rng: source of chance.
-        drawings: one or two, in the order in which the prompt shows them.
+        scenes: one or two, in the order in which the prompt shows them.
         turns: how many questions, at least 1.
 
     Raises:
-        InputError: no drawing, more than two, or `turns` below 1.
+        InputError: no scene, more than two, or `turns` below 1.
     """
-    return _converse(rng, _scenes(drawings), turns)
+    _check(scenes)
+    if turns < 1:
+        raise InputError(f"turns is {turns}; a conversation has at least 1")
+    done: list[Turn] = []
+    last: Asked | None = None
+    while len(done) < turns:
+        if last and last.it and last.open and chance(rng, _FOLLOW_UP):
+            last = _follow_up(rng, last.it, last.open)
+        elif done and len(done) == turns - 1 and chance(rng, _THANKS):
+            answer, phrasings = next(talk for talk in SMALL_TALK if talk[0] == "you are welcome")
+            last = Asked(Turn("chat", typed(rng, pick(rng, phrasings)), answer))
+        else:
+            last = _fresh(rng, scenes, done)
+        done.append(last.turn)
+    return done
 
 
 def small_talk(rng: np.random.Generator) -> Turn:
@@ -95,32 +108,14 @@ def corpus(rng: np.random.Generator, n: int) -> Iterator[str]:
         if chance(rng, 0.08):
             turn = small_talk(rng)
         else:
-            scenes = [_invented(rng) for _ in range(pick(rng, (1, 1, 2)))]
-            turn = _converse(rng, scenes, 2)[-1]
+            scenes = [invent_scene(rng, width=168, height=126) for _ in range(pick(rng, (1, 1, 2)))]
+            turn = conversation(rng, scenes, turns=2)[-1]
         yield f"{turn.question}\n{turn.answer}"
 
 
-def _scenes(drawings: Sequence[Drawing]) -> list[Scene]:
-    if len(drawings) not in (1, 2):
-        raise InputError(f"a conversation is about 1 or 2 drawings, not {len(drawings)}")
-    return [drawing.scene for drawing in drawings]
-
-
-def _converse(rng: np.random.Generator, scenes: Sequence[Scene], turns: int) -> list[Turn]:
-    if turns < 1:
-        raise InputError(f"turns is {turns}; a conversation has at least 1")
-    done: list[Turn] = []
-    last: Asked | None = None
-    while len(done) < turns:
-        if last and last.it and last.open and chance(rng, _FOLLOW_UP):
-            last = _follow_up(rng, last.it, last.open)
-        elif done and len(done) == turns - 1 and chance(rng, _THANKS):
-            answer, phrasings = next(talk for talk in SMALL_TALK if talk[0] == "you are welcome")
-            last = Asked(Turn("chat", typed(rng, pick(rng, phrasings)), answer))
-        else:
-            last = _fresh(rng, scenes, done)
-        done.append(last.turn)
-    return done
+def _check(scenes: Sequence[Scene]) -> None:
+    if len(scenes) not in (1, 2):
+        raise InputError(f"questions are about 1 or 2 scenes, not {len(scenes)}")
 
 
 def _fresh(rng: np.random.Generator, scenes: Sequence[Scene], done: Sequence[Turn]) -> Asked:
@@ -155,14 +150,3 @@ def _follow_up(rng: np.random.Generator, it: Thing | Number, still_open: tuple[s
     rest = tuple(name for name in still_open if name != asked)
     answer = it.kind if asked == "shape" and isinstance(it, Thing) else it.color
     return Asked(Turn(asked, worded(rng, f"and {asked}"), answer), it, rest)
-
-
-def _invented(rng: np.random.Generator) -> Scene:
-    """Facts as `draw_scene` would find them, without geometry."""
-    if chance(rng, 0.35):
-        text = random_number(rng, 4)
-        plate = pick(rng, COLORS) if chance(rng, 0.35) else None
-        number = Number(text, pick(rng, COLORS), (_NOWHERE,) * len(text), 20.0, plate, bold=True)
-        return Scene(1, 1, tuple(Thing(k, c, _NOWHERE) for k, c in random_things(rng, int(chance(rng, 0.3)))), number)
-    things = random_things(rng, 1 if chance(rng, 0.4) else int(rng.integers(1, 7)))
-    return Scene(1, 1, tuple(Thing(kind, color, _NOWHERE) for kind, color in things), None)

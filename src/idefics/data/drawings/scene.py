@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from idefics.data.drawings.chance import chance, pick, pick_weighted, shuffled, uniform
-from idefics.data.drawings.facts import MAX_THINGS, Box, Drawing, Number, Scene, Thing
+from idefics.data.drawings.chance import chance, pick, pick_weighted, uniform
+from idefics.data.drawings.facts import MAX_THINGS, Drawing, Number, Scene, Thing
+from idefics.data.drawings.invent import SUBJECTS, Subject, random_number, random_things
 from idefics.data.drawings.lettering import MIN_DIGIT_HEIGHT, lettering
 from idefics.data.drawings.palette import COLORS, RGB, Backdrop, backdrop, shade, stands_out
-from idefics.data.drawings.shapes import KINDS, Outline, outline
+from idefics.data.drawings.placing import arrange, box_of, place_beside
+from idefics.data.drawings.shapes import KINDS, Outline
 from idefics.errors import InputError
 
-__all__ = ["MIN_SIDE", "MIN_THING", "Subject", "draw_scene", "random_number", "random_things", "wear"]
-
-Subject = Literal["thing", "things", "number"]
-"""What a drawing is about."""
+__all__ = ["MIN_SIDE", "draw_scene", "wear"]
 
 MIN_SIDE = 84
 """Least width and height of a drawing in pixels: six things of `MIN_THING` and a plate with four digits must fit."""
 
-MIN_THING = 18.0
-"""Least length of a thing's longer side in pixels."""
-
-_SUBJECTS: tuple[tuple[Subject, float], ...] = (("thing", 0.25), ("things", 0.4), ("number", 0.35))
-_MARGIN = 2.0
-_GAP = 3.0
 _STROKE_LIGHTNESS = 30.0
 
 
@@ -62,7 +53,7 @@ def draw_scene(
         raise InputError(f"max_digits is {max_digits}; choose 1 to 4")
     if not 1 <= max_things <= MAX_THINGS:
         raise InputError(f"max_things is {max_things}; choose 1 to {MAX_THINGS}")
-    chosen = subject or pick_weighted(rng, _SUBJECTS)
+    chosen = subject or pick_weighted(rng, SUBJECTS)
     scale = uniform(rng, 1.0, 3.0) if chance(rng, 0.5) else 1.0
     if chosen == "number":
         picture, scene, outlines = _paint_number(rng, width=width, height=height, scale=scale, max_digits=max_digits)
@@ -74,20 +65,6 @@ def draw_scene(
     return Drawing(wear(rng, picture), scene, outlines)
 
 
-def random_number(rng: np.random.Generator, max_digits: int) -> str:
-    """Digits of a number, without leading zeros; every length from 1 to `max_digits` is equally likely."""
-    digits = int(rng.integers(1, max_digits + 1))
-    first = int(rng.integers(0 if digits == 1 else 1, 10))
-    return str(first) + "".join(str(digit) for digit in rng.integers(0, 10, size=digits - 1))
-
-
-def random_things(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Kinds and colours of `count` things: all alike, from a small choice, or independent."""
-    kind_choice = shuffled(rng, KINDS)[: pick_weighted(rng, ((1, 0.35), (2, 0.3), (len(KINDS), 0.35)))]
-    color_choice = shuffled(rng, COLORS)[: pick_weighted(rng, ((1, 0.2), (2, 0.35), (len(COLORS), 0.45)))]
-    return [(pick(rng, kind_choice), pick(rng, color_choice)) for _ in range(count)]
-
-
 def _paint_things(
     rng: np.random.Generator, *, width: int, height: int, scale: float, count: int
 ) -> tuple[Image.Image, Scene, tuple[Outline, ...]]:
@@ -96,11 +73,10 @@ def _paint_things(
         looks = random_things(rng, count)
         inks = {color: shade(rng, color) for _, color in looks}
         scenery = backdrop(rng, list(inks.values()))
-    most = 0.7 * min(width, height) if count == 1 else min(0.7 * min(width, height), math.sqrt(0.5 * width * height / count))
-    outlines = _arrange(rng, [kind for kind, _ in looks], width=width, height=height, most=most)
+    outlines = arrange(rng, [kind for kind, _ in looks], width=width, height=height)
     picture = scenery.paint(round(width * scale), round(height * scale))
     _fill(rng, picture, outlines, [inks[color] for _, color in looks], scale=scale)
-    things = tuple(Thing(kind, color, _box(points)) for (kind, color), points in zip(looks, outlines, strict=True))
+    things = tuple(Thing(kind, color, box_of(points)) for (kind, color), points in zip(looks, outlines, strict=True))
     return picture, Scene(width, height, things, None), outlines
 
 
@@ -147,73 +123,17 @@ def _paint_number(
     corner_x, corner_y = round((x + pad_x) * scale), round((y + pad_y) * scale)
     picture.paste(ink, (corner_x, corner_y), letters.mask)
     digits = tuple((points + np.array([corner_x, corner_y])) / scale for points in letters.outlines)
-    number = Number(text, color, tuple(map(_box, digits)), digit_height, plate, letters.bold and digit_height >= 24)
+    number = Number(text, color, tuple(map(box_of, digits)), digit_height, plate, letters.bold and digit_height >= 24)
 
     things: tuple[Thing, ...] = ()
     beside: tuple[Outline, ...] = ()
     if joined:
         taken = (x, y, x + block_w, y + block_h)
-        found = _beside(rng, kind, taken, width=width, height=height)
+        found = place_beside(rng, kind, taken, width=width, height=height)
         if found is not None:
-            beside, things = (found,), (Thing(kind, thing_color, _box(found)),)
+            beside, things = (found,), (Thing(kind, thing_color, box_of(found)),)
             _fill(rng, picture, beside, [thing_ink], scale=scale)
     return picture, Scene(width, height, things, number), (*beside, *digits)
-
-
-def _box(points: Outline) -> Box:
-    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    return left, top, right, bottom
-
-
-def _clear(box: Box, others: Sequence[Box]) -> bool:
-    left, top, right, bottom = box
-    return all(
-        right + _GAP <= other[0] or other[2] + _GAP <= left or bottom + _GAP <= other[1] or other[3] + _GAP <= top
-        for other in others
-    )
-
-
-def _place(
-    rng: np.random.Generator, kind: str, size: float, taken: Sequence[Box], *, width: int, height: int, tries: int
-) -> Outline | None:
-    """The outline of a thing at a random free place, or None where `tries` places were taken."""
-    points = outline(kind, turn=uniform(rng, -1, 1)) * size
-    wide, tall = points.max(axis=0).tolist()
-    for across, down in rng.random((tries, 2)).tolist():
-        x = _MARGIN + across * (width - wide - 2 * _MARGIN)
-        y = _MARGIN + down * (height - tall - 2 * _MARGIN)
-        if _clear((x, y, x + wide, y + tall), taken):
-            return np.asarray(points + np.array([x, y]))
-    return None
-
-
-def _arrange(rng: np.random.Generator, kinds: Sequence[str], *, width: int, height: int, most: float) -> tuple[Outline, ...]:
-    """Places all things apart from each other, with a random spread of sizes; the largest size shrinks until all fit."""
-    alike = uniform(rng, MIN_THING, most) if chance(rng, 0.3) else None
-    while True:
-        sizes = [min(alike, most) if alike else uniform(rng, MIN_THING, most) for _ in kinds]
-        placed: list[Outline | None] = [None] * len(kinds)
-        taken: list[Box] = []
-        for index in sorted(range(len(kinds)), key=lambda i: -sizes[i]):
-            points = _place(rng, kinds[index], sizes[index], taken, width=width, height=height, tries=16)
-            if points is None:
-                break
-            placed[index] = points
-            taken.append(_box(points))
-        complete = tuple(points for points in placed if points is not None)
-        if len(complete) == len(kinds):
-            return complete
-        most = max(MIN_THING, 0.88 * most)
-
-
-def _beside(rng: np.random.Generator, kind: str, taken: Box, *, width: int, height: int) -> Outline | None:
-    """A thing next to a number, as large as luck allows; None where there is no room even for a small one."""
-    size = uniform(rng, MIN_THING, 0.5 * min(width, height))
-    while True:
-        points = _place(rng, kind, size, [taken], width=width, height=height, tries=8)
-        if points is not None or size == MIN_THING:
-            return points
-        size = max(MIN_THING, 0.8 * size)
 
 
 def _fill(

@@ -1,0 +1,273 @@
+"""What idefics2-nano learns from: its tokenizer, and batches of drawings, questions and labels. Run through recipes/nano.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from idefics.data.drawings import (
+    PATCH_COLORS,
+    PATCH_KINDS,
+    Box,
+    Crowd,
+    Drawing,
+    Scene,
+    Turn,
+    box_of,
+    conversation,
+    corpus,
+    draw_crowd,
+    draw_scene,
+    invent_scene,
+    small_talk,
+)
+
+PATCH = 14
+# Grids of patches, h x w: what 4:3, 16:9, square, portrait and smaller pictures become at 168 pixels.
+GRIDS = (
+    (9, 12), (9, 12), (8, 12), (7, 12), (6, 12), (12, 9), (12, 8),
+    (10, 10), (12, 12), (8, 8), (6, 9), (9, 6), (7, 7), (6, 6),
+)  # fmt: skip
+CELLS = (4, 8)  # rows x columns of the coarse grid: one cell per latent
+SLOTS = 2  # things with a place in one cell
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it looks at, how long, how fast, and what is learned with which weight.
+
+    Attributes:
+        crowds: share of batches that are crowds; the others are scenes that can be asked about.
+        turns: fewest and most questions in a conversation.
+        lr: peak of AdamW's learning rate; Muon's is `MUON` times that.
+        decay: last steps, in which the rate falls linearly to zero.
+        symbols: weight of the answers when the decoder sees symbols instead of latents.
+        patches: weight of naming what covers each patch.
+        routes: weight of where the resampler looks.
+        names: weight of a head that names what each latent's cell holds.
+        latents: weight of writing each cell's symbol.
+        answers: weight of the answers when the decoder sees latents.
+    """
+
+    name: str
+    crowds: float
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    decay: int
+    turns: tuple[int, int] = (2, 4)
+    symbols: float = 0.0
+    patches: float = 0.0
+    routes: float = 0.0
+    names: float = 0.0
+    latents: float = 0.0
+    answers: float = 0.0
+
+
+SPECIALS = ("<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>")
+UNK, BOS, EOS, FAKE, IMAGE, EOU = range(6)
+
+
+def build_tokenizer(vocab_size: int, *, seed: int) -> Tokenizer:
+    """A byte-fallback BPE of the Mistral kind, trained on the drawings' questions and answers; digits stay apart.
+
+    A word tokenises alike with or without a space before it at the start of a segment, so that processors which insert
+    one after an image (transformers 5) and those which do not (4.40, this package) agree.
+    """
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True),
+            pre_tokenizers.Punctuation(behavior="isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
+    )
+    tokenizer.pre_tokenizer = split
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    alphabet = [chr(code) for code in range(32, 127)] + ["\n", "▁"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(fallback), special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+    )
+    texts = [*corpus(np.random.default_rng(seed), 20_000), *(["\nAssistant: yes", "\nUser: hello", "User: hello"] * 2000)]
+    tokenizer.train_from_iterator(texts, trainer)
+    state = json.loads(tokenizer.to_str())
+    learned = sorted(state["model"]["vocab"], key=state["model"]["vocab"].__getitem__)[len(SPECIALS) :]
+    names = [*SPECIALS, *fallback, *learned]
+    state["model"].update(vocab={name: i for i, name in enumerate(names)}, byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)])
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from. B rows of T tokens; N images of one size, in row order.
+
+    Attributes:
+        pixels_NHWC: uint8; None for scenes that are not painted.
+        kinds_NP, colors_NP: what covers each patch; empty for scenes that are not painted.
+        kinds_NLS, colors_NLS: what is centred in each cell, of up to S = 2 things from left to right.
+        ids_BT: right-padded with 0.
+        turns_BT: which of `tasks` a token answers; -1 for tokens without loss.
+        tasks: of each turn of the batch.
+    """
+
+    pixels_NHWC: Tensor | None
+    kinds_NP: Tensor
+    colors_NP: Tensor
+    kinds_NLS: Tensor
+    colors_NLS: Tensor
+    ids_BT: Tensor
+    turns_BT: Tensor
+    tasks: list[str]
+
+
+@dataclass(frozen=True)
+class Talks:
+    """Tokens of conversations, one list per row; which turn each token answers (-1: none); and each turn's task."""
+
+    ids: list[list[int]]
+    turns: list[list[int]]
+    tasks: list[str]
+
+
+class Drawings(Dataset[Batch]):
+    """Batch `i` of a stage, drawn when asked for."""
+
+    def __init__(self, tokenizer: str, stage: Stage, seed: int) -> None:
+        self.tokenizer = Tokenizer.from_str(tokenizer)
+        self.stage = stage
+        self.seed = seed
+        self.encode = lru_cache(maxsize=20_000)(lambda text: self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, *self.stage.name.encode(), step])
+        h, w = GRIDS[rng.integers(len(GRIDS))]
+        width, height = w * PATCH, h * PATCH
+        if rng.random() < self.stage.crowds:
+            crowds = [draw_crowd(rng, width=width, height=height) for _ in range(self.stage.batch)]
+            return labelled(crowds, Talks([[BOS]], [[-1]], []))
+        grown = step / self.stage.steps if self.stage.symbols else 1.0
+        digits, things = 1 + (grown > 0.1) + (grown > 0.2) + (grown > 0.3), 3 if grown < 0.15 else 6
+        asked = self.stage.symbols + self.stage.answers > 0
+        per_row = 2 if asked and rng.random() < 0.35 else 1
+        count = self.stage.batch // per_row * per_row
+        if self.stage.symbols:
+            scenes = [invent_scene(rng, width=width, height=height, max_digits=digits, max_things=things) for _ in range(count)]
+            return unpainted(scenes, self.talks(rng, scenes, per_row))
+        drawings = [draw_scene(rng, width=width, height=height, max_digits=digits, max_things=things) for _ in range(count)]
+        return labelled(drawings, self.talks(rng, [drawing.scene for drawing in drawings], per_row))
+
+    def talks(self, rng: np.random.Generator, scenes: Sequence[Scene], per_row: int) -> Talks:
+        """A conversation about every `per_row` scenes, and a few without any."""
+        rows = [scenes[first : first + per_row] for first in range(0, len(scenes), per_row)]
+        out = Talks([], [], [])
+        turns_each = int(rng.integers(self.stage.turns[0], self.stage.turns[1] + 1))  # alike, so that little is padded
+        talks = [(len(row), conversation(rng, row, turns=turns_each)) for row in rows]
+        talks += [(0, [small_talk(rng)]) for _ in range(len(rows) // 24)]
+        for images, talk in talks:
+            row_ids, row_turns = [BOS], [-1]
+            for position, turn in enumerate(talk):
+                prompt = self.prompt(rng, turn, images if position == 0 else 0, first=position == 0)
+                answer = [*self.encode(turn.answer), EOU]
+                row_ids += prompt + answer
+                row_turns += [-1] * len(prompt) + [len(out.tasks)] * len(answer)
+                out.tasks.append(turn.task)
+            out.ids.append(row_ids)
+            out.turns.append(row_turns)
+        return out
+
+    def prompt(self, rng: np.random.Generator, turn: Turn, images: int, *, first: bool) -> list[int]:
+        """A user's turn as the chat template writes it, up to and with `Assistant:`; images before or after the text."""
+        block = [FAKE, *([IMAGE] * (CELLS[0] * CELLS[1]))]
+        pictures = block * images + [FAKE] * (images > 0)
+        user = "User:" if first else "\nUser:"
+        if images and rng.random() < 0.85:
+            opening = [*self.encode(user), *pictures, *self.encode(turn.question)]
+        else:
+            opening = [*self.encode(f"{user} {turn.question}"), *pictures]
+        return [*opening, EOU, *self.encode("\nAssistant:")]
+
+
+def labelled(pictures: Sequence[Drawing | Crowd], talks: Talks) -> Batch:
+    """Pictures of one size with all their labels."""
+    patches = [picture.patch_labels(PATCH) for picture in pictures]
+    cells = [cell_labels(picture.names, [*map(box_of, picture.outlines)], picture.image.size) for picture in pictures]
+    return Batch(
+        pixels_NHWC=torch.from_numpy(np.stack([np.asarray(picture.image) for picture in pictures])),
+        kinds_NP=torch.from_numpy(np.stack([kinds for kinds, _ in patches])).flatten(1),
+        colors_NP=torch.from_numpy(np.stack([colors for _, colors in patches])).flatten(1),
+        kinds_NLS=torch.from_numpy(np.stack([kinds for kinds, _ in cells])),
+        colors_NLS=torch.from_numpy(np.stack([colors for _, colors in cells])),
+        ids_BT=padded(talks.ids, 0),
+        turns_BT=padded(talks.turns, -1),
+        tasks=talks.tasks,
+    )
+
+
+def unpainted(scenes: Sequence[Scene], talks: Talks) -> Batch:
+    """Scenes without pictures: labels of cells only."""
+    cells = [cell_labels(scene.names, scene.boxes, (scene.width, scene.height)) for scene in scenes]
+    nothing = torch.zeros(len(scenes), 0, dtype=torch.long)
+    return Batch(
+        pixels_NHWC=None,
+        kinds_NP=nothing,
+        colors_NP=nothing,
+        kinds_NLS=torch.from_numpy(np.stack([kinds for kinds, _ in cells])),
+        colors_NLS=torch.from_numpy(np.stack([colors for _, colors in cells])),
+        ids_BT=padded(talks.ids, 0),
+        turns_BT=padded(talks.turns, -1),
+        tasks=talks.tasks,
+    )
+
+
+def cell_labels(
+    names: Sequence[tuple[str, str]], boxes: Sequence[Box], size: tuple[int, int]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Kind and colour, (L, S) each, of what is centred in each cell of the coarse grid, row by row; 0 where nothing is.
+
+    The first and the second thing from the left have a place in a cell; a third takes the second's.
+
+    Args:
+        names: kind (or digit) and colour of each thing.
+        boxes: where each is, in pixels.
+        size: width and height of the picture in pixels.
+    """
+    kinds, colors = (np.zeros((CELLS[0] * CELLS[1], SLOTS), dtype=np.int64) for _ in range(2))
+    for (kind, color), (left, top, right, bottom) in sorted(zip(names, boxes, strict=True), key=lambda named: named[1][0]):
+        row, column = cell_index((top + bottom) / 2 / size[1], CELLS[0]), cell_index((left + right) / 2 / size[0], CELLS[1])
+        cell = row * CELLS[1] + column
+        slot = int(kinds[cell, 0] > 0)
+        kinds[cell, slot], colors[cell, slot] = PATCH_KINDS.index(kind), PATCH_COLORS.index(color)
+    return kinds, colors
+
+
+def cell_index(place: float, cells: int) -> int:
+    """Which of `cells` equal parts of a side a place on it, from 0 to 1, lies in."""
+    return max(0, min(int(place * cells), cells - 1))
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of unequal length as one tensor (B, T), filled at the right."""
+    out = torch.full((len(rows), max(map(len, rows))), fill)
+    for row, values in zip(out, rows, strict=True):
+        row[: len(values)] = torch.tensor(values)
+    return out
