@@ -370,12 +370,13 @@ class TestQuestions:
             questions_of("ocr", rng, scenes[:1])
 
 
-class TestInvented:
-    @pytest.fixture(scope="class")
-    def scenes(self) -> list[Scene]:
-        rng = np.random.default_rng(11)
-        return [invent_scene(rng, width=84 + 14 * (i % 7), height=84 + 14 * (i % 5)) for i in range(600)]
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    rng = np.random.default_rng(11)
+    return [invent_scene(rng, width=84 + 14 * (i % 7), height=84 + 14 * (i % 5)) for i in range(600)]
 
+
+class TestInvented:
     def test_everything_is_inside_and_apart(self, scenes: list[Scene]) -> None:
         for scene in scenes:
             for left, top, right, bottom in scene.boxes:
