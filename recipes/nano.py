@@ -263,11 +263,8 @@ def train(out: Path, *, seed: int) -> None:
     initialize(learner.model, seed=seed)
     with torch.no_grad():
         learner.model.vision_model.embeddings.position_embedding.weight.copy_(waves(config.vision_config))
-        # Words of unit size, matrices that keep it: with the usual 0.02 the first steps rewrite what words mean.
+        # Words of unit size: of the usual 0.02 the first steps would rewrite what they mean.
         learner.model.text_model.embed_tokens.weight.div_(STD)
-        for parameter in learner.model.text_model.layers.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(parameter.shape[1] ** -0.5 / STD)
     optimizers = optimizers_of(learner)
     done_stage, done_step = 0, 0
     resume = out / "resume.pt"

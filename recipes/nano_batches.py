@@ -166,7 +166,7 @@ class Drawings(Dataset[Batch]):
             crowds = [draw_crowd(rng, width=width, height=height) for _ in range(self.stage.batch)]
             return labelled(crowds, Talks([[BOS]], [[-1]], []))
         grown = step / self.stage.steps if self.stage.symbols else 1.0
-        digits, things = 1 + (grown > 0.1) + (grown > 0.2) + (grown > 0.3), 3 if grown < 0.15 else 6
+        digits, things = 1 + (grown > 0.05) + (grown > 0.1) + (grown > 0.15), 3 if grown < 0.07 else 6
         asked = self.stage.symbols + self.stage.answers > 0
         per_row = 2 if asked and rng.random() < 0.35 else 1
         count = self.stage.batch // per_row * per_row
