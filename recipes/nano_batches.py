@@ -48,9 +48,12 @@ class Stage:
     Attributes:
         crowds: share of batches that are crowds; the others are scenes that can be asked about.
         turns: fewest and most questions in a conversation.
+        pairs: share of the conversations' batches in which they are about two images.
+        grows: steps at which groups grow from 3 to 6 things, and numbers get their second, third and fourth digit.
         lr: peak of AdamW's learning rate; Muon's is `MUON` times that.
         decay: last steps, in which the rate falls linearly to zero.
         symbols: weight of the answers when the decoder sees symbols instead of latents.
+        tallies: weight of counting along the latents.
         patches: weight of naming what covers each patch.
         routes: weight of where the resampler looks.
         names: weight of a head that names what each latent's cell holds.
@@ -66,7 +69,10 @@ class Stage:
     warmup: int
     decay: int
     turns: tuple[int, int] = (2, 4)
+    pairs: float = 0.35
+    grows: tuple[int, int, int, int] = (0, 0, 0, 0)
     symbols: float = 0.0
+    tallies: float = 0.0
     patches: float = 0.0
     routes: float = 0.0
     names: float = 0.0
@@ -165,10 +171,10 @@ class Drawings(Dataset[Batch]):
         if rng.random() < self.stage.crowds:
             crowds = [draw_crowd(rng, width=width, height=height) for _ in range(self.stage.batch)]
             return labelled(crowds, Talks([[BOS]], [[-1]], []))
-        grown = step / self.stage.steps if self.stage.symbols else 1.0
-        digits, things = 1 + (grown > 0.05) + (grown > 0.1) + (grown > 0.15), 3 if grown < 0.07 else 6
+        groups, *lengths = self.stage.grows
+        things, digits = 6 if step >= groups else 3, 1 + sum(step >= length for length in lengths)
         asked = self.stage.symbols + self.stage.answers > 0
-        per_row = 2 if asked and rng.random() < 0.35 else 1
+        per_row = 2 if asked and rng.random() < self.stage.pairs else 1
         count = self.stage.batch // per_row * per_row
         if self.stage.symbols:
             scenes = [invent_scene(rng, width=width, height=height, max_digits=digits, max_things=things) for _ in range(count)]
