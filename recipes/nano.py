@@ -85,15 +85,20 @@ STAGES = (
     ),
     Stage("patches", crowds=0.75, steps=1200, batch=48, lr=1.5e-3, warmup=60, decay=250, patches=1.0),
     Stage(
-        "latents", crowds=0.6, steps=500, batch=48, lr=1.2e-3, warmup=40, decay=100,
+        "nouns", crowds=0.0, steps=600, batch=48, lr=0.8e-3, warmup=20, decay=500, turns=(3, 6), pairs=0.5,
+        symbols=1.0, tallies=0.2, nouns=0.5,
+    ),
+    Stage(
+        "latents", crowds=0.6, steps=400, batch=48, lr=1.2e-3, warmup=40, decay=100,
         patches=0.3, routes=0.5, names=1.0, latents=1.0,
     ),
     Stage(
-        "answers", crowds=0.0, steps=2000, batch=48, lr=0.7e-3, warmup=60, decay=1500, pairs=0.4,
-        patches=0.1, routes=0.05, names=0.2, tallies=0.1, answers=1.0,
+        "answers", crowds=0.0, steps=1500, batch=48, lr=0.7e-3, warmup=60, decay=1200, pairs=0.4,
+        patches=0.1, routes=0.05, names=0.2, tallies=0.1, nouns=0.2, answers=1.0,
     ),
 )  # fmt: skip
 MUON = 14.0
+MOST = 7  # counts from 0 to 6
 TALLIES = (2, 7, 5)  # images, things and digits that a prompt or an image may have shown, zero included for the latter
 
 
@@ -135,9 +140,10 @@ class Learner(nn.Module):
         self.cell_head = nn.Linear(config.text_config.hidden_size, SLOTS * (len(PATCH_KINDS) + len(PATCH_COLORS)))
         self.symbols = Symbols(self.model.text_model.embed_tokens, tokenizer)
         self.tally_head = nn.Linear(config.text_config.hidden_size, sum(TALLIES))
-        self.halfway_BTD: Tensor | None = None
-        halfway = self.model.text_model.layers[config.text_config.num_hidden_layers // 2]
-        halfway.register_forward_pre_hook(lambda _, args: setattr(self, "halfway_BTD", args[0]))
+        self.noun_head = nn.Linear(config.text_config.hidden_size, 2 * MOST)
+        self.inputs_BTD: dict[int, Tensor] = {}  # of the decoder's layers
+        for index, layer in enumerate(self.model.text_model.layers):
+            layer.register_forward_pre_hook(lambda _, args, index=index: self.inputs_BTD.update({index: args[0]}))
 
     def forward(self, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, float], Tensor | None]:
         """The stage's loss, its parts, and which answer tokens were right (a bool per token of `turns_BT >= 0`)."""
@@ -148,6 +154,8 @@ class Learner(nn.Module):
             parts["symbols"], right = self.answers(batch, symbols_NLD)
             if stage.tallies:
                 parts["tallies"] = self.tallies(batch)
+            if stage.nouns:
+                parts["nouns"] = self.nouns(batch)
         else:
             images, height, width, _ = batch.pixels_NHWC.shape
             h, w = height // PATCH, width // PATCH
@@ -171,7 +179,7 @@ class Learner(nn.Module):
                 parts["routes"] = route_loss(connector.perceiver_resampler, context_PD.unflatten(0, (images, -1)), h, w)
             if stage.answers:
                 parts["answers"], right = self.answers(batch, latents_NLD)
-                parts["tallies"] = self.tallies(batch)
+                parts["tallies"], parts["nouns"] = self.tallies(batch), self.nouns(batch)
         loss = sum((getattr(stage, name) * part for name, part in parts.items()), start=torch.zeros(()))
         return loss, {name: part.item() for name, part in parts.items()}, right
 
@@ -193,15 +201,19 @@ class Learner(nn.Module):
         Returns:
             The sum of three cross-entropies: of the image, and of its things and digits up to this latent.
         """
-        assert self.halfway_BTD is not None
         places_BT = batch.ids_BT == IMAGE
-        logits = self.tally_head(self.halfway_BTD[places_BT]).float().split(TALLIES, dim=-1)
+        logits = self.tally_head(self.inputs_BTD[len(self.inputs_BTD) // 2][places_BT]).float().split(TALLIES, dim=-1)
         digits_NLS = batch.kinds_NLS > len(KINDS)
         things_NL, digits_NL = ((batch.kinds_NLS > 0) & ~digits_NLS).sum(-1).cumsum(1), digits_NLS.sum(-1).cumsum(1)
         which = (batch.ids_BT == FAKE).cumsum(1)[places_BT] - 1
         targets = (which, things_NL.flatten(), digits_NL.flatten())
         each = [F.cross_entropy(found, due.clamp(max=n - 1)) for found, due, n in zip(logits, targets, TALLIES, strict=True)]
         return torch.stack(each).sum()
+
+    def nouns(self, batch: Batch) -> Tensor:
+        """Cross-entropy of how many things each image shows of what a noun names, known before the last layer."""
+        logits_BTIC = self.noun_head(self.inputs_BTD[len(self.inputs_BTD) - 1]).float().unflatten(-1, (2, MOST))
+        return F.cross_entropy(logits_BTIC.flatten(0, 2), batch.counts_BTI.flatten(), ignore_index=-1)
 
 
 def label_loss(logits: Tensor, kinds: Tensor, colors: Tensor) -> Tensor:
