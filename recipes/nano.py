@@ -93,7 +93,7 @@ STAGES = (
         patches=0.3, routes=0.5, names=1.0, latents=1.0,
     ),
     Stage(
-        "answers", crowds=0.0, steps=1500, batch=48, lr=0.7e-3, warmup=60, decay=1200, pairs=0.4,
+        "answers", crowds=0.0, steps=1300, batch=48, lr=0.7e-3, warmup=60, decay=1050, pairs=0.4,
         patches=0.1, routes=0.05, names=0.2, tallies=0.1, nouns=0.2, answers=1.0,
     ),
 )  # fmt: skip
