@@ -89,12 +89,12 @@ STAGES = (
         symbols=1.0, tallies=0.2, nouns=0.5,
     ),
     Stage(
-        "latents", crowds=0.6, steps=400, batch=48, lr=1.2e-3, warmup=40, decay=100,
-        patches=0.3, routes=0.5, names=1.0, latents=1.0,
+        "latents", crowds=0.35, steps=500, batch=48, lr=1.4e-3, warmup=30, decay=420,
+        patches=0.2, routes=0.2, names=0.5, latents=2.0,
     ),
     Stage(
-        "answers", crowds=0.0, steps=1300, batch=48, lr=0.7e-3, warmup=60, decay=1050, pairs=0.4,
-        patches=0.1, routes=0.05, names=0.2, tallies=0.1, nouns=0.2, answers=1.0,
+        "answers", crowds=0.0, steps=900, batch=48, lr=0.6e-3, warmup=40, decay=820, pairs=0.45,
+        patches=0.1, routes=0.02, names=0.1, latents=0.4, tallies=0.1, nouns=0.2, answers=1.0,
     ),
 )  # fmt: skip
 MUON = 14.0
@@ -167,14 +167,8 @@ class Learner(nn.Module):
                 connector = self.model.connector
                 context_PD = connector.modality_projection(features_PD)
                 latents_NLD = connector.perceiver_resampler(context_PD, [h * w] * images)
-                named = self.cell_head(latents_NLD).unflatten(-1, (SLOTS, -1))
-                parts["names"] = sum(
-                    (
-                        label_loss(named[:, :, slot].flatten(0, 1), batch.kinds_NLS[..., slot], batch.colors_NLS[..., slot])
-                        for slot in range(SLOTS)
-                    ),
-                    start=torch.zeros(()),
-                )
+                named = self.cell_head(latents_NLD).unflatten(-1, (SLOTS, -1)).flatten(0, 2)
+                parts["names"] = label_loss(named, batch.kinds_NLS, batch.colors_NLS)
                 parts["latents"] = symbol_loss(latents_NLD, symbols_NLD.detach(), batch.kinds_NLS)
                 parts["routes"] = route_loss(connector.perceiver_resampler, context_PD.unflatten(0, (images, -1)), h, w)
             if stage.answers:
