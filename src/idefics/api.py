@@ -22,6 +22,7 @@ from idefics.engine.sampling_params import SamplingParams, sampling_params
 from idefics.engine.scoring import score_continuations
 from idefics.errors import ImageCountError, InputError, OptionError
 from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.load import load_placed
 from idefics.processor.detokenizer import TextStream
@@ -29,7 +30,6 @@ from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.messages import fill_images, normalise
 from idefics.processor.sizes import with_longest_edge
 from idefics.weights.dtype import torch_dtype
-from idefics.weights.families import Model
 from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve
 from idefics.weights.load import Progress
 
@@ -136,7 +136,9 @@ class Idefics:
         defaults: content of the checkpoint's `generation_config.json`.
     """
 
-    def __init__(self, name: str, model: Model, processor: Idefics2Processor, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: str, model: VisionLanguageModel, processor: Idefics2Processor, defaults: Mapping[str, Any]
+    ) -> None:
         self.name = name
         self.model = model
         self.processor = processor

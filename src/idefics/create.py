@@ -17,9 +17,10 @@ import torch
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from idefics.config import Idefics2Config, preset, write_json
+from idefics.config import Idefics2Config, write_json
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
 from idefics.plan import image_settings
+from idefics.presets import preset
 from idefics.processor.idefics2 import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Idefics2Processor
 from idefics.processor.image import ImageProcessor
 from idefics.processor.tokenizer import Tokenizer

@@ -25,8 +25,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from idefics.config import Idefics2Config, preset, preset_names
+from idefics.config import Idefics2Config
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
+from idefics.presets import preset, preset_names
 from idefics.processor.sizes import check_size, image_tokens, processed_sizes, prompt_tokens, with_longest_edge
 
 __all__ = [
@@ -282,7 +283,7 @@ def make_plan(
         OptionError: a number is out of range.
         ImageError: an image is too small to be split.
 
-    >>> from idefics.config import preset
+    >>> from idefics.presets import preset
     >>> plan = make_plan(preset("idefics2-8b"), [(1920, 1080)] * 2, split=True)
     >>> plan.image_tokens, plan.framed_tokens
     (640, 651)

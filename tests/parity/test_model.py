@@ -7,7 +7,7 @@ import torch
 from oracle import BOS, FAKE, VOCAB, Pair, batch, image_block, pair, random_prompt, tiny_config
 
 from idefics.engine.prefill import positions
-from idefics.model.siglip import patchify
+from idefics.model.vision_encoder import patchify
 
 TOLERANCE = 1e-4  # fp32 logits; see docs/numerics.md
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from idefics.config import DTYPES, Idefics2Config, preset, preset_names, read_json
+from idefics.config import DTYPES, Idefics2Config, read_json
+from idefics.presets import preset, preset_names
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError
 
 ORACLE_4_40 = Path(__file__).parent / "weights" / "oracle_4_40" / "checkpoint" / "config.json"

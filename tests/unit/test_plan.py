@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fakes import tiny_config, tiny_idefics, tiny_processor
-from idefics.config import preset
+from idefics.presets import preset
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.errors import CheckpointNotFound, ImageError, OptionError
 from idefics.model.idefics2 import PATCHES_AT_ONCE

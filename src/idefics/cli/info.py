@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from idefics.cli.terminal import one_line, say
-from idefics.config import Idefics2Config, preset, preset_names, read_json
+from idefics.config import Idefics2Config, read_json
 from idefics.errors import CheckpointNotFound
 from idefics.plan import image_settings, preset_named
+from idefics.presets import preset, preset_names
 from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.files import EMBEDDED_NAME, resolve
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts

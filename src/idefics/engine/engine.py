@@ -17,7 +17,7 @@ from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
-from idefics.model.idefics2 import Idefics2
+from idefics.model.base import VisionLanguageModel
 
 __all__ = ["Engine"]
 
@@ -29,7 +29,7 @@ class Engine:
         model: in eval mode, on the device(s) where it shall run.
     """
 
-    def __init__(self, model: Idefics2) -> None:
+    def __init__(self, model: VisionLanguageModel) -> None:
         self.model = model
 
     @torch.inference_mode()

@@ -206,7 +206,7 @@ class Idefics2ForConditionalGeneration(nn.Module):
         hidden = self.model(
             input_ids,
             positions_BT=positions(mask) if position_ids is None else position_ids,
-            latents_NLD=latents,
+            seen=latents,
             key_mask_BS=None if bool(mask.all()) else mask.bool(),
         )
         logits = self.model.logits(hidden)

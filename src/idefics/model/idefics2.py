@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from idefics.config import Idefics2Config
 from idefics.errors import InputError
+from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.connector import Connector
 from idefics.model.decoder import Decoder
 from idefics.model.layers.attention import Backend
 from idefics.model.merge import merge_latents
-from idefics.model.siglip import SiglipTower, patchify
+from idefics.model.siglip import SiglipTower
+from idefics.model.vision_encoder import patchify
 
 __all__ = ["PATCHES_AT_ONCE", "Idefics2"]
 
@@ -25,7 +28,7 @@ PATCHES_AT_ONCE = 10_000
 """Two images of 980 x 980; at the 8B's widths the tower and projection then need about 0.9 GB in 16 bits."""
 
 
-class Idefics2(nn.Module):
+class Idefics2(VisionLanguageModel):
     """The whole model. Submodules bear the published names, so parameter names read as in the files.
 
     Args:
@@ -35,7 +38,7 @@ class Idefics2(nn.Module):
 
     def __init__(self, config: Idefics2Config, *, backend: Backend = "sdpa") -> None:
         super().__init__()
-        self.config = config
+        self.config: Idefics2Config = config
         self.vision_model = SiglipTower(config.vision_config, backend)
         self.connector = Connector(config, backend)
         self.text_model = Decoder(config.text_config, backend)
@@ -47,6 +50,11 @@ class Idefics2(nn.Module):
     def dtype(self) -> torch.dtype:
         """Dtype of the activations that the model expects and makes."""
         return self.text_model.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.text_model.embed_tokens.weight.device
 
     def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
         """Encodes images of any sizes, each alone, to latents (N, L, D).
@@ -79,12 +87,38 @@ class Idefics2(nn.Module):
         latents_NLD: Tensor = self.connector(features_PD, [h * w for h, w in grids])
         return latents_NLD
 
+    def check(self, inputs: ModelInputs) -> None:
+        """Refuses prompts whose image tokens do not match their images, row by row, and ids that do not exist.
+
+        Raises:
+            InputError: the row and both numbers are named.
+        """
+        latents = self.config.perceiver_config.resampler_n_latents
+        real = inputs.attention_mask_BT.bool()
+        places = ((inputs.input_ids_BT == self.config.image_token_id) & real).sum(1).tolist()
+        images = inputs.images_per_row or (0,) * len(places)
+        for row, (found, count) in enumerate(zip(places, images, strict=True)):
+            if found != count * latents:
+                raise InputError(
+                    f"prompt {row + 1} holds {found} image token(s) but its {count} image(s) of {latents} latents need "
+                    f"{count * latents}; text and images must come from one processor call with the same splitting"
+                )
+        super().check(inputs)
+
+    def see(self, inputs: ModelInputs) -> Tensor | None:
+        """Latents (N, L, D) of all images, to stand among the tokens."""
+        images_CHW = [image.to(self.device) for image in inputs.images_CHW]
+        return self.encode_images(images_CHW) if images_CHW else None
+
+    def after(self, seen: Tensor | None, rows_R: Tensor) -> None:
+        """Nothing: once the latents are in the cache, tokens that follow see them there."""
+
     def forward(
         self,
         input_ids_BT: Tensor,
         *,
         positions_BT: Tensor,
-        latents_NLD: Tensor | None = None,
+        seen: Tensor | None = None,
         key_mask_BS: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -93,7 +127,7 @@ class Idefics2(nn.Module):
         Args:
             input_ids_BT: new tokens.
             positions_BT: their positions, padding not counted.
-            latents_NLD: `encode_images` of exactly the images whose tokens are among `input_ids_BT`, in order.
+            seen: `encode_images` of exactly the images whose tokens are among `input_ids_BT`, in order: (N, L, D).
             key_mask_BS: bool over cached and new tokens, False for padding; None when nothing is padding.
             cache: what came before.
 
@@ -101,8 +135,8 @@ class Idefics2(nn.Module):
             InputError: image tokens and latents differ in number.
         """
         x_BTD = self.text_model.embed_tokens(input_ids_BT)
-        if latents_NLD is not None:
-            x_BTD = merge_latents(x_BTD, input_ids_BT, latents_NLD, image_token_id=self.config.image_token_id)
+        if seen is not None:
+            x_BTD = merge_latents(x_BTD, input_ids_BT, seen, image_token_id=self.config.image_token_id)
         hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         return hidden_BTD
 

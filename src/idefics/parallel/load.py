@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from idefics.errors import OptionError
+from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.device_map import plan_devices, spread
-from idefics.weights.families import Model, build_on_meta, family_of
+from idefics.weights.families import build_on_meta, family_of
 from idefics.weights.load import Progress, load_config, load_model, stored_dtype
 from idefics.weights.placement import Device
 from idefics.weights.shards import Shards
@@ -27,7 +28,7 @@ def load_placed(
     device_map: str | Mapping[str, Any] | None,
     backend: Backend,
     progress: Progress | None,
-) -> Model:
+) -> VisionLanguageModel:
     """Loads a model where it shall run.
 
     Args:

@@ -60,7 +60,7 @@ def greedy_repeatable(subject: Subject) -> Check:
     answer = torch.tensor(first.token_ids, device=subject.device)
     whole = torch.cat((ids_T, answer[:-1]))
     hidden_BTD = subject.model(
-        whole[None], positions_BT=torch.arange(len(whole), device=subject.device)[None], latents_NLD=subject.latents(1)
+        whole[None], positions_BT=torch.arange(len(whole), device=subject.device)[None], seen=subject.latents(1)
     )
     expected_TV = subject.model.logits(hidden_BTD[0, len(ids_T) - 1 :]).float()
     off = disagreements(torch.nn.functional.one_hot(answer, expected_TV.shape[-1]), expected_TV, allowed=subject.allowed)

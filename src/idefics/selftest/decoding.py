@@ -106,7 +106,7 @@ def cache_equals_full(subject: Subject) -> Check:
             subject.model(
                 run.ids_T[None, start:end],
                 positions_BT=torch.arange(start, end, device=subject.device)[None],
-                latents_NLD=latents_I1D[before : before + here] if here else None,
+                seen=latents_I1D[before : before + here] if here else None,
                 cache=cache,
             )[0]
         )

@@ -130,7 +130,7 @@ class Subject:
         handle = self.model.text_model.register_forward_pre_hook(spy, with_kwargs=True)
         try:
             positions_BT = torch.arange(len(ids_T), device=self.device)[None]
-            hidden_BTD = self.model(ids_T[None], positions_BT=positions_BT, latents_NLD=latents_NLD)
+            hidden_BTD = self.model(ids_T[None], positions_BT=positions_BT, seen=latents_NLD)
         finally:
             handle.remove()
         prompt = len(ids_T) - len(self.new_ids)

@@ -10,11 +10,12 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from idefics.config import read_json
+from idefics.config import Config, read_json
 from idefics.errors import CheckpointError
+from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.weights.byte_sizes import readable_bytes
-from idefics.weights.families import Config, Model, build_on_meta, family_of, read_config
+from idefics.weights.families import build_on_meta, family_of, read_config
 from idefics.weights.footprint import main_dtype
 from idefics.weights.match import match
 from idefics.weights.memory import explain_out_of_memory, require_free_bytes
@@ -44,7 +45,7 @@ def load_model(
     device: Device | DeviceMap = "cpu",
     backend: Backend = "sdpa",
     progress: Progress | None = None,
-) -> Model:
+) -> VisionLanguageModel:
     """Loads a checkpoint, strictly, without ever holding its weights twice.
 
     On the CPU in the stored dtype the parameters are views of the mapped files: nothing is read before it is used, and

@@ -11,7 +11,8 @@ import pytest
 from fakes import tiny_config
 from idefics import Idefics2Config
 from idefics.config import Idefics2Config as Plain
-from idefics.config import PerceiverConfig, VisionConfig, preset
+from idefics.config import PerceiverConfig, VisionConfig
+from idefics.presets import preset
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
 
 PARTS: dict[str, Any] = {

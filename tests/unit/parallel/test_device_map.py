@@ -7,12 +7,14 @@ from itertools import groupby
 import pytest
 import torch
 
-from idefics.config import Idefics2Config, preset
+from idefics.config import Idefics2Config
+from idefics.presets import preset
 from idefics.errors import OptionError, OutOfMemory
 from idefics.model.decoder import Geometry
 from idefics.parallel import device_map as module
 from idefics.parallel.device_map import layer_devices, plan_devices, spread
-from idefics.weights.families import Model, build_on_meta
+from idefics.weights.families import build_on_meta
+from idefics.model.base import VisionLanguageModel
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize
 
@@ -31,7 +33,7 @@ def _bytes_per_device(config: Idefics2Config, plan: dict[str, torch.device], dty
     return used
 
 
-def _build(*, tied: bool = False) -> Model:
+def _build(*, tied: bool = False) -> VisionLanguageModel:
     model = build_on_meta(replace(TINY, tie_word_embeddings=tied)).to_empty(device="cpu")
     if tied:
         model.lm_head.weight = model.text_model.embed_tokens.weight
@@ -40,10 +42,10 @@ def _build(*, tied: bool = False) -> Model:
 
 
 @torch.no_grad()
-def _logits(model: Model, **inputs: torch.Tensor) -> torch.Tensor:
+def _logits(model: VisionLanguageModel, **inputs: torch.Tensor) -> torch.Tensor:
     ids = torch.tensor([[7, *[TINY.image_token_id] * 32, 9, 10]])
     latents = model.encode_images([torch.linspace(-1, 1, 3 * 28 * 42).reshape(3, 28, 42)])
-    return model.logits(model(ids, positions_BT=torch.arange(35)[None], latents_NLD=latents, **inputs))
+    return model.logits(model(ids, positions_BT=torch.arange(35)[None], seen=latents, **inputs))
 
 
 @pytest.mark.parametrize("free", [[40], [9, 9], [12, 6], [5, 5, 5, 5], [3, 20, 3], [1, 1, 30]])
@@ -109,7 +111,7 @@ def test_on_one_device_nothing_changes() -> None:
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def _half_on_meta() -> tuple[Model, dict[str, str]]:
+def _half_on_meta() -> tuple[VisionLanguageModel, dict[str, str]]:
     """The first half on the CPU, the rest on meta, which computes nothing but refuses mixed devices, as a GPU does."""
     model = _build()
     model.text_model.layers[2:].to("meta")

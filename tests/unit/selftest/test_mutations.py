@@ -14,6 +14,7 @@ import idefics.model.decoder
 import idefics.model.idefics2
 import idefics.model.perceiver
 import idefics.model.siglip
+import idefics.model.vision_encoder
 import invariants
 from fakes import tiny_config, tiny_idefics, tiny_model
 from idefics.api import Idefics
@@ -52,7 +53,7 @@ def perceiver_mask_dropped(_, patch):
 
 @caught_by(vision.images_isolated, vision.pixel_padding_inert, vision.split_parity)
 def vision_mask_dropped(_, patch):
-    patch.setattr(idefics.model.siglip, "segmented_attention", _without_segments)
+    patch.setattr(idefics.model.vision_encoder, "segmented_attention", _without_segments)
 
 
 @caught_by(decoding.batch_equals_single, answers.greedy_repeatable, decoding.positions_count_tokens)

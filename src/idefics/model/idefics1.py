@@ -1,0 +1,214 @@
+"""IDEFICS (arXiv 2306.16527), the first generation: a LLaMA decoder that looks at images through gated cross-attention.
+
+Letters: B rows, T new tokens, S all tokens, N images, L latents, F tower's width, D decoder's width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from idefics.config import Idefics1Config
+from idefics.errors import InputError
+from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
+from idefics.model.cache import KVCache
+from idefics.model.clip import ClipTower
+from idefics.model.decoder import Decoder, geometry_of
+from idefics.model.flamingo_resampler import FlamingoResampler
+from idefics.model.gated_cross_attention import GatedCrossAttention, Sight, route
+from idefics.model.layers.attention import Backend
+from idefics.model.layers.decoupled import DecoupledEmbedding, DecoupledLinear
+
+__all__ = ["IMAGES_AT_ONCE", "Idefics1"]
+
+IMAGES_AT_ONCE = 32
+"""Images that go through the tower together; a few-shot prompt may hold many more."""
+
+
+class GatedDecoder(Decoder):
+    """A decoder with gated cross-attention blocks before every `cross_layer_interval`-th layer."""
+
+    def __init__(self, config: Idefics1Config, backend: Backend) -> None:
+        super().__init__(config.text_config, backend)
+        text, added = config.text_config, config.additional_vocab_size
+        self.embed_tokens = DecoupledEmbedding(text.vocab_size - added, added, text.hidden_size)
+        self.gated_cross_attn_layers = nn.ModuleList(GatedCrossAttention(config, backend) for _ in range(config.cross_layers))
+        self.interval = config.cross_layer_interval
+
+    def in_order(self) -> Iterator[tuple[str, nn.Module]]:
+        """Parts that are computed one after the other, by name."""
+        for name, part in super().in_order():
+            kind, _, index = name.partition(".")
+            if kind == "layers" and int(index) % self.interval == 0:
+                block = int(index) // self.interval
+                yield f"gated_cross_attn_layers.{block}", self.gated_cross_attn_layers[block]
+            yield name, part
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        positions_BT: Tensor,
+        key_mask_BS: Tensor | None,
+        cache: KVCache | None,
+        sight: Sight | None = None,
+    ) -> Tensor:
+        """As `Decoder.forward`; `sight` is what the new tokens can see of their images."""
+        geometry = geometry_of(x_BTD, self.config, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
+        routes = None
+        if sight is not None:
+            images = len(sight.keys[0])
+            routes = route(sight.image_BT.expand(x_BTD.shape[:2]), images=images)
+        for index, layer in enumerate(self.layers):
+            if index % self.interval == 0:
+                block = index // self.interval
+                keys, values = (None, None) if sight is None else (sight.keys[block], sight.values[block])
+                x_BTD = self.gated_cross_attn_layers[block](x_BTD, keys, values, routes)
+            x_BTD = layer(x_BTD, geometry, cache)
+        if cache is not None:
+            cache.advance(x_BTD.shape[1])
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+
+class Idefics1(VisionLanguageModel):
+    """The whole model. Submodules bear the published names, under `text_model` where those stand at the top.
+
+    Args:
+        config: sizes.
+        backend: attention implementation, see `model/layers/attention.py`.
+    """
+
+    def __init__(self, config: Idefics1Config, *, backend: Backend = "sdpa") -> None:
+        super().__init__()
+        self.config: Idefics1Config = config
+        text, added = config.text_config, config.additional_vocab_size
+        self.vision_model = ClipTower(config.vision_config, backend)
+        resampler = FlamingoResampler(config.vision_config, config.perceiver_config, backend) if config.use_resampler else None
+        self.perceiver_resampler = resampler
+        self.text_model = GatedDecoder(config, backend)
+        self.lm_head = DecoupledLinear(text.hidden_size, text.vocab_size - added, added)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.text_model.embed_tokens.weight
+            if self.lm_head.additional_fc is not None and self.text_model.embed_tokens.additional_embedding is not None:
+                self.lm_head.additional_fc.weight = self.text_model.embed_tokens.additional_embedding.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the activations that the model expects and makes."""
+        return self.text_model.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.text_model.embed_tokens.weight.device
+
+    def check(self, inputs: ModelInputs) -> None:
+        """Refuses prompts that look at images they do not have, and ids that do not exist.
+
+        Raises:
+            InputError: the row and both numbers are named.
+        """
+        images = inputs.images_per_row or (0,) * len(inputs.input_ids_BT)
+        if inputs.seen_BT is not None:
+            for row, (last, count) in enumerate(zip(inputs.seen_BT.amax(1).tolist(), images, strict=True)):
+                if last >= count:
+                    raise InputError(
+                        f"prompt {row + 1} looks at image {last + 1} but has {count} image(s); "
+                        "text and images must come from one processor call"
+                    )
+        elif any(images):
+            raise InputError("there are images, but nothing says which token sees which; use this family's processor")
+        super().check(inputs)
+
+    def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """Encodes images, each alone, to what the decoder looks at: latents (N, L, F), or all features without resampler.
+
+        Args:
+            images_CHW: normalised pixels of squares of `image_size`.
+
+        Raises:
+            InputError: an image has another size, or there is none.
+        """
+        if not images_CHW:
+            raise InputError("there are no images to encode")
+        side = self.config.vision_config.image_size
+        for image in images_CHW:
+            if tuple(image.shape[-2:]) != (side, side):
+                raise InputError(f"an image of {image.shape[-1]}x{image.shape[-2]} pixels; this model takes {side}x{side}")
+        images_CHW = [image.to(self.vision_model.embeddings.class_embedding) for image in images_CHW]
+        encoded = []
+        for first in range(0, len(images_CHW), IMAGES_AT_ONCE):
+            features_NPF = self.vision_model(images_CHW[first : first + IMAGES_AT_ONCE])
+            encoded.append(features_NPF if self.perceiver_resampler is None else self.perceiver_resampler(features_NPF))
+        return encoded[0] if len(encoded) == 1 else torch.cat(encoded)
+
+    def see(self, inputs: ModelInputs) -> Sight | None:
+        """Keys and values of every image for every gated layer, and which image each token sees."""
+        if not inputs.images_CHW or inputs.seen_BT is None:
+            return None
+        latents_NLF = self.encode_images(inputs.images_CHW)
+        return self.look(latents_NLF, global_images(inputs.seen_BT, inputs.images_per_row).to(self.device))
+
+    def look(self, latents_NLF: Tensor, image_BT: Tensor) -> Sight:
+        """What tokens can see of encoded images.
+
+        Args:
+            latents_NLF: from `encode_images`.
+            image_BT: which of the N images each token sees, or -1.
+        """
+        blocks = self.text_model.gated_cross_attn_layers
+        projected = [block.cross_attn.project(latents_NLF) for block in blocks]  # type: ignore[operator, union-attr]
+        keys, values = zip(*projected, strict=True)
+        return Sight(keys=keys, values=values, image_BT=image_BT)
+
+    def after(self, seen: Sight | None, rows_R: Tensor) -> Sight | None:
+        """The image that each row's last token saw, which all tokens that follow see."""
+        if seen is None:
+            return None
+        last_R = seen.image_BT[:, -1][rows_R.to(seen.image_BT.device)]
+        kept = last_R.unique()
+        kept = kept[kept >= 0]
+        if not len(kept):
+            return None
+        # One row is one prompt's beams or candidates as often as not: what several rows see is kept once.
+        places = torch.full_like(last_R, -1)
+        for place, image in enumerate(kept.tolist()):
+            places[last_R == image] = place
+        return Sight(
+            keys=tuple(k[kept.to(k.device)] for k in seen.keys),
+            values=tuple(v[kept.to(v.device)] for v in seen.values),
+            image_BT=places[:, None],
+        )
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        *,
+        positions_BT: Tensor,
+        seen: Sight | None = None,
+        key_mask_BS: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Runs new tokens and returns hidden states (B, T, D); see the base class."""
+        x_BTD = self.text_model.embed_tokens(input_ids_BT)
+        hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache, sight=seen)
+        return hidden_BTD
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D), in the model's dtype. Ask only for the positions you need."""
+        out: Tensor = self.lm_head(hidden)
+        return out
+
+
+def global_images(seen_BT: Tensor, images_per_row: Sequence[int]) -> Tensor:
+    """Images counted within each row to images counted over the batch; -1 stays.
+
+    >>> global_images(torch.tensor([[-1, 0, 1], [-1, -1, 0]]), (2, 1)).tolist()
+    [[-1, 0, 1], [-1, -1, 2]]
+    """
+    before = torch.tensor([0, *images_per_row][: len(seen_BT)], device=seen_BT.device).cumsum(0)[:, None]
+    return torch.where(seen_BT >= 0, seen_BT + before, seen_BT)
