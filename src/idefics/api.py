@@ -25,10 +25,10 @@ from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.load import load_placed
+from idefics.processor.base import Processor
 from idefics.processor.detokenizer import TextStream
-from idefics.processor.idefics2 import Idefics2Processor
+from idefics.processor.families import load_processor
 from idefics.processor.messages import fill_images, normalise
-from idefics.processor.sizes import with_longest_edge
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve
 from idefics.weights.load import Progress
@@ -115,11 +115,7 @@ def load(
         raise OptionError(f"attention = {attention!r} is not one of {', '.join(get_args(Backend))}")
     watched = sys.stderr.isatty()
     folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=watched)
-    overrides: dict[str, Any] = {} if split is None else {"do_image_splitting": split}
-    processor = Idefics2Processor.from_folder(folder, **overrides)
-    if max_image_size is not None:
-        images = processor.image_processor
-        processor.image_processor = images.with_options(size=with_longest_edge(images.size, max_image_size))
+    processor = load_processor(folder).adjusted(max_image_size=max_image_size, split=split)
     loaded = load_placed(folder, dtype=stored, device=device, device_map=device_map, backend=attention, progress=progress)
     defaults = generation_defaults(folder, loaded.config)
     return Idefics(EMBEDDED_NAME if model is None else str(model), loaded, processor, defaults)
@@ -136,9 +132,7 @@ class Idefics:
         defaults: content of the checkpoint's `generation_config.json`.
     """
 
-    def __init__(
-        self, name: str, model: VisionLanguageModel, processor: Idefics2Processor, defaults: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, name: str, model: VisionLanguageModel, processor: Processor, defaults: Mapping[str, Any]) -> None:
         self.name = name
         self.model = model
         self.processor = processor
@@ -268,7 +262,7 @@ class Idefics:
         row = _rows(images, [prompt], single=True)[0]
         text = self._prompt(prompt, len(row), raw)
         inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
-        expanded = self.processor.expand(text, do_image_splitting=split)
+        expanded = self.processor.adjusted(split=split).expand(text)
         encoded = [self.processor.tokenizer.encode(expanded + continuation) for continuation in continuations]
         scored = score_continuations(self.model, inputs, encoded)
         return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
@@ -291,8 +285,7 @@ class Idefics:
     def _inputs(
         self, texts: Sequence[str], rows: Sequence[Sequence[Any]], *, max_image_size: int | None, split: bool | None
     ) -> ModelInputs:
-        size = None if max_image_size is None else with_longest_edge(self.processor.image_processor.size, max_image_size)
-        return self.processor.inputs(texts, rows, size=size, do_image_splitting=split)
+        return self.processor.adjusted(max_image_size=max_image_size, split=split).inputs(texts, rows)
 
     def _chat_inputs(
         self, messages: Sequence[Mapping[str, Any]], images: Any, *, max_image_size: int | None, split: bool | None
@@ -363,7 +356,7 @@ class Idefics:
 class Writer:
     """The text of one answer as it grows; `stop` is what the engine calls with each new token."""
 
-    def __init__(self, processor: Idefics2Processor, params: SamplingParams) -> None:
+    def __init__(self, processor: Processor, params: SamplingParams) -> None:
         self._stream = TextStream(processor.tokenizer, stop=params.stop)
         self.fresh = ""
 

@@ -55,7 +55,7 @@ def plan(
     made = make_plan(
         planned_for.config,
         [_size(one) for one in image or ()],
-        settings=planned_for.settings,
+        seen_by=planned_for.images,
         split=images.split,
         max_image_size=images.max_image_size,
         text_tokens=counted,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from idefics.config import Idefics1Config
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
-from idefics.model.base import VisionLanguageModel
+from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.clip import ClipTower
 from idefics.model.decoder import Decoder, geometry_of
@@ -22,10 +22,7 @@ from idefics.model.gated_cross_attention import GatedCrossAttention, Sight, rout
 from idefics.model.layers.attention import Backend
 from idefics.model.layers.decoupled import DecoupledEmbedding, DecoupledLinear
 
-__all__ = ["IMAGES_AT_ONCE", "Idefics1"]
-
-IMAGES_AT_ONCE = 32
-"""Images that go through the tower together; a few-shot prompt may hold many more."""
+__all__ = ["Idefics1"]
 
 
 class GatedDecoder(Decoder):
@@ -140,28 +137,18 @@ class Idefics1(VisionLanguageModel):
             if tuple(image.shape[-2:]) != (side, side):
                 raise InputError(f"an image of {image.shape[-1]}x{image.shape[-2]} pixels; this model takes {side}x{side}")
         images_CHW = [image.to(self.vision_model.embeddings.class_embedding) for image in images_CHW]
+        together = max(1, PATCHES_AT_ONCE // self.config.vision_config.patches_per_side**2)
         encoded = []
-        for first in range(0, len(images_CHW), IMAGES_AT_ONCE):
-            features_NPF = self.vision_model(images_CHW[first : first + IMAGES_AT_ONCE])
+        for first in range(0, len(images_CHW), together):
+            features_NPF = self.vision_model(images_CHW[first : first + together])
             encoded.append(features_NPF if self.perceiver_resampler is None else self.perceiver_resampler(features_NPF))
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded)
 
-    def see(self, inputs: ModelInputs) -> Sight | None:
-        """Keys and values of every image for every gated layer, and which image each token sees."""
-        if not inputs.images_CHW or inputs.seen_BT is None:
-            return None
-        latents_NLF = self.encode_images(inputs.images_CHW)
-        return self.look(latents_NLF, global_images(inputs.seen_BT, inputs.images_per_row).to(self.device))
-
-    def look(self, latents_NLF: Tensor, image_BT: Tensor) -> Sight:
-        """What tokens can see of encoded images.
-
-        Args:
-            latents_NLF: from `encode_images`.
-            image_BT: which of the N images each token sees, or -1.
-        """
-        blocks = self.text_model.gated_cross_attn_layers
-        projected = [block.cross_attn.project(latents_NLF) for block in blocks]  # type: ignore[operator, union-attr]
+    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight:
+        """Keys and values of every image for every gated block, and which image each token sees."""
+        assert inputs.seen_BT is not None, "check() refuses images that nobody sees"
+        image_BT = global_images(inputs.seen_BT, inputs.images_per_row).to(self.device)
+        projected = [block.cross_attn.project(latents_NLD) for block in self.text_model.gated_cross_attn_layers]
         keys, values = zip(*projected, strict=True)
         return Sight(keys=keys, values=values, image_BT=image_BT)
 

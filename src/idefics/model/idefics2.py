@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from idefics.config import Idefics2Config
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
-from idefics.model.base import VisionLanguageModel
+from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.connector import Connector
 from idefics.model.decoder import Decoder
@@ -22,10 +22,7 @@ from idefics.model.merge import merge_latents
 from idefics.model.siglip import SiglipTower
 from idefics.model.vision_encoder import patchify
 
-__all__ = ["PATCHES_AT_ONCE", "Idefics2"]
-
-PATCHES_AT_ONCE = 10_000
-"""Two images of 980 x 980; at the 8B's widths the tower and projection then need about 0.9 GB in 16 bits."""
+__all__ = ["Idefics2"]
 
 
 class Idefics2(VisionLanguageModel):
@@ -70,6 +67,7 @@ class Idefics2(VisionLanguageModel):
         """
         if not images_CHW:
             raise InputError("there are no images to encode")
+        images_CHW = [image.to(self.vision_model.post_layernorm.weight.device) for image in images_CHW]
         patch = self.config.vision_config.patch_size
         for image in images_CHW:
             if min(image.shape[-2:]) < patch:
@@ -105,10 +103,9 @@ class Idefics2(VisionLanguageModel):
                 )
         super().check(inputs)
 
-    def see(self, inputs: ModelInputs) -> Tensor | None:
-        """Latents (N, L, D) of all images, to stand among the tokens."""
-        images_CHW = [image.to(self.device) for image in inputs.images_CHW]
-        return self.encode_images(images_CHW) if images_CHW else None
+    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Tensor:  # noqa: ARG002
+        """The latents themselves (N, L, D): they stand among the tokens."""
+        return latents_NLD
 
     def after(self, seen: Tensor | None, rows_R: Tensor) -> None:
         """Nothing: once the latents are in the cache, tokens that follow see them there."""

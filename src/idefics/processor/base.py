@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from idefics.processor.batch import BatchFeature
 from idefics.processor.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from idefics.config import Config
     from idefics.inputs import ModelInputs
 
-__all__ = ["Images", "Processor"]
+__all__ = ["END_OF_UTTERANCE", "FAKE_TOKEN", "IMAGE_TOKEN", "Images", "Processor"]
+
+FAKE_TOKEN = "<fake_token_around_image>"
+IMAGE_TOKEN = "<image>"
+END_OF_UTTERANCE = "<end_of_utterance>"
 
 
 class Images(Protocol):
@@ -97,6 +102,10 @@ class Processor(ABC):
         Raises:
             ImageCountError: a prompt's placeholders and images differ in number.
         """
+
+    @abstractmethod
+    def padded(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> BatchFeature:
+        """The same as the reference returns it, with padded ids and pixels."""
 
     @abstractmethod
     def expand(self, prompt: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from idefics.config import Config
 
-__all__ = ["Check", "disagreements", "distance", "judge", "number", "tolerance"]
+__all__ = ["Check", "disagreements", "distance", "inapplicable", "judge", "number", "tolerance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,8 @@ def tolerance(config: Config, dtype: torch.dtype) -> float:
     >>> f"{tolerance(preset('idefics2-8b'), torch.float32):.1e} {tolerance(preset('idefics2-8b'), torch.bfloat16):.2f}"
     '6.0e-05 0.12'
     """
-    layers = (
-        config.vision_config.num_hidden_layers + config.perceiver_config.resampler_depth + config.text_config.num_hidden_layers
-    )
     factor = 64 if dtype == torch.float32 else 2
-    return factor * torch.finfo(dtype).eps * math.sqrt(layers)
+    return factor * torch.finfo(dtype).eps * math.sqrt(config.depth)
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -98,6 +95,11 @@ def judge(name: str, measured: float, allowed: float, *, holds: str, broken: str
         allowed=f"<= {number(allowed)}",
         explanation=holds if passed else f"{broken} ({holds})",
     )
+
+
+def inapplicable(name: str, reason: str) -> Check:
+    """A check of something that this model does not have."""
+    return Check(name=name, passed=True, measured="none", allowed="-", explanation=reason)
 
 
 def number(value: float) -> str:
