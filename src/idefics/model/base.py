@@ -67,6 +67,10 @@ class VisionLanguageModel(nn.Module, ABC):
     def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
         """Encodes images, each alone, to (N, L, features) that a decoder can look at."""
 
+    @abstractmethod
+    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """One vector per image (N, F) of the tower, by which images can be compared."""
+
     def see(self, inputs: ModelInputs) -> Any:
         """Everything that the prompts' tokens need of their images, computed once; None if there are no images."""
         return self.place(self.encode_images(inputs.images_CHW), inputs) if inputs.images_CHW else None

@@ -132,17 +132,26 @@ class Idefics1(VisionLanguageModel):
         """
         if not images_CHW:
             raise InputError("there are no images to encode")
+        pieces = [
+            features_NPF if self.perceiver_resampler is None else self.perceiver_resampler(features_NPF)
+            for features_NPF in self._features(images_CHW)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """The normed class token of each image (N, F)."""
+        return torch.cat([self.vision_model.pooled(features_NPF) for features_NPF in self._features(images_CHW)])
+
+    def _features(self, images_CHW: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The tower's features (N, P, F) of as many images together as fit."""
         side = self.config.vision_config.image_size
         for image in images_CHW:
             if tuple(image.shape[-2:]) != (side, side):
                 raise InputError(f"an image of {image.shape[-1]}x{image.shape[-2]} pixels; this model takes {side}x{side}")
-        images_CHW = [image.to(self.vision_model.embeddings.class_embedding) for image in images_CHW]
         together = max(1, PATCHES_AT_ONCE // self.config.vision_config.patches_per_side**2)
-        encoded = []
+        table = self.vision_model.embeddings.class_embedding
         for first in range(0, len(images_CHW), together):
-            features_NPF = self.vision_model(images_CHW[first : first + together])
-            encoded.append(features_NPF if self.perceiver_resampler is None else self.perceiver_resampler(features_NPF))
-        return encoded[0] if len(encoded) == 1 else torch.cat(encoded)
+            yield self.vision_model([image.to(table) for image in images_CHW[first : first + together]])
 
     def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight:
         """Keys and values of every image for every gated block, and which image each token sees."""

@@ -79,11 +79,20 @@ class Idefics2(VisionLanguageModel):
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded)
 
     def _encode(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        features_PD, lengths = self._features(images_CHW)
+        latents_NLD: Tensor = self.connector(features_PD, lengths)
+        return latents_NLD
+
+    def _features(self, images_CHW: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """The tower's packed features (P, F), and how many are each image's."""
         patch = self.config.vision_config.patch_size
         pieces, grids = zip(*(patchify(image.to(self.dtype), patch=patch) for image in images_CHW), strict=True)
-        features_PD = self.vision_model(torch.cat(pieces), grids)
-        latents_NLD: Tensor = self.connector(features_PD, [h * w for h, w in grids])
-        return latents_NLD
+        return self.vision_model(torch.cat(pieces), grids), [h * w for h, w in grids]
+
+    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """The mean of each image's features (N, F), one image at a time; sub-images count as images."""
+        device = self.vision_model.post_layernorm.weight.device
+        return torch.stack([self._features([image.to(device)])[0].mean(0) for image in images_CHW])
 
     def check(self, inputs: ModelInputs) -> None:
         """Refuses prompts whose image tokens do not match their images, row by row, and ids that do not exist.
