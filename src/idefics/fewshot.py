@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from idefics.api import Idefics
-from idefics.errors import InputError
+from idefics.errors import InputError, OptionError
 
-__all__ = ["FORM", "Shot", "at_random", "build", "nearest", "read_shots"]
+__all__ = ["FORM", "ORDERS", "Shot", "at_random", "build", "choose", "nearest", "read_shots"]
+
+ORDERS = ("order", "random", "nearest")
 
 FORM = "{images}Question: {question} Answer: {answer}"
 """One example for a model without chats; examples stand a line apart, and the last ends where the answer begins."""
@@ -63,6 +65,33 @@ def read_shots(path: str | Path) -> list[Shot]:
     if not rows:
         raise InputError(f"{path} holds no examples")
     return [_shot(row, path, number) for number, row in enumerate(rows, 1)]
+
+
+def choose(
+    loaded: Idefics, shots: Sequence[Shot], images: Sequence[Any], *, by: str, k: int | None = None, seed: int | None = None
+) -> list[Shot]:
+    """Examples in order, at random, or nearest.
+
+    Args:
+        loaded: the model.
+        shots: to choose from.
+        images: of the question.
+        by: one of `ORDERS`.
+        k: how many; None takes all.
+        seed: of a random choice.
+
+    Raises:
+        OptionError: no such order, or `k` below 1.
+        InputError: as `nearest`.
+    """
+    if by not in ORDERS:
+        raise OptionError(f"examples can be chosen by {', '.join(ORDERS)}, not {by!r}")
+    if k is not None and k < 1:
+        raise OptionError(f"at least 1 example, not {k}")
+    k = len(shots) if k is None else k
+    if by == "nearest":
+        return nearest(loaded, shots, images, k=k)
+    return at_random(shots, k=k, seed=seed) if by == "random" else list(shots[:k])
 
 
 def at_random(shots: Sequence[Shot], *, k: int, seed: int | None = None) -> list[Shot]:

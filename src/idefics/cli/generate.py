@@ -11,10 +11,10 @@ from typer import Argument, Option
 
 from idefics.cli.images import Attachment, attach
 from idefics.cli.loading import memory_explained, open_model
-from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions
+from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions, ShotOptions
 from idefics.cli.terminal import write
 from idefics.engine.sampling_params import sampling_params
-from idefics.errors import InputError
+from idefics.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from idefics.api import Answer, Idefics
@@ -31,6 +31,7 @@ def generate(
     ] = None,
     model: ModelOptions,
     images: ImageOptions,
+    shots: ShotOptions,
     sampling: SamplingOptions,
     n: Annotated[
         int | None, Option("--n", help="Answers to draw, a line each.", rich_help_panel="Answer", show_default=False)
@@ -46,6 +47,10 @@ def generate(
     began = time.perf_counter()
     options = sampling.given() | ({} if n is None else {"n": n})
     sampling_params({}, options)  # refuses before anything is read
+    if shots.shots is None and (shots.shots_k, shots.shots_by) != (None, None):
+        raise OptionError("--shots-k and --shots-by choose among examples; give a file with --shots")
+    if shots.shots is not None and raw:
+        raise OptionError("--shots writes the prompt itself and --raw takes it as it is; leave one of them out")
     prompt = sys.stdin.read() if question == "-" else question
     if not prompt.strip():
         raise InputError("the question is empty")
@@ -57,6 +62,9 @@ def generate(
     place = asked.processor.image_token
     if place in prompt and not raw:
         raise InputError(f"the question holds {place}, which stands for an image; leave it out, or place images with --raw")
+    if shots.shots is not None:
+        prompt, pictures = _with_shots(asked, shots, prompt, pictures, seed=sampling.seed)
+        raw = True
     with memory_explained("answering"):
         if as_json:
             result: Any = asked.generate(prompt, pictures, raw=raw or None, details=True, **options)
@@ -68,6 +76,17 @@ def generate(
             _print_stream(asked, prompt, pictures, raw=raw or None, options=options)
         else:
             write(asked.generate(prompt, pictures, raw=raw or None, **options), end="\n")
+
+
+def _with_shots(
+    asked: Idefics, shots: ShotOptions, question: str, pictures: list[Any], *, seed: int | None
+) -> tuple[str, list[Any]]:
+    from idefics import fewshot
+
+    assert shots.shots is not None
+    every = fewshot.read_shots(shots.shots)
+    chosen = fewshot.choose(asked, every, pictures, by=shots.shots_by or "order", k=shots.shots_k, seed=seed)
+    return fewshot.build(asked, chosen, question, pictures)
 
 
 def _print_stream(asked: Idefics, prompt: str, pictures: list[Any], *, raw: bool | None, options: dict[str, Any]) -> None:
