@@ -20,7 +20,7 @@ from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.families import build_on_meta
 from idefics.weights.placement import Device, DeviceMap, Placement
 
-__all__ = ["layer_devices", "plan_devices", "spread"]
+__all__ = ["layer_devices", "plan_devices", "spread", "unit_bytes"]
 
 
 def plan_devices(
@@ -52,7 +52,7 @@ def plan_devices(
     if not devices:
         raise OptionError("no devices were given to put the model on")
     model = config_or_model if isinstance(config_or_model, nn.Module) else build_on_meta(config_or_model)
-    sizes = _unit_bytes(model, dtype)
+    sizes = unit_bytes(model, dtype)
     places = [torch.device(device) for device, _ in devices]
     room = [max(0, free) for _, free in devices]
     if _cut(list(sizes.values()), room) is None:
@@ -129,7 +129,9 @@ def _units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from ((f"{name}.{unit}", module) for unit, module in part.in_order())
 
 
-def _unit_bytes(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
+def unit_bytes(config_or_model: Config | VisionLanguageModel, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of everything that is placed as a whole, in the order of the computation; a tied head takes none."""
+    model = config_or_model if isinstance(config_or_model, nn.Module) else build_on_meta(config_or_model)
     counted: set[int] = set()
     sizes = {}
     for unit, module in _units(model):
