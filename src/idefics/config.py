@@ -140,11 +140,12 @@ class Config(ABC):
         tie_word_embeddings: whether `lm_head` is the embedding table.
         dtype: how the weights are stored, one of `DTYPES`.
         model_type: the family's name in `config.json`.
-        depth: layers that a number goes through, of all parts together.
+        image_token_id: the id that stands for an image in a prompt.
     """
 
     model_type: str = field(init=False)
     vision_config: VisionConfig
+    perceiver_config: PerceiverConfig | FlamingoConfig
     text_config: TextConfig
     tie_word_embeddings: bool = False
     dtype: str = "float32"
@@ -162,6 +163,26 @@ class Config(ABC):
     @abstractmethod
     def depth(self) -> int:
         """Layers that a number goes through, of all parts together."""
+
+    @property
+    @abstractmethod
+    def latents(self) -> int:
+        """Vectors of one (sub-)image that the decoder looks at."""
+
+    @property
+    @abstractmethod
+    def values_per_patch(self) -> int:
+        """Values that a patch takes at the vision side's widest moment."""
+
+    @property
+    def cross_layers(self) -> int:
+        """Blocks of the decoder that look at images apart from the text."""
+        return 0
+
+    @property
+    def values_per_image(self) -> int:
+        """Values kept of one image beside the text's cache: keys and values of the blocks that look at images."""
+        return 2 * self.cross_layers * self.latents * self.text_config.num_attention_heads * self.text_config.head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +204,17 @@ class Idefics2Config(Config):
     def depth(self) -> int:
         """Layers of tower, resampler and decoder."""
         return self.vision_config.num_hidden_layers + self.perceiver_config.resampler_depth + self.text_config.num_hidden_layers
+
+    @property
+    def latents(self) -> int:
+        """Image tokens of one sub-image."""
+        return self.perceiver_config.resampler_n_latents
+
+    @property
+    def values_per_patch(self) -> int:
+        """Of the tower's MLP (residual, normed input, inner before and after act) or the projection's, the larger."""
+        vision, inner = self.vision_config, self.text_config.intermediate_size
+        return max(2 * vision.hidden_size + 2 * vision.intermediate_size, vision.hidden_size + 3 * inner)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
@@ -243,8 +275,6 @@ class Idefics1Config(Config):
         alpha_type: `"float"` or `"vector"`: one gate per block or one per channel.
         alpha_initializer: how gates begin, one of `ALPHAS`; with `"zeros"` an untrained model is blind.
         alphas_initializer_range: standard deviation of gates that begin at random.
-        latents: vectors of one image that the decoder looks at.
-        cross_layers: gated cross-attention blocks.
     """
 
     model_type: str = field(default="idefics", init=False)
@@ -265,6 +295,16 @@ class Idefics1Config(Config):
         """Layers of tower, resampler and decoder, gated ones included."""
         resampler = self.perceiver_config.resampler_depth if self.use_resampler else 0
         return self.vision_config.num_hidden_layers + resampler + self.text_config.num_hidden_layers + self.cross_layers
+
+    @property
+    def image_token_id(self) -> int:
+        """The second of the added ids: `<fake_token_around_image>` stands before it, `<end_of_utterance>` after it."""
+        return self.text_config.vocab_size - self.additional_vocab_size + 1
+
+    @property
+    def values_per_patch(self) -> int:
+        """Of the tower's MLP: residual, normed input, inner before and after act."""
+        return 2 * self.vision_config.hidden_size + 2 * self.vision_config.intermediate_size
 
     @property
     def latents(self) -> int:
@@ -295,7 +335,8 @@ class Idefics1Config(Config):
         if isinstance(text["vocab_size"], int):
             text["vocab_size"] += extra
         vision = {**_CLIP, **_mapping(raw, "vision_config")}
-        vision["hidden_size"] = vision.pop("embed_dim")
+        width = vision.pop("embed_dim")
+        vision.setdefault("hidden_size", width)  # the reference takes either name
         plain = ("use_resampler", "cross_layer_interval", "qk_layer_norms", "alpha_type", "alpha_initializer")
         return cls(
             vision_config=_section(VisionConfig, "vision_config", vision),

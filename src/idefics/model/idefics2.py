@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from idefics.config import Idefics2Config
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
-from idefics.model.base import VisionLanguageModel
+from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.connector import Connector
 from idefics.model.decoder import Decoder
@@ -22,10 +22,7 @@ from idefics.model.merge import merge_latents
 from idefics.model.siglip import SiglipTower
 from idefics.model.vision_encoder import patchify
 
-__all__ = ["PATCHES_AT_ONCE", "Idefics2"]
-
-PATCHES_AT_ONCE = 10_000
-"""Two images of 980 x 980; at the 8B's widths the tower and projection then need about 0.9 GB in 16 bits."""
+__all__ = ["Idefics2"]
 
 
 class Idefics2(VisionLanguageModel):
@@ -36,25 +33,18 @@ class Idefics2(VisionLanguageModel):
         backend: attention implementation, see `model/layers/attention.py`.
     """
 
+    config: Idefics2Config
+    vision_model: SiglipTower
+
     def __init__(self, config: Idefics2Config, *, backend: Backend = "sdpa") -> None:
         super().__init__()
-        self.config: Idefics2Config = config
+        self.config = config
         self.vision_model = SiglipTower(config.vision_config, backend)
         self.connector = Connector(config, backend)
         self.text_model = Decoder(config.text_config, backend)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.text_model.embed_tokens.weight
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the activations that the model expects and makes."""
-        return self.text_model.embed_tokens.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go in."""
-        return self.text_model.embed_tokens.weight.device
 
     def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
         """Encodes images of any sizes, each alone, to latents (N, L, D).
@@ -70,6 +60,7 @@ class Idefics2(VisionLanguageModel):
         """
         if not images_CHW:
             raise InputError("there are no images to encode")
+        images_CHW = [image.to(self.vision_model.post_layernorm.weight.device) for image in images_CHW]
         patch = self.config.vision_config.patch_size
         for image in images_CHW:
             if min(image.shape[-2:]) < patch:
@@ -105,10 +96,9 @@ class Idefics2(VisionLanguageModel):
                 )
         super().check(inputs)
 
-    def see(self, inputs: ModelInputs) -> Tensor | None:
-        """Latents (N, L, D) of all images, to stand among the tokens."""
-        images_CHW = [image.to(self.device) for image in inputs.images_CHW]
-        return self.encode_images(images_CHW) if images_CHW else None
+    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Tensor:  # noqa: ARG002
+        """The latents themselves (N, L, D): they stand among the tokens."""
+        return latents_NLD
 
     def after(self, seen: Tensor | None, rows_R: Tensor) -> None:
         """Nothing: once the latents are in the cache, tokens that follow see them there."""
@@ -139,11 +129,6 @@ class Idefics2(VisionLanguageModel):
             x_BTD = merge_latents(x_BTD, input_ids_BT, seen, image_token_id=self.config.image_token_id)
         hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         return hidden_BTD
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D), in the model's dtype. Ask only for the positions you need."""
-        out: Tensor = self.lm_head(hidden)
-        return out
 
 
 def _groups(counts: Sequence[int], *, limit: int) -> Iterator[tuple[int, int]]:
