@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Answer": "idefics.api",
+    "AutoConfig": "idefics.hf",
     "AutoModelForImageTextToText": "idefics.hf",
     "AutoModelForVision2Seq": "idefics.hf",
     "AutoProcessor": "idefics.hf",
@@ -25,7 +26,9 @@ _WHERE = {
     "Idefics2ForConditionalGeneration": "idefics.hf",
     "Idefics2ImageProcessor": "idefics.hf",
     "Idefics2Processor": "idefics.hf",
+    "IdeficsConfig": "idefics.hf",
     "IdeficsError": "idefics.errors",
+    "IdeficsForVisionText2Text": "idefics.hf",
     "SamplingParams": "idefics.engine.sampling_params",
     "Score": "idefics.api",
     "load": "idefics.api",
@@ -34,6 +37,7 @@ _WHERE = {
 
 __all__ = [
     "Answer",
+    "AutoConfig",
     "AutoModelForImageTextToText",
     "AutoModelForVision2Seq",
     "AutoProcessor",
@@ -42,7 +46,9 @@ __all__ = [
     "Idefics2ForConditionalGeneration",
     "Idefics2ImageProcessor",
     "Idefics2Processor",
+    "IdeficsConfig",
     "IdeficsError",
+    "IdeficsForVisionText2Text",
     "SamplingParams",
     "Score",
     "load",
@@ -54,6 +60,7 @@ if TYPE_CHECKING:
     from idefics.engine.sampling_params import SamplingParams
     from idefics.errors import IdeficsError
     from idefics.hf import (
+        AutoConfig,
         AutoModelForImageTextToText,
         AutoModelForVision2Seq,
         AutoProcessor,
@@ -61,6 +68,8 @@ if TYPE_CHECKING:
         Idefics2ForConditionalGeneration,
         Idefics2ImageProcessor,
         Idefics2Processor,
+        IdeficsConfig,
+        IdeficsForVisionText2Text,
     )
     from idefics.processor.fetch import load_image
 

@@ -335,7 +335,8 @@ class Idefics1Config(Config):
         if isinstance(text["vocab_size"], int):
             text["vocab_size"] += extra
         vision = {**_CLIP, **_mapping(raw, "vision_config")}
-        vision["hidden_size"] = vision.pop("embed_dim")
+        width = vision.pop("embed_dim")
+        vision.setdefault("hidden_size", width)  # the reference takes either name
         plain = ("use_resampler", "cross_layer_interval", "qk_layer_norms", "alpha_type", "alpha_initializer")
         return cls(
             vision_config=_section(VisionConfig, "vision_config", vision),

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from idefics.config import DTYPES, Idefics2Config, read_json
-from idefics.presets import preset, preset_names
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError
+from idefics.presets import preset, preset_names
 
 ORACLE_4_40 = Path(__file__).parent / "weights" / "oracle_4_40" / "checkpoint" / "config.json"
 # As on the Hub in 2024: only what differs from the class defaults of 4.40.

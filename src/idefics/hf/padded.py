@@ -1,4 +1,4 @@
-"""Between padded pixels, as the reference passes them around, and images in their own sizes, as the model wants them."""
+"""Between padded inputs, as the reference passes them around, and what the models want: images alone, and who sees which."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from idefics.errors import InputError
 
-__all__ = ["token_inputs", "unpad_images"]
+__all__ = ["seen_images", "token_inputs", "unpad_images"]
 
 
 def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -23,8 +23,7 @@ def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> t
     Raises:
         InputError: shapes differ, or a mask is not a rectangle from the top left corner.
     """
-    if pixel_values.ndim != 5:
-        raise InputError(f"pixel_values must be (batch, images, channels, height, width), not {tuple(pixel_values.shape)}")
+    _five_dimensions(pixel_values)
     if pixel_attention_mask is not None and pixel_attention_mask.shape != (*pixel_values.shape[:2], *pixel_values.shape[3:]):
         raise InputError(
             f"pixel_attention_mask is {tuple(pixel_attention_mask.shape)}, pixel_values {tuple(pixel_values.shape)}: "
@@ -51,6 +50,50 @@ def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> t
     return tuple(images), tuple(counts)
 
 
+def seen_images(pixel_values: Tensor, image_attention_mask: Tensor | None, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which image each token sees. What padding tokens see does not count, and an image that nobody sees is padding.
+
+    Args:
+        pixel_values: (B, N, C, H, W).
+        image_attention_mask: (B, T, N), 1 where a token sees an image.
+        attention_mask: (B, T), 0 for padding tokens.
+
+    Returns:
+        Of each token, which of its row's images that anybody sees it sees, or -1 (B, T); and which images those are,
+        bool (B, N).
+
+    Raises:
+        InputError: there is no mask, shapes differ, or a token sees several images.
+
+    >>> mask = torch.tensor([[[0, 0, 0], [0, 1, 0], [0, 0, 1]]])
+    >>> seen, used = seen_images(torch.zeros(1, 3, 3, 2, 2), mask, torch.ones(1, 3))
+    >>> seen.tolist(), used.tolist()
+    ([[-1, 0, 1]], [[False, True, True]])
+    """
+    _five_dimensions(pixel_values)
+    if image_attention_mask is None:
+        raise InputError("pixel_values need image_attention_mask, which says what each token sees; the processor makes both")
+    due = (*attention_mask.shape, pixel_values.shape[1])
+    if len(pixel_values) != len(attention_mask) or image_attention_mask.shape != due:
+        raise InputError(
+            f"image_attention_mask is {tuple(image_attention_mask.shape)}, attention_mask {tuple(attention_mask.shape)}, "
+            f"pixel_values {tuple(pixel_values.shape)}: they must agree in batch, tokens and images"
+        )
+    sees_BTN = image_attention_mask.bool() & attention_mask.bool()[..., None]
+    several = (sees_BTN.sum(-1) > 1).nonzero()
+    if len(several):
+        row, token = several[0].tolist()
+        found = ", ".join(str(image + 1) for image in sees_BTN[row, token].nonzero().flatten().tolist())
+        raise InputError(
+            f"token {token + 1} of row {row + 1} sees images {found} at once (image_attention_mask); "
+            "models of this family were trained to see one image at a time, the last before the token"
+        )
+    used_BN = sees_BTN.any(1)
+    place_BN = used_BN.long().cumsum(1) - 1
+    seen_BT = place_BN.gather(1, sees_BTN.long().argmax(-1))
+    return seen_BT.masked_fill(~sees_BTN.any(-1), -1), used_BN
+
+
 def token_inputs(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The mask of the tokens: all real where none is given.
 
@@ -64,3 +107,8 @@ def token_inputs(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask.shape != input_ids.shape:
         raise InputError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}")
     return attention_mask
+
+
+def _five_dimensions(pixel_values: Tensor) -> None:
+    if pixel_values.ndim != 5:
+        raise InputError(f"pixel_values must be (batch, images, channels, height, width), not {tuple(pixel_values.shape)}")

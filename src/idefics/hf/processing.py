@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from idefics.hf.hub import folder_of
 from idefics.processor import idefics2
@@ -12,8 +12,13 @@ from idefics.processor.image import ImageProcessor
 __all__ = ["Idefics2ImageProcessor", "Idefics2Processor"]
 
 
-class Idefics2ImageProcessor(ImageProcessor):
-    """Images alone to pixels: alpha is composited on white and EXIF ignored, as the reference does without text."""
+class _FromFolder(Protocol):
+    @classmethod
+    def from_folder(cls, folder: Path, **overrides: Any) -> Self: ...
+
+
+class _FromPretrained(_FromFolder):
+    """What is read from a folder, read from the Hub too."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
@@ -21,10 +26,9 @@ class Idefics2ImageProcessor(ImageProcessor):
         return cls.from_folder(folder_of(pretrained_model_name_or_path, options, weights=False), **options)
 
 
-class Idefics2Processor(idefics2.Idefics2Processor):
-    """Texts and images to inputs (`idefics.processor.idefics2.Idefics2Processor`)."""
+class Idefics2ImageProcessor(ImageProcessor, _FromPretrained):
+    """Images alone to pixels: alpha is composited on white and EXIF ignored, as the reference does without text."""
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Reads a folder or Hub id; other options override, e.g. `size=`, `do_image_splitting=` or `image_seq_len=`."""
-        return cls.from_folder(folder_of(pretrained_model_name_or_path, options, weights=False), **options)
+
+class Idefics2Processor(idefics2.Idefics2Processor, _FromPretrained):
+    """Texts and images to inputs (`idefics.processor.idefics2.Idefics2Processor`)."""

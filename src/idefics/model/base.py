@@ -16,6 +16,7 @@ from idefics.config import Config
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.cache import KVCache
+from idefics.model.decoder import Decoder
 
 __all__ = ["PATCHES_AT_ONCE", "VisionLanguageModel"]
 
@@ -31,23 +32,25 @@ class VisionLanguageModel(nn.Module, ABC):
 
     Attributes:
         config: sizes; `config.text_config` are the decoder's in every family.
-        text_model: the decoder, with `embed_tokens` and `layers`.
+        text_model: the decoder.
         vision_model: the tower.
+        lm_head: hidden states to logits.
     """
 
     config: Config
-    text_model: nn.Module
+    text_model: Decoder
     vision_model: nn.Module
+    lm_head: nn.Linear
 
     @property
-    @abstractmethod
     def dtype(self) -> torch.dtype:
         """Dtype of the activations that the model expects and makes."""
+        return self.text_model.embed_tokens.weight.dtype
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Where token ids go in."""
+        return self.text_model.embed_tokens.weight.device
 
     def check(self, inputs: ModelInputs) -> None:
         """Refuses prompts that the model would misread.
@@ -113,6 +116,7 @@ class VisionLanguageModel(nn.Module, ABC):
             cache: keys and values of the tokens before.
         """
 
-    @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """Maps hidden states (..., D) to logits (..., V), in the model's dtype."""
+        """Logits (..., V) of hidden states (..., D), in the model's dtype. Ask only for the positions you need."""
+        out: Tensor = self.lm_head(hidden)
+        return out

@@ -52,7 +52,8 @@ class ClipTower(nn.Module):
         x_PD = x_NPD.flatten(0, 1)
         for layer in self.encoder.layers:
             x_PD = layer(x_PD, [length] * images)
-        return x_PD.view(x_NPD.shape)
+        out: Tensor = x_PD.view(x_NPD.shape)
+        return out
 
     def pooled(self, features_NPD: Tensor) -> Tensor:
         """One vector per image (N, D): the normed class token."""

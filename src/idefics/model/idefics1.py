@@ -5,7 +5,8 @@ Letters: B rows, T new tokens, S all tokens, N images, L latents, F tower's widt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ __all__ = ["Idefics1"]
 
 class GatedDecoder(Decoder):
     """A decoder with gated cross-attention blocks before every `cross_layer_interval`-th layer."""
+
+    embed_tokens: DecoupledEmbedding
 
     def __init__(self, config: Idefics1Config, backend: Backend) -> None:
         super().__init__(config.text_config, backend)
@@ -79,9 +82,14 @@ class Idefics1(VisionLanguageModel):
         backend: attention implementation, see `model/layers/attention.py`.
     """
 
+    config: Idefics1Config
+    text_model: GatedDecoder
+    vision_model: ClipTower
+    lm_head: DecoupledLinear
+
     def __init__(self, config: Idefics1Config, *, backend: Backend = "sdpa") -> None:
         super().__init__()
-        self.config: Idefics1Config = config
+        self.config = config
         text, added = config.text_config, config.additional_vocab_size
         self.vision_model = ClipTower(config.vision_config, backend)
         resampler = FlamingoResampler(config.vision_config, config.perceiver_config, backend) if config.use_resampler else None
@@ -92,16 +100,6 @@ class Idefics1(VisionLanguageModel):
             self.lm_head.weight = self.text_model.embed_tokens.weight
             if self.lm_head.additional_fc is not None and self.text_model.embed_tokens.additional_embedding is not None:
                 self.lm_head.additional_fc.weight = self.text_model.embed_tokens.additional_embedding.weight
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the activations that the model expects and makes."""
-        return self.text_model.embed_tokens.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go in."""
-        return self.text_model.embed_tokens.weight.device
 
     def check(self, inputs: ModelInputs) -> None:
         """Refuses prompts that look at images they do not have, and ids that do not exist.
@@ -157,7 +155,8 @@ class Idefics1(VisionLanguageModel):
         """Keys and values of every image for every gated block, and which image each token sees."""
         assert inputs.seen_BT is not None, "check() refuses images that nobody sees"
         image_BT = global_images(inputs.seen_BT, inputs.images_per_row).to(self.device)
-        projected = [block.cross_attn.project(latents_NLD) for block in self.text_model.gated_cross_attn_layers]
+        blocks = cast("Iterable[GatedCrossAttention]", self.text_model.gated_cross_attn_layers)
+        projected = [block.cross_attn.project(latents_NLD) for block in blocks]
         keys, values = zip(*projected, strict=True)
         return Sight(keys=keys, values=values, image_BT=image_BT)
 
@@ -166,17 +165,16 @@ class Idefics1(VisionLanguageModel):
         if seen is None:
             return None
         last_R = seen.image_BT[:, -1][rows_R.to(seen.image_BT.device)]
-        kept = last_R.unique()
-        kept = kept[kept >= 0]
-        if not len(kept):
+        kept = sorted({*last_R.tolist()} - {-1})
+        if not kept:
             return None
         # One row is one prompt's beams or candidates as often as not: what several rows see is kept once.
         places = torch.full_like(last_R, -1)
-        for place, image in enumerate(kept.tolist()):
+        for place, image in enumerate(kept):
             places[last_R == image] = place
         return Sight(
-            keys=tuple(k[kept.to(k.device)] for k in seen.keys),
-            values=tuple(v[kept.to(v.device)] for v in seen.values),
+            keys=tuple(k[kept] for k in seen.keys),
+            values=tuple(v[kept] for v in seen.values),
             image_BT=places[:, None],
         )
 
@@ -193,11 +191,6 @@ class Idefics1(VisionLanguageModel):
         x_BTD = self.text_model.embed_tokens(input_ids_BT)
         hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache, sight=seen)
         return hidden_BTD
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D), in the model's dtype. Ask only for the positions you need."""
-        out: Tensor = self.lm_head(hidden)
-        return out
 
 
 def global_images(seen_BT: Tensor, images_per_row: Sequence[int]) -> Tensor:

@@ -33,25 +33,18 @@ class Idefics2(VisionLanguageModel):
         backend: attention implementation, see `model/layers/attention.py`.
     """
 
+    config: Idefics2Config
+    vision_model: SiglipTower
+
     def __init__(self, config: Idefics2Config, *, backend: Backend = "sdpa") -> None:
         super().__init__()
-        self.config: Idefics2Config = config
+        self.config = config
         self.vision_model = SiglipTower(config.vision_config, backend)
         self.connector = Connector(config, backend)
         self.text_model = Decoder(config.text_config, backend)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.text_model.embed_tokens.weight
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the activations that the model expects and makes."""
-        return self.text_model.embed_tokens.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go in."""
-        return self.text_model.embed_tokens.weight.device
 
     def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
         """Encodes images of any sizes, each alone, to latents (N, L, D).
@@ -145,11 +138,6 @@ class Idefics2(VisionLanguageModel):
             x_BTD = merge_latents(x_BTD, input_ids_BT, seen, image_token_id=self.config.image_token_id)
         hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         return hidden_BTD
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D), in the model's dtype. Ask only for the positions you need."""
-        out: Tensor = self.lm_head(hidden)
-        return out
 
 
 def _groups(counts: Sequence[int], *, limit: int) -> Iterator[tuple[int, int]]:

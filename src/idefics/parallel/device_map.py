@@ -188,5 +188,6 @@ class _Mover:
         copies = self._copies.setdefault(argument, {})
         if device not in copies:
             values = {field.name: getattr(argument, field.name) for field in fields(argument)}
-            copies[device] = replace(argument, **{n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)})
+            moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+            copies[device] = replace(argument, **moved)
         return copies[device]

@@ -34,6 +34,7 @@ class Family:
         architectures: class names that `config.json` may give.
         parts: what is counted apart, by the prefix of our parameter names; the first that fits counts.
         table: published parameter names to ours.
+        overflows: dtypes too narrow for the numbers inside models of this family.
     """
 
     config: type[Config]
@@ -41,6 +42,7 @@ class Family:
     architectures: tuple[str, ...]
     parts: Mapping[str, str]
     table: RenameTable
+    overflows: tuple[torch.dtype, ...] = ()
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -57,6 +59,7 @@ FAMILIES: Mapping[str, Family] = {
         architectures=idefics1.ARCHITECTURES,
         parts=idefics1.PARTS,
         table=idefics1.TABLE,
+        overflows=(torch.float16,),  # text-generation-inference#1214
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,9 @@ def load_model(
         backend: attention implementation.
         progress: told how far it is, after every tensor.
 
+    Warns:
+        UserWarning: the family's numbers do not fit the dtype.
+
     Returns:
         The model in eval mode, its parameters trainable; `model.config.dtype` is the dtype it is in.
 
@@ -71,7 +75,8 @@ def load_model(
     config = load_config(folder)
     placement = Placement(device)
     shards = Shards(folder)
-    table = family_of(config).table
+    family = family_of(config)
+    table = family.table
     model = build_on_meta(config, backend=backend)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     aliases = {name: owners[0] for owners in _owners(model).values() for name in owners[1:]}
@@ -82,6 +87,12 @@ def load_model(
     entries = [shards.entries[name] for name in targets]
     chosen = dtype if dtype is not None else stored_dtype(entries)
     model.config = replace(config, dtype=str(chosen).removeprefix("torch."))
+    if chosen in family.overflows:
+        warnings.warn(
+            f"{folder}: models of this family overflow in {model.config.dtype}, and answers become NaN; use bfloat16",
+            UserWarning,
+            stacklevel=2,
+        )
     total = sum(entry.bytes for entry in entries)
     doing = f"loading {folder} as {model.config.dtype}"
     reduce = "use a 16-bit dtype, another device, or several devices (a device map)"

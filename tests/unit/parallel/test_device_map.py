@@ -7,16 +7,19 @@ from itertools import groupby
 import pytest
 import torch
 
+from gated import EDGES, model_inputs, tiny_model
 from idefics.config import Idefics2Config
-from idefics.presets import preset
 from idefics.errors import OptionError, OutOfMemory
+from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Geometry
+from idefics.model.gated_cross_attention import route
 from idefics.parallel import device_map as module
 from idefics.parallel.device_map import layer_devices, plan_devices, spread
+from idefics.presets import preset
 from idefics.weights.families import build_on_meta
-from idefics.model.base import VisionLanguageModel
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize
+from invariants import logits_of
 
 GIB = 2**30
 TINY = replace(
@@ -139,6 +142,58 @@ def test_hidden_states_and_geometry_follow_the_layers(mask: torch.Tensor | None)
     assert logits.shape == (1, 35, 40)
     cpu, meta = torch.device("cpu"), torch.device("meta")
     assert layer_devices(model) == [cpu, cpu, meta, meta]
+
+
+def _gated_half_on_meta() -> tuple[VisionLanguageModel, dict[str, str]]:
+    """The first generation, cut before the second of two gated blocks."""
+    model = tiny_model()
+    far = ("text_model.gated_cross_attn_layers.1", "text_model.layers.2", "text_model.layers.3", "text_model.norm", "lm_head")
+    for part in far:
+        model.get_submodule(part).to("meta")
+    return model, {**dict.fromkeys(far, "meta"), "": "cpu"}
+
+
+@pytest.mark.parametrize("edge", ["mixed image counts", "no image at all"])
+def test_gated_blocks_lie_beside_the_layers_that_follow_them(edge: str) -> None:
+    model, device_map = _gated_half_on_meta()
+    inputs = model_inputs(*EDGES[edge])
+    with pytest.raises(RuntimeError, match="meta"):
+        logits_of(model, inputs)
+    first = model.text_model.gated_cross_attn_layers[0]
+    near: list[torch.Tensor] = []
+    first.register_forward_hook(lambda _, __, out: near.append(out))
+    handles = spread(model, device_map)
+    assert logits_of(model, inputs).is_meta
+    assert len(layer_devices(model)) == 4
+    for handle in handles:
+        handle.remove()
+    whole = tiny_model()
+    whole.text_model.gated_cross_attn_layers[0].register_forward_hook(lambda _, __, out: near.append(out))
+    logits_of(whole, inputs)
+    assert torch.equal(near[0], near[1])
+
+
+def test_gated_blocks_are_planned_in_the_order_of_the_computation() -> None:
+    config = preset("idefics-9b")
+    plan = plan_devices(config, [("cuda:0", 11 * GIB), ("cuda:1", 11 * GIB)], dtype=torch.bfloat16)
+    names = list(plan)
+    assert names[:5] == [
+        "vision_model", "perceiver_resampler", "text_model.embed_tokens", "text_model.gated_cross_attn_layers.0",
+        "text_model.layers.0",
+    ]  # fmt: skip
+    assert names.index("text_model.gated_cross_attn_layers.7") + 1 == names.index("text_model.layers.28")
+    indices = [device.index for device in plan.values()]
+    assert indices == sorted(indices)
+    assert set(indices) == {0, 1}
+    used = _bytes_per_device(config, plan, torch.bfloat16)
+    assert sum(used.values()) == 2 * sum(parameter_counts(config).values())
+
+
+def test_routes_are_copied_once_per_device() -> None:
+    mover, routes = module._Mover(), route(torch.tensor([[-1, 2, 0]]), images=3)
+    moved = mover._moved(routes, torch.device("meta"))
+    assert moved is mover._moved(routes, torch.device("meta"))
+    assert (moved.tokens_P.is_meta, moved.images.is_meta, moved.lengths) == (True, True, routes.lengths)
 
 
 def test_inputs_come_to_the_embedding() -> None:

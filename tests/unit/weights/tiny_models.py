@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from idefics.config import Idefics2Config
-from idefics.weights.families import build_on_meta
 from idefics.model.base import VisionLanguageModel
+from idefics.weights.families import build_on_meta
 from idefics.weights.init import initialize
 
 TINY = Idefics2Config.from_dict(
