@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from fakes import tiny_config, tiny_idefics, tiny_processor
-from idefics.presets import preset
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.errors import CheckpointNotFound, ImageError, OptionError
 from idefics.model.idefics2 import PATCHES_AT_ONCE
 from idefics.plan import PRECISIONS, image_settings, make_plan, subject
+from idefics.presets import preset
 
 EIGHT = preset("idefics2-8b")
 

@@ -118,7 +118,7 @@ def _changed_by_padding(subject: Subject) -> int:
     large, small, other = subject.pictures
     texts, rows = ["{i}", "No picture here.", "{i}{i}"], [[small], [], [large, other]]
     prompts = [text.replace("{i}", subject.processor.image_token) for text in texts]
-    padded = subject.small.adjusted(split=False).padded(prompts, rows)
+    padded = subject.small.adjusted(split=False)(text=prompts, images=rows, padding=True, return_tensors="pt")
     if "pixel_attention_mask" not in padded:  # a checkpoint whose images are not padded
         return 0
     unpadded = iter(subject.inputs(texts, rows).images_CHW)

@@ -40,9 +40,7 @@ def test_names_both_ways(changes: dict[str, Any]) -> None:
 def test_no_row_is_without_a_parameter() -> None:
     parameters = [name for name, _ in build_on_meta(tiny_config()).named_parameters()]
     unused = {
-        target
-        for target in TABLE._ours.values()
-        if target is not None and not any(_fits(target, name) for name in parameters)
+        target for target in TABLE._ours.values() if target is not None and not any(_fits(target, name) for name in parameters)
     }
     assert not unused
 
