@@ -258,6 +258,7 @@ def train(out: Path, *, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     config = preset("idefics2-nano")
+    assert isinstance(config, Idefics2Config)
     tokenizer = build_tokenizer(config.text_config.vocab_size, seed=seed)
     tokenizer.save(str(out / "tokenizer.json"))
     learner = Learner(config, tokenizer)

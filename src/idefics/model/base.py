@@ -39,7 +39,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     config: Config
     text_model: Decoder
-    vision_model: nn.Module
+    vision_model: Any
     lm_head: nn.Linear
 
     @property

@@ -80,7 +80,8 @@ def blind_tokens(subject: Subject) -> Check:
 
 def _due(subject: Subject, ids_T: Tensor) -> Tensor:
     """Which image each token should see, by counting image tokens; -1 before the first."""
-    return (ids_T == subject.config.image_token_id).cumsum(0).cpu() - 1
+    shown_T: Tensor = (ids_T == subject.config.image_token_id).cumsum(0).cpu()
+    return shown_T - 1
 
 
 def _first_block(subject: Subject, latents_NLD: Tensor) -> Tensor:
