@@ -89,10 +89,10 @@ def test_what_each_token_sees() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_attention_mask": torch.ones(4, 15, 3)}, r"token \d+ of row 1 sees images 1, 2, 3 at once"),
+        ({"image_attention_mask": torch.ones(4, 13, 3)}, r"token \d+ of row 1 sees images 1, 2, 3 at once"),
         ({"image_attention_mask": None}, "pixel_values need image_attention_mask"),
-        ({"image_attention_mask": torch.zeros(4, 15, 2)}, r"image_attention_mask is \(4, 15, 2\), attention_mask \(4, 15\)"),
-        ({"image_attention_mask": torch.zeros(4, 15)}, r"image_attention_mask is \(4, 15\)"),
+        ({"image_attention_mask": torch.zeros(4, 13, 2)}, r"image_attention_mask is \(4, 13, 2\), attention_mask \(4, 13\)"),
+        ({"image_attention_mask": torch.zeros(4, 13)}, r"image_attention_mask is \(4, 13\)"),
         ({"pixel_values": torch.zeros(3, 3, 3, SIDE, SIDE)}, r"pixel_values \(3, 3, 3, 28, 28\): they must agree"),
         ({"pixel_values": torch.zeros(4, 3, SIDE, SIDE)}, r"pixel_values must be \(batch, images"),
         ({"pixel_values": torch.zeros(4, 3, 3, 30, SIDE)}, "an image of 28x30 pixels; this model takes 28x28"),
@@ -103,7 +103,7 @@ def test_what_each_token_sees() -> None:
 def test_inputs_that_do_not_fit(
     model: IdeficsForVisionText2Text, several: dict[str, torch.Tensor], change: dict[str, Any], message: str
 ) -> None:
-    assert several["input_ids"].shape == (4, 15)
+    assert several["input_ids"].shape == (4, 13)
     for call in (model, lambda **inputs: model.generate(**inputs, max_new_tokens=1)):
         with pytest.raises(InputError, match=message):
             call(**{**several, **change})
