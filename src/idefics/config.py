@@ -140,7 +140,6 @@ class Config(ABC):
         tie_word_embeddings: whether `lm_head` is the embedding table.
         dtype: how the weights are stored, one of `DTYPES`.
         model_type: the family's name in `config.json`.
-        image_token_id: the id that stands for an image in a prompt.
     """
 
     model_type: str = field(init=False)
@@ -158,6 +157,11 @@ class Config(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json`."""
+
+    @property
+    @abstractmethod
+    def image_token_id(self) -> int:
+        """The id that stands for an image in a prompt."""
 
     @property
     @abstractmethod
