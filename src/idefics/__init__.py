@@ -29,6 +29,8 @@ _WHERE = {
     "IdeficsConfig": "idefics.hf",
     "IdeficsError": "idefics.errors",
     "IdeficsForVisionText2Text": "idefics.hf",
+    "IdeficsImageProcessor": "idefics.hf",
+    "IdeficsProcessor": "idefics.hf",
     "SamplingParams": "idefics.engine.sampling_params",
     "Score": "idefics.api",
     "load": "idefics.api",
@@ -49,6 +51,8 @@ __all__ = [
     "IdeficsConfig",
     "IdeficsError",
     "IdeficsForVisionText2Text",
+    "IdeficsImageProcessor",
+    "IdeficsProcessor",
     "SamplingParams",
     "Score",
     "load",
@@ -70,6 +74,8 @@ if TYPE_CHECKING:
         Idefics2Processor,
         IdeficsConfig,
         IdeficsForVisionText2Text,
+        IdeficsImageProcessor,
+        IdeficsProcessor,
     )
     from idefics.processor.fetch import load_image
 

@@ -332,7 +332,7 @@ class Idefics1Config(Config):
         known = own | set(_LLAMA) | {"rope_parameters"}
         _refuse_unknown("config", raw, known)
         text = {**_LLAMA, **{key: raw[key] for key in (*_LLAMA, "rope_parameters") if key in raw}}
-        text["num_key_value_heads"] = text["num_attention_heads"]
+        text.update(num_key_value_heads=text["num_attention_heads"], sliding_window=None)
         extra = raw.get("additional_vocab_size", 0)
         if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
             raise ConfigError(f"config.additional_vocab_size must be a whole number, not {extra!r}")
@@ -376,7 +376,7 @@ class Idefics1Config(Config):
 # What the reference makes of keys that a file leaves out.
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": None,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 _CLIP: dict[str, Any] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from idefics.hf.auto import AutoConfig, AutoModelForImageTextToText, AutoModelForVision2Seq, AutoProcessor
 from idefics.hf.configuration import Idefics2Config, IdeficsConfig
 from idefics.hf.modeling import Idefics2ForConditionalGeneration, IdeficsForVisionText2Text
-from idefics.hf.processing import Idefics2ImageProcessor, Idefics2Processor
+from idefics.hf.processing import Idefics2ImageProcessor, Idefics2Processor, IdeficsImageProcessor, IdeficsProcessor
 
 __all__ = [
     "AutoConfig",
@@ -22,4 +22,6 @@ __all__ = [
     "Idefics2Processor",
     "IdeficsConfig",
     "IdeficsForVisionText2Text",
+    "IdeficsImageProcessor",
+    "IdeficsProcessor",
 ]

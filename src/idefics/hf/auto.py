@@ -12,7 +12,7 @@ from idefics.hf.configuration import Spelled
 from idefics.hf.hub import folder_of
 from idefics.hf.modeling import Idefics2ForConditionalGeneration, IdeficsForVisionText2Text
 from idefics.hf.pretrained import PretrainedModel
-from idefics.hf.processing import Idefics2Processor
+from idefics.hf.processing import Idefics2Processor, IdeficsProcessor
 
 __all__ = ["AutoConfig", "AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoProcessor"]
 
@@ -20,7 +20,10 @@ _MODELS: Mapping[str, type[PretrainedModel]] = {
     "idefics2": Idefics2ForConditionalGeneration,
     "idefics": IdeficsForVisionText2Text,
 }
-_PROCESSORS = {"idefics2": Idefics2Processor}
+_PROCESSORS: Mapping[str, type[Idefics2Processor | IdeficsProcessor]] = {
+    "idefics2": Idefics2Processor,
+    "idefics": IdeficsProcessor,
+}
 
 Found = TypeVar("Found")
 
@@ -33,7 +36,7 @@ def _of(folder: Path, known: Mapping[str, Found]) -> Found:
     return known[str(found)]
 
 
-def _processor_class(folder: Path) -> type[Idefics2Processor]:
+def _processor_class(folder: Path) -> type[Idefics2Processor | IdeficsProcessor]:
     """By the model; in a folder that holds a processor only, by the name that the processor's files give."""
     if not (folder / "config.json").is_file():
         named = {cls.__name__: cls for cls in _PROCESSORS.values()}
@@ -58,7 +61,7 @@ class AutoProcessor:
     """Loads the processor that belongs to a checkpoint."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Idefics2Processor:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Idefics2Processor | IdeficsProcessor:
         """Reads a folder or Hub id; see the processor's own `from_pretrained`."""
         folder = folder_of(pretrained_model_name_or_path, options, weights=False)
         return _processor_class(folder).from_pretrained(folder, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -76,6 +77,10 @@ def generate(
     params = sampling_params(defaults, options)
     if params.do_sample and "top_k" not in options and "top_k" not in defaults:
         params = sampling_params(defaults, {**options, "do_sample": True, "top_k": 50})
+    width = inputs.input_ids_BT.shape[1]
+    if params.max_new_tokens is None and params.max_length is not None and params.max_length > width:
+        # As the reference counts: padding too, so that all rows of a batch end together.
+        params = replace(params, max_new_tokens=params.max_length - width, max_length=None)
     if params.stop and not isinstance(tokenizer, Tokenizer):
         raise OptionError("stop_strings needs tokenizer=processor.tokenizer: ids alone do not tell where a text stops")
     rows = len(inputs.input_ids_BT)

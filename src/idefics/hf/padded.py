@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from idefics.errors import InputError
+from idefics.processor.image_mask import seen_by_mask
 
 __all__ = ["seen_images", "token_inputs", "unpad_images"]
 
@@ -80,18 +81,10 @@ def seen_images(pixel_values: Tensor, image_attention_mask: Tensor | None, atten
             f"pixel_values {tuple(pixel_values.shape)}: they must agree in batch, tokens and images"
         )
     sees_BTN = image_attention_mask.bool() & attention_mask.bool()[..., None]
-    several = (sees_BTN.sum(-1) > 1).nonzero()
-    if len(several):
-        row, token = several[0].tolist()
-        found = ", ".join(str(image + 1) for image in sees_BTN[row, token].nonzero().flatten().tolist())
-        raise InputError(
-            f"token {token + 1} of row {row + 1} sees images {found} at once (image_attention_mask); "
-            "models of this family were trained to see one image at a time, the last before the token"
-        )
+    column_BT = seen_by_mask(sees_BTN)
     used_BN = sees_BTN.any(1)
     place_BN = used_BN.long().cumsum(1) - 1
-    seen_BT = place_BN.gather(1, sees_BTN.long().argmax(-1))
-    return seen_BT.masked_fill(~sees_BTN.any(-1), -1), used_BN
+    return place_BN.gather(1, column_BT.clamp(min=0)).masked_fill(column_BT < 0, -1), used_BN
 
 
 def token_inputs(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

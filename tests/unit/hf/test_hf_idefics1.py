@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import idefics
+from fakes import tiny_tokenizer
 from gated import BOS, EDGES, EOS, FAKE, IMAGE, SIDE, block, pictures, random_batch, reference_inputs, tiny_config, tiny_raw
 from idefics import AutoConfig, AutoModelForImageTextToText, AutoModelForVision2Seq, IdeficsConfig, IdeficsForVisionText2Text
 from idefics.config import Idefics1Config
@@ -89,10 +91,10 @@ def test_what_each_token_sees() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_attention_mask": torch.ones(4, 15, 3)}, r"token \d+ of row 1 sees images 1, 2, 3 at once"),
+        ({"image_attention_mask": torch.ones(4, 13, 3)}, r"token \d+ of prompt 1 sees 3 images \(1, 2, 3\)"),
         ({"image_attention_mask": None}, "pixel_values need image_attention_mask"),
-        ({"image_attention_mask": torch.zeros(4, 15, 2)}, r"image_attention_mask is \(4, 15, 2\), attention_mask \(4, 15\)"),
-        ({"image_attention_mask": torch.zeros(4, 15)}, r"image_attention_mask is \(4, 15\)"),
+        ({"image_attention_mask": torch.zeros(4, 13, 2)}, r"image_attention_mask is \(4, 13, 2\), attention_mask \(4, 13\)"),
+        ({"image_attention_mask": torch.zeros(4, 13)}, r"image_attention_mask is \(4, 13\)"),
         ({"pixel_values": torch.zeros(3, 3, 3, SIDE, SIDE)}, r"pixel_values \(3, 3, 3, 28, 28\): they must agree"),
         ({"pixel_values": torch.zeros(4, 3, SIDE, SIDE)}, r"pixel_values must be \(batch, images"),
         ({"pixel_values": torch.zeros(4, 3, 3, 30, SIDE)}, "an image of 28x30 pixels; this model takes 28x28"),
@@ -103,7 +105,7 @@ def test_what_each_token_sees() -> None:
 def test_inputs_that_do_not_fit(
     model: IdeficsForVisionText2Text, several: dict[str, torch.Tensor], change: dict[str, Any], message: str
 ) -> None:
-    assert several["input_ids"].shape == (4, 15)
+    assert several["input_ids"].shape == (4, 13)
     for call in (model, lambda **inputs: model.generate(**inputs, max_new_tokens=1)):
         with pytest.raises(InputError, match=message):
             call(**{**several, **change})
@@ -202,3 +204,59 @@ def test_a_listener_is_told_the_end_even_of_a_failure(model: IdeficsForVisionTex
     with pytest.raises(InputError, match="exceed the model's 256 positions"):
         model.generate(**inputs, max_new_tokens=300, streamer=listener)
     assert listener.ended == 2
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint of an instruct model: weights, tokenizer, image settings."""
+    folder = tmp_path_factory.mktemp("card")
+    tokenizer = tiny_tokenizer()
+    sizes = tiny_raw(vocab_size=len(tokenizer) - 3, dtype="bfloat16")
+    torch.manual_seed(1)
+    IdeficsForVisionText2Text(IdeficsConfig(**sizes)).to(torch.bfloat16).save_pretrained(folder)
+    idefics.IdeficsProcessor(idefics.IdeficsImageProcessor(image_size=SIDE), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_the_model_cards_snippet(card: Path) -> None:
+    colours = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    model = IdeficsForVisionText2Text.from_pretrained(card, torch_dtype=torch.bfloat16).to("cpu")
+    processor = idefics.AutoProcessor.from_pretrained(card)
+    assert type(processor) is idefics.IdeficsProcessor
+    prompts = [
+        [
+            "User: What is in this image?",
+            colours[0],
+            "<end_of_utterance>",
+            "\nAssistant: it is red<end_of_utterance>",
+            "\nUser:",
+            colours[1],
+            "And this?<end_of_utterance>",
+            "\nAssistant:",
+        ],
+        ["User: no image<end_of_utterance>", "\nAssistant:"],
+    ]
+    inputs = processor(prompts, add_end_of_utterance_token=False, return_tensors="pt").to("cpu")
+    exit_condition = processor.tokenizer("<end_of_utterance>", add_special_tokens=False).input_ids
+    bad_words_ids = processor.tokenizer(["<image>", "<fake_token_around_image>"], add_special_tokens=False).input_ids
+    assert (len(exit_condition), [len(ids) for ids in bad_words_ids]) == (1, [1, 1])
+    width = inputs["input_ids"].shape[1]
+    options = {"eos_token_id": exit_condition, "bad_words_ids": bad_words_ids, "max_length": width + 5}
+    generated_ids = model.generate(**inputs, **options)
+    assert generated_ids.shape[1] <= width + 5
+    texts = processor.batch_decode(generated_ids, skip_special_tokens=True)
+    assert "What is in this image?" in texts[0]
+    assert "<image>" not in texts[0]
+    other = processor([[*prompts[0][:1], colours[1], *prompts[0][2:]], prompts[1]], add_end_of_utterance_token=False)
+    assert not torch.equal(model(**other).logits[0, -1], model(**inputs).logits[0, -1])
+    assert torch.equal(model(**other).logits[1, -1], model(**inputs).logits[1, -1])
+    text_only = processor([prompts[1]], add_end_of_utterance_token=False)
+    assert model.generate(**text_only, max_new_tokens=2).shape == (1, text_only["input_ids"].shape[1] + 2)
+
+
+def test_processors_of_either_family_by_their_folder(card: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert type(idefics.AutoProcessor.from_pretrained(tiny_checkpoint)) is idefics.Idefics2Processor
+    assert type(idefics.IdeficsProcessor.from_pretrained(card)) is idefics.IdeficsProcessor
+    assert type(idefics.IdeficsImageProcessor.from_pretrained(card)) is idefics.IdeficsImageProcessor
+    idefics.AutoProcessor.from_pretrained(card).save_pretrained(tmp_path)
+    assert type(idefics.AutoProcessor.from_pretrained(tmp_path)) is idefics.IdeficsProcessor, "a folder without a model"

@@ -212,7 +212,7 @@ def test_geometry_is_copied_once_per_device_and_then_forgotten() -> None:
     assert (first.cos.device, first.sin.device, first.mask_BTS.device, first.causal) == (meta, meta, meta, False)
     other = replace(geometry, cos=torch.zeros(2))
     assert mover._moved(other, torch.device("cpu")).cos is other.cos
-    del other
+    del geometry, other
     gc.collect()
     assert not mover._copies
 

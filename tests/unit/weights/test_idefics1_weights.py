@@ -190,7 +190,7 @@ def test_every_parameter_has_a_beginning() -> None:
 def test_gates_begin_as_their_config_says() -> None:
     for kind, mean in (("zeros", 0.0), ("ones", 1.0)):
         model: Any = tiny_model(alpha_initializer=kind)
-        assert {float(block.alpha_dense) for block in model.text_model.gated_cross_attn_layers} == {mean}
+        assert {block.alpha_dense.item() for block in model.text_model.gated_cross_attn_layers} == {mean}
     drawn: Any = tiny_model(alpha_initializer="gaussian", alphas_initializer_range=0.5, alpha_type="vector")
     blocks = drawn.text_model.gated_cross_attn_layers
     gates = torch.cat([gate.flatten() for b in blocks for gate in (b.alpha_dense, b.alpha_cross_attn)])
