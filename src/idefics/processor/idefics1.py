@@ -285,8 +285,8 @@ class IdeficsProcessor(Processor):
         shape = next(iter(shapes), (self.image_processor.image_num_channels, side, side))
         out_BNCSS = torch.zeros(len(pixels), most, *shape)
         for b, (row, count) in enumerate(zip(pixels, counts, strict=True)):
-            first = len(row) - count if self.tokenizer.truncation_side == "left" else 0
-            out_BNCSS[b, :count] = row[first : first + count]
+            if count:
+                out_BNCSS[b, :count] = row[-count:] if self.tokenizer.truncation_side == "left" else row[:count]
         return out_BNCSS
 
 

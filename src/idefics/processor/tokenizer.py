@@ -111,6 +111,8 @@ class Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config, "padding_side": self.padding_side}
         config.pop("chat_template", None)  # the processor writes it, once
         config["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
+        if config["tokenizer_class"] in _LLAMA:
+            config.setdefault("legacy", True)  # what 4.40 takes files without it for, and 5 does not
         write_json(folder / "tokenizer_config.json", config)
         names = (*_NAMED, "additional_special_tokens")
         write_json(folder / "special_tokens_map.json", {name: config[name] for name in names if config.get(name) is not None})
