@@ -86,6 +86,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    tensor_parallel: int | None = None,
     attention: Backend = "sdpa",
     max_image_size: int | None = None,
     split: bool | None = None,
@@ -102,6 +103,8 @@ def load(
         dtype: of the weights, a name or a torch dtype; None keeps the stored one.
         device: where to run; None takes the first GPU if there is one.
         device_map: `"auto"` spreads the model over all GPUs; a mapping from parameter prefixes to devices does as it says.
+        tensor_parallel: divide every layer over this many processes, which `torchrun` starts; each loads its part, and all
+            must make the same calls. `device` is a kind then, `"cpu"` or `"cuda"`.
         attention: implementation, see `model/layers/attention.py`.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
@@ -116,7 +119,15 @@ def load(
     watched = sys.stderr.isatty()
     folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=watched)
     processor = load_processor(folder).adjusted(max_image_size=max_image_size, split=split)
-    loaded = load_placed(folder, dtype=stored, device=device, device_map=device_map, backend=attention, progress=progress)
+    loaded = load_placed(
+        folder,
+        dtype=stored,
+        device=device,
+        device_map=device_map,
+        tensor_parallel=tensor_parallel,
+        backend=attention,
+        progress=progress,
+    )
     defaults = generation_defaults(folder, loaded.config)
     return Idefics(EMBEDDED_NAME if model is None else str(model), loaded, processor, defaults)
 

@@ -12,7 +12,7 @@ from typer import Argument, Option
 from idefics.cli.images import Attachment, attach
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions, ShotOptions
-from idefics.cli.terminal import write
+from idefics.cli.terminal import one_voice, write
 from idefics.engine.sampling_params import sampling_params
 from idefics.errors import InputError, OptionError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["generate"]
 
 
+@one_voice
 def generate(
     question: Annotated[str, Argument(help="What to ask; - reads it from stdin.", show_default=False)],
     *,
@@ -39,6 +40,15 @@ def generate(
     raw: Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object: answer, token counts, timings.")] = False,
     stream: Annotated[bool, Option("--stream/--no-stream", help="Print the answer while it grows.")] = True,
+    tensor_parallel: Annotated[
+        int | None,
+        Option(
+            "--tensor-parallel",
+            help="Divide the model over so many processes: torchrun --nproc-per-node N -m idefics generate ...",
+            rich_help_panel="Model",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Ask a question about images; the answer, and nothing else, goes to stdout.
 
@@ -51,11 +61,13 @@ def generate(
         raise OptionError("--shots-k and --shots-by choose among examples; give a file with --shots")
     if shots.shots is not None and raw:
         raise OptionError("--shots writes the prompt itself and --raw takes it as it is; leave one of them out")
+    if question == "-" and tensor_parallel is not None:
+        raise OptionError("stdin cannot be read by several processes at once; give --tensor-parallel the question in words")
     prompt = sys.stdin.read() if question == "-" else question
     if not prompt.strip():
         raise InputError("the question is empty")
     attached = [attach(source) for source in image or ()]
-    asked = open_model(model, images)
+    asked = open_model(model, images, tensor_parallel=tensor_parallel)
     loaded = time.perf_counter()
     params = sampling_params(asked.defaults, options)  # the checkpoint may ask for beams or several answers itself
     pictures = [attachment.image for attachment in attached]

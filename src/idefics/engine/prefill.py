@@ -12,7 +12,7 @@ from idefics.engine.kv_cache import StaticKVCache
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
-from idefics.parallel.device_map import layer_devices
+from idefics.parallel.device_map import held_heads, layer_devices
 from idefics.weights.memory import explain_out_of_memory
 
 __all__ = ["Prefill", "left_aligned", "positions"]
@@ -66,6 +66,7 @@ class Prefill:
                 capacity=ids_BT.shape[1] + new_tokens,
                 dtype=model.dtype,
                 devices=layer_devices(model),
+                heads=held_heads(model),
             )
             seen = model.see(inputs)
             hidden_BTD = model(

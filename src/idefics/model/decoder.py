@@ -86,7 +86,11 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings to hidden states; the head that turns these into logits belongs to the whole model."""
+    """Embeddings to hidden states; the head that turns these into logits belongs to the whole model.
+
+    Attributes:
+        key_value_heads: that each layer has here; fewer than the config's where layers are divided over processes.
+    """
 
     def __init__(self, config: TextConfig, backend: Backend) -> None:
         super().__init__()
@@ -94,6 +98,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, layer, backend) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.config = config
+        self.key_value_heads = config.num_key_value_heads
 
     def in_order(self) -> Iterator[tuple[str, nn.Module]]:
         """Parts that are computed one after the other, by name."""

@@ -20,7 +20,7 @@ from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.families import build_on_meta
 from idefics.weights.placement import Device, DeviceMap, Placement
 
-__all__ = ["layer_devices", "plan_devices", "spread", "unit_bytes"]
+__all__ = ["held_heads", "layer_devices", "plan_devices", "spread", "unit_bytes"]
 
 
 def plan_devices(
@@ -116,8 +116,16 @@ def spread(model: VisionLanguageModel, device_map: DeviceMap) -> list[RemovableH
 
 def layer_devices(model: nn.Module) -> list[torch.device]:
     """The device of each decoder layer, where its keys and values belong."""
-    decoder = next(module for module in model.modules() if isinstance(module, Decoder))
-    return [next(layer.parameters()).device for layer in decoder.layers]
+    return [next(layer.parameters()).device for layer in _decoder(model).layers]
+
+
+def held_heads(model: nn.Module) -> int:
+    """Key-value heads that a decoder layer computes in this process, for which a cache must have room."""
+    return _decoder(model).key_value_heads
+
+
+def _decoder(model: nn.Module) -> Decoder:
+    return next(module for module in model.modules() if isinstance(module, Decoder))
 
 
 def _units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from idefics.config import Config, read_json
 from idefics.errors import CheckpointError
@@ -23,10 +23,38 @@ from idefics.weights.memory import explain_out_of_memory, require_free_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
 from idefics.weights.shards import DTYPES, Shards, TensorEntry
 
-__all__ = ["Progress", "load_config", "load_model", "stored_dtype"]
+__all__ = ["Division", "Progress", "load_config", "load_model", "stored_dtype"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes read so far and in all."""
+
+
+class Division(Protocol):
+    """What one of several processes keeps of a model that they compute together."""
+
+    def arrange(self, model: VisionLanguageModel) -> None:
+        """Divides a model that has no storage yet; names and shapes stay those of the whole."""
+
+    def part(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:
+        """What stays here of a stored tensor: a view."""
+
+    def filled(self, parameter: nn.Parameter, part: Tensor) -> nn.Parameter:
+        """The parameter of which this process holds that part."""
+
+
+class Whole:
+    """Everything stays here."""
+
+    def arrange(self, model: VisionLanguageModel) -> None:
+        """Leaves the model as it is."""
+
+    def part(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:  # noqa: ARG002
+        """All of it."""
+        return stored
+
+    def filled(self, parameter: nn.Parameter, part: Tensor) -> nn.Parameter:  # noqa: ARG002
+        """A plain parameter."""
+        return nn.Parameter(part)
 
 
 def load_config(folder: str | Path) -> Config:
@@ -46,6 +74,7 @@ def load_model(
     device: Device | DeviceMap = "cpu",
     backend: Backend = "sdpa",
     progress: Progress | None = None,
+    division: Division | None = None,
 ) -> VisionLanguageModel:
     """Loads a checkpoint, strictly, without ever holding its weights twice.
 
@@ -58,6 +87,7 @@ def load_model(
         device: one device for all, or a map from prefixes of our parameter names to devices (see `Placement`).
         backend: attention implementation.
         progress: told how far it is, after every tensor.
+        division: what this process keeps; None for everything.
 
     Warns:
         UserWarning: the family's numbers do not fit the dtype.
@@ -78,6 +108,8 @@ def load_model(
     family = family_of(config)
     table = family.table
     model = build_on_meta(config, backend=backend)
+    division = Whole() if division is None else division
+    division.arrange(model)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     aliases = {name: owners[0] for owners in _owners(model).values() for name in owners[1:]}
     targets = match(folder, shards.entries, table, shapes, optional=frozenset(aliases))
@@ -96,14 +128,20 @@ def load_model(
     total = sum(entry.bytes for entry in entries)
     doing = f"loading {folder} as {model.config.dtype}"
     reduce = "use a 16-bit dtype, another device, or several devices (a device map)"
-    allocated = (_allocated(shards.entries[name], chosen, placement.of(ours)) for name, ours in targets.items())
-    require_free_bytes(sum(allocated), doing, reduce=reduce)
+    needed = 0
+    for name, ours in targets.items():
+        entry = shards.entries[name]
+        unread = torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
+        needed += _allocated(division.part(model.get_parameter(ours), unread), chosen, placement.of(ours))
+    require_free_bytes(needed, doing, reduce=reduce)
     with explain_out_of_memory(f"{doing} ({readable_bytes(total)} of files)", reduce=reduce):
         done = 0
         for published, stored in shards.read(targets):
             ours = targets[published]
             if ours not in aliases:
-                _replace(model, ours, nn.Parameter(stored.to(placement.of(ours)).to(chosen)))
+                parameter = model.get_parameter(ours)
+                part = division.part(parameter, stored).contiguous()
+                _replace(model, ours, division.filled(parameter, part.to(placement.of(ours)).to(chosen)))
             done += shards.entries[published].bytes
             if progress is not None:
                 progress(done, total)
@@ -141,8 +179,8 @@ def _check_ties(shards: Shards, ties: dict[str, str]) -> None:
             )
 
 
-def _allocated(entry: TensorEntry, dtype: torch.dtype, device: torch.device) -> int:
+def _allocated(part: Tensor, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes of the CPU's memory that a tensor needs of its own: none where it stays in the file or leaves for a GPU."""
-    if device.type != "cpu" or dtype == DTYPES[entry.dtype]:
+    if device.type != "cpu" or (dtype == part.dtype and part.is_contiguous()):
         return 0
-    return entry.bytes // DTYPES[entry.dtype].itemsize * dtype.itemsize
+    return part.numel() * dtype.itemsize
