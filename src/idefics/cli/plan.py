@@ -78,7 +78,7 @@ def plan(
     if as_json:
         print(json.dumps(_record(planned_for, made, available) | ({"gpus": _gpu_record(cuts)} if cuts else {})))
     else:
-        _show(planned_for, made, available, how)
+        _show(planned_for, made, available, how, cuts)
         _show_cuts(cuts)
 
 
@@ -103,17 +103,15 @@ def _gpu_record(cuts: Mapping[str, tuple[Share, ...] | str]) -> dict[str, Any]:
 
 def _show_cuts(cuts: Mapping[str, tuple[Share, ...] | str]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     for name, cut in cuts.items():
-        if isinstance(cut, str):
-            console.print(f"{name}: {cut}", highlight=False, markup=False, soft_wrap=True)
-            continue
-        table = Table(f"{name} over GPUs", "from", "to", "weights GiB", "free GiB", box=None, pad_edge=False)
-        for index, share in enumerate(cut):
-            table.add_row(f"cuda:{index}", share.first, share.last, f"{share.weights / GIB:.1f}", f"{share.free / GIB:.1f}")
-        console.print(table)
+        lines = [f"{name}: {cut}"] if isinstance(cut, str) else [f"{name}, as --device-map auto cuts it:"]
+        for index, share in enumerate(() if isinstance(cut, str) else cut):
+            held = f"{share.weights / GIB:.1f} GiB of weights, {share.free / GIB:.1f} GiB free"
+            lines.append(f"  cuda:{index}  {share.first} to {share.last}: {held}")
+        for line in lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _precisions(dtype: str | None) -> tuple[Precision, ...]:
@@ -161,7 +159,13 @@ def _detected() -> tuple[int, str] | None:
     return None if ram is None else (ram, "free RAM")
 
 
-def _show(planned_for: Subject, made: Plan, available: tuple[int, str] | None, how: str) -> None:
+def _show(
+    planned_for: Subject,
+    made: Plan,
+    available: tuple[int, str] | None,
+    how: str,
+    cuts: Mapping[str, tuple[Share, ...] | str],
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -191,6 +195,8 @@ def _show(planned_for: Subject, made: Plan, available: tuple[int, str] | None, h
         column.justify = "right"
     for row in made.memory:
         fits = "?" if available is None else "yes" if row.total <= available[0] else "no"
+        if isinstance(cuts.get(row.precision.name), str):
+            fits = "no"
         values = (row.weights, row.kv_cache, row.vision, row.prompt, row.total)
         table.add_row(row.precision.name, *(f"{value / GIB:.2f}" for value in values), fits)
     console.print(table)

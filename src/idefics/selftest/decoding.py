@@ -51,6 +51,9 @@ def padding_inert(subject: Subject) -> Check:
         attention_mask_BT=torch.cat((torch.cat((none, mask_1T), 1), torch.cat((mask_1T, none), 1))),
         images_CHW=row.images_CHW * 2,
         images_per_row=row.images_per_row * 2,
+        seen_BT=None
+        if row.seen_BT is None
+        else torch.cat((torch.cat((none - 1, row.seen_BT), 1), torch.cat((row.seen_BT, none - 1), 1))),
     )
     prefill = Prefill(subject.model, inputs, rows=range(2), rooms=[len(subject.new_ids)] * 2)
     new_BT = torch.tensor([subject.new_ids] * 2, device=subject.device)
