@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from idefics.errors import InputError, OptionError
 __all__ = ["FORM", "ORDERS", "Shot", "at_random", "build", "choose", "nearest", "read_shots"]
 
 ORDERS = ("order", "random", "nearest")
+_FIELD = re.compile(r"\{(images|question|answer)\}")
 
 FORM = "{images}Question: {question} Answer: {answer}"
 """One example for a model without chats; examples stand a line apart, and the last ends where the answer begins."""
@@ -178,9 +180,8 @@ def build(
 
 
 def _filled(form: str, **values: str) -> str:
-    for name, value in values.items():
-        form = form.replace("{" + name + "}", value)
-    return form
+    """All fields in one pass: what a value holds is no field."""
+    return _FIELD.sub(lambda field: values[field[1]], form)
 
 
 def _turn(role: str, text: str, images: int) -> dict[str, Any]:
