@@ -192,7 +192,7 @@ def split_parity(subject: Subject) -> Check:
         return inapplicable(name, "images of one size are never split")
     image = subject.pictures[0]
     inputs = subject.inputs(["{i}"], [[image]], split=True)
-    length = subject.processor.tokens_per_sub_image
+    length = type(subject.processor).tokens_of(subject.config)
     tokens = int((inputs.input_ids_BT == subject.config.image_token_id).sum())
     x, y = image.width // 2, image.height // 2
     boxes = ((0, 0, x, y), (x, 0, image.width, y), (0, y, x, image.height), (x, y, image.width, image.height))

@@ -113,3 +113,7 @@ def test_every_break_is_seen(
     assert whole.passed, whole
     mutation(loaded, monkeypatch)
     assert not attempt(check.__name__, check, Subject(loaded)).passed
+
+
+def test_every_check_of_sight_is_seen_to_fail() -> None:
+    assert set(sight.__all__) <= {check.__name__ for _, check in BROKEN}
