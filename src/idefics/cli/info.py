@@ -14,6 +14,7 @@ from idefics.config import Config, read_json
 from idefics.errors import CheckpointNotFound
 from idefics.plan import preset_named, published_images
 from idefics.presets import preset, preset_names
+from idefics.processor.base import Images
 from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.files import EMBEDDED_NAME, resolve
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
@@ -85,7 +86,7 @@ def _of_config(name: str, config: Config) -> dict[str, Any]:
 
 
 def _of_preset(config: Config) -> dict[str, Any]:
-    return {"folder": None, "images": published_images(config).to_dict()}
+    return {"folder": None, "images": _shown(published_images(config))}
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
@@ -105,9 +106,16 @@ def _of_folder(folder: Path) -> dict[str, Any]:
             "<end_of_utterance>": processor.end_of_utterance_id,
             "chat template": processor.chat_template is not None,
         },
-        "images": processor.image_processor.to_dict(),
+        "images": _shown(processor.image_processor),
         "generation": read_json(path) if path.is_file() else {},
     }
+
+
+def _shown(images: Images) -> dict[str, Any]:
+    """Of the settings of images those that people change."""
+    settings = images.to_dict()
+    chosen = {name: settings[name] for name in ("image_size", "do_image_splitting") if name in settings}
+    return {**settings.get("size", {}), **chosen}
 
 
 def _show(facts: dict[str, Any]) -> None:
