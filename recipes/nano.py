@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader
 
 from idefics.api import EMBEDDED
 from idefics.config import Idefics2Config, VisionConfig
-from idefics.data.drawings import PATCH_COLORS, PATCH_KINDS
+from idefics.data.drawings import KINDS, PATCH_COLORS, PATCH_KINDS
 from idefics.model.idefics2 import Idefics2
 from idefics.model.perceiver import PerceiverResampler
 from idefics.presets import preset
@@ -76,18 +76,31 @@ TRAIN_SEED = 20_240_415
 
 
 STAGES = (
-    Stage("symbols", crowds=0.0, steps=2600, batch=48, lr=1e-3, warmup=60, decay=500, turns=(3, 6), symbols=1.0),
-    Stage("patches", crowds=0.75, steps=1200, batch=48, lr=1.5e-3, warmup=60, decay=250, patches=1.0),
     Stage(
-        "latents", crowds=0.6, steps=500, batch=48, lr=1.2e-3, warmup=40, decay=100,
-        patches=0.3, routes=0.5, names=1.0, latents=1.0,
+        "symbols", crowds=0.0, steps=1000, batch=48, lr=1e-3, warmup=60, decay=1, turns=(3, 6), grows=(182, 131, 261, 391),
+        symbols=1.0,
     ),
     Stage(
-        "answers", crowds=0.0, steps=2400, batch=48, lr=0.8e-3, warmup=60, decay=1000,
-        patches=0.1, routes=0.05, names=0.2, answers=1.0,
+        "tallies", crowds=0.0, steps=1100, batch=48, lr=0.9e-3, warmup=20, decay=1000, turns=(3, 6), pairs=0.5,
+        symbols=1.0, tallies=0.3,
+    ),
+    Stage("patches", crowds=0.75, steps=1200, batch=48, lr=1.5e-3, warmup=60, decay=250, patches=1.0),
+    Stage(
+        "nouns", crowds=0.0, steps=600, batch=48, lr=0.8e-3, warmup=20, decay=500, turns=(3, 6), pairs=0.5,
+        symbols=1.0, tallies=0.2, nouns=0.5,
+    ),
+    Stage(
+        "latents", crowds=0.35, steps=500, batch=48, lr=1.4e-3, warmup=30, decay=420,
+        patches=0.2, routes=0.2, names=0.5, latents=2.0,
+    ),
+    Stage(
+        "answers", crowds=0.0, steps=900, batch=48, lr=0.6e-3, warmup=40, decay=820, pairs=0.45,
+        patches=0.1, routes=0.02, names=0.1, latents=0.4, tallies=0.1, nouns=0.2, answers=1.0,
     ),
 )  # fmt: skip
 MUON = 14.0
+MOST = 7  # counts from 0 to 6
+TALLIES = (2, 7, 5)  # images, things and digits that a prompt or an image may have shown, zero included for the latter
 
 
 # ----------------------------------------------------------------------------------------------------------- learning
@@ -127,6 +140,11 @@ class Learner(nn.Module):
         self.patch_head = nn.Linear(config.vision_config.hidden_size, len(PATCH_KINDS) + len(PATCH_COLORS))
         self.cell_head = nn.Linear(config.text_config.hidden_size, SLOTS * (len(PATCH_KINDS) + len(PATCH_COLORS)))
         self.symbols = Symbols(self.model.text_model.embed_tokens, tokenizer)
+        self.tally_head = nn.Linear(config.text_config.hidden_size, sum(TALLIES))
+        self.noun_head = nn.Linear(config.text_config.hidden_size, 2 * MOST)
+        self.inputs_BTD: dict[int, Tensor] = {}  # of the decoder's layers
+        for index, layer in enumerate(self.model.text_model.layers):
+            layer.register_forward_pre_hook(lambda _, args, index=index: self.inputs_BTD.update({index: args[0]}))
 
     def forward(self, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, float], Tensor | None]:
         """The stage's loss, its parts, and which answer tokens were right (a bool per token of `turns_BT >= 0`)."""
@@ -135,6 +153,10 @@ class Learner(nn.Module):
         symbols_NLD = self.symbols(batch.kinds_NLS, batch.colors_NLS)
         if batch.pixels_NHWC is None:
             parts["symbols"], right = self.answers(batch, symbols_NLD)
+            if stage.tallies:
+                parts["tallies"] = self.tallies(batch)
+            if stage.nouns:
+                parts["nouns"] = self.nouns(batch)
         else:
             images, height, width, _ = batch.pixels_NHWC.shape
             h, w = height // PATCH, width // PATCH
@@ -146,18 +168,13 @@ class Learner(nn.Module):
                 connector = self.model.connector
                 context_PD = connector.modality_projection(features_PD)
                 latents_NLD = connector.perceiver_resampler(context_PD, [h * w] * images)
-                named = self.cell_head(latents_NLD).unflatten(-1, (SLOTS, -1))
-                parts["names"] = sum(
-                    (
-                        label_loss(named[:, :, slot].flatten(0, 1), batch.kinds_NLS[..., slot], batch.colors_NLS[..., slot])
-                        for slot in range(SLOTS)
-                    ),
-                    start=torch.zeros(()),
-                )
+                named = self.cell_head(latents_NLD).unflatten(-1, (SLOTS, -1)).flatten(0, 2)
+                parts["names"] = label_loss(named, batch.kinds_NLS, batch.colors_NLS)
                 parts["latents"] = symbol_loss(latents_NLD, symbols_NLD.detach(), batch.kinds_NLS)
                 parts["routes"] = route_loss(connector.perceiver_resampler, context_PD.unflatten(0, (images, -1)), h, w)
             if stage.answers:
                 parts["answers"], right = self.answers(batch, latents_NLD)
+                parts["tallies"], parts["nouns"] = self.tallies(batch), self.nouns(batch)
         loss = sum((getattr(stage, name) * part for name, part in parts.items()), start=torch.zeros(()))
         return loss, {name: part.item() for name, part in parts.items()}, right
 
@@ -172,6 +189,26 @@ class Learner(nn.Module):
         weights = turns.bincount().float().rsqrt()[turns]
         each = F.cross_entropy(logits, targets, reduction="none")
         return (each * weights).sum() / weights.sum(), logits.argmax(-1) == targets
+
+    def tallies(self, batch: Batch) -> Tensor:
+        """How badly the decoder knows, halfway and at each latent, which image it is of and what that has shown so far.
+
+        Returns:
+            The sum of three cross-entropies: of the image, and of its things and digits up to this latent.
+        """
+        places_BT = batch.ids_BT == IMAGE
+        logits = self.tally_head(self.inputs_BTD[len(self.inputs_BTD) // 2][places_BT]).float().split(TALLIES, dim=-1)
+        digits_NLS = batch.kinds_NLS > len(KINDS)
+        things_NL, digits_NL = ((batch.kinds_NLS > 0) & ~digits_NLS).sum(-1).cumsum(1), digits_NLS.sum(-1).cumsum(1)
+        which = (batch.ids_BT == FAKE).cumsum(1)[places_BT] - 1
+        targets = (which, things_NL.flatten(), digits_NL.flatten())
+        each = [F.cross_entropy(found, due.clamp(max=n - 1)) for found, due, n in zip(logits, targets, TALLIES, strict=True)]
+        return torch.stack(each).sum()
+
+    def nouns(self, batch: Batch) -> Tensor:
+        """Cross-entropy of how many things each image shows of what a noun names, known before the last layer."""
+        logits_BTIC = self.noun_head(self.inputs_BTD[len(self.inputs_BTD) - 1]).float().unflatten(-1, (2, MOST))
+        return F.cross_entropy(logits_BTIC.flatten(0, 2), batch.counts_BTI.flatten(), ignore_index=-1)
 
 
 def label_loss(logits: Tensor, kinds: Tensor, colors: Tensor) -> Tensor:

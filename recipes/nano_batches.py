@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from idefics.data.drawings import (
+    COLORS,
+    KINDS,
     PATCH_COLORS,
     PATCH_KINDS,
     Box,
@@ -30,6 +32,7 @@ from idefics.data.drawings import (
     invent_scene,
     small_talk,
 )
+from idefics.data.drawings.shapes import PLURALS
 
 PATCH = 14
 # Grids of patches, h x w: what 4:3, 16:9, square, portrait and smaller pictures become at 168 pixels.
@@ -48,9 +51,13 @@ class Stage:
     Attributes:
         crowds: share of batches that are crowds; the others are scenes that can be asked about.
         turns: fewest and most questions in a conversation.
+        pairs: share of the conversations' batches in which they are about two images.
+        grows: steps at which groups grow from 3 to 6 things, and numbers get their second, third and fourth digit.
         lr: peak of AdamW's learning rate; Muon's is `MUON` times that.
         decay: last steps, in which the rate falls linearly to zero.
         symbols: weight of the answers when the decoder sees symbols instead of latents.
+        tallies: weight of counting along the latents.
+        nouns: weight of knowing, at every noun, how many such things each image shows.
         patches: weight of naming what covers each patch.
         routes: weight of where the resampler looks.
         names: weight of a head that names what each latent's cell holds.
@@ -66,7 +73,11 @@ class Stage:
     warmup: int
     decay: int
     turns: tuple[int, int] = (2, 4)
+    pairs: float = 0.35
+    grows: tuple[int, int, int, int] = (0, 0, 0, 0)
     symbols: float = 0.0
+    tallies: float = 0.0
+    nouns: float = 0.0
     patches: float = 0.0
     routes: float = 0.0
     names: float = 0.0
@@ -124,6 +135,7 @@ class Batch:
         kinds_NLS, colors_NLS: what is centred in each cell, of up to S = 2 things from left to right.
         ids_BT: right-padded with 0.
         turns_BT: which of `tasks` a token answers; -1 for tokens without loss.
+        counts_BTI: at nouns and colours, how many such things each of up to I = 2 images shows; -1 elsewhere.
         tasks: of each turn of the batch.
     """
 
@@ -134,16 +146,49 @@ class Batch:
     colors_NLS: Tensor
     ids_BT: Tensor
     turns_BT: Tensor
+    counts_BTI: Tensor
     tasks: list[str]
 
 
 @dataclass(frozen=True)
 class Talks:
-    """Tokens of conversations, one list per row; which turn each token answers (-1: none); and each turn's task."""
+    """Tokens of conversations, one list per row; which turn each answers (-1: none); what it counts; and each turn's task."""
 
     ids: list[list[int]]
     turns: list[list[int]]
+    counts: list[list[tuple[int, int]]]
     tasks: list[str]
+
+
+class Nouns:
+    """What the words of a text count: `circle`, `red`, `red circle`, `red objects`, `objects`, `number`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        def last(word: str) -> int:
+            return int(tokenizer.encode(word).ids[-1])
+
+        self.kinds = {last(form): kind for kind in KINDS for form in (kind, PLURALS[kind])}
+        self.colors = {last(color): color for color in COLORS}
+        self.things = {last(word) for word in ("object", "objects", "things", "shapes", "thing", "shape")}
+        self.number = last("number")
+
+    def counts(self, ids: Sequence[int], scenes: Sequence[Scene]) -> list[tuple[int, int]]:
+        """For each token how many such things the first and the second scene show; -1 for other words and missing scenes."""
+        found = []
+        for before, token in zip([UNK, *ids], ids, strict=False):
+            kind, color = self.kinds.get(token), self.colors.get(token)
+            if token == self.number:
+                each = [int(scene.number is not None) for scene in scenes]
+            elif kind or color or token in self.things:
+                color = color or self.colors.get(before)
+                each = [
+                    sum(kind in (None, thing.kind) and color in (None, thing.color) for thing in scene.things)
+                    for scene in scenes
+                ]
+            else:
+                each = []
+            found.append((each[0] if each else -1, each[1] if len(each) > 1 else -1))
+        return found
 
 
 class Drawings(Dataset[Batch]):
@@ -153,6 +198,7 @@ class Drawings(Dataset[Batch]):
         self.tokenizer = Tokenizer.from_str(tokenizer)
         self.stage = stage
         self.seed = seed
+        self.nouns = Nouns(self.tokenizer)
         self.encode = lru_cache(maxsize=20_000)(lambda text: self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def __len__(self) -> int:
@@ -164,11 +210,11 @@ class Drawings(Dataset[Batch]):
         width, height = w * PATCH, h * PATCH
         if rng.random() < self.stage.crowds:
             crowds = [draw_crowd(rng, width=width, height=height) for _ in range(self.stage.batch)]
-            return labelled(crowds, Talks([[BOS]], [[-1]], []))
-        grown = step / self.stage.steps if self.stage.symbols else 1.0
-        digits, things = 1 + (grown > 0.05) + (grown > 0.1) + (grown > 0.15), 3 if grown < 0.07 else 6
+            return labelled(crowds, Talks([[BOS]], [[-1]], [[(-1, -1)]], []))
+        groups, *lengths = self.stage.grows
+        things, digits = 6 if step >= groups else 3, 1 + sum(step >= length for length in lengths)
         asked = self.stage.symbols + self.stage.answers > 0
-        per_row = 2 if asked and rng.random() < 0.35 else 1
+        per_row = 2 if asked and rng.random() < self.stage.pairs else 1
         count = self.stage.batch // per_row * per_row
         if self.stage.symbols:
             scenes = [invent_scene(rng, width=width, height=height, max_digits=digits, max_things=things) for _ in range(count)]
@@ -179,20 +225,21 @@ class Drawings(Dataset[Batch]):
     def talks(self, rng: np.random.Generator, scenes: Sequence[Scene], per_row: int) -> Talks:
         """A conversation about every `per_row` scenes, and a few without any."""
         rows = [scenes[first : first + per_row] for first in range(0, len(scenes), per_row)]
-        out = Talks([], [], [])
+        out = Talks([], [], [], [])
         turns_each = int(rng.integers(self.stage.turns[0], self.stage.turns[1] + 1))  # alike, so that little is padded
-        talks = [(len(row), conversation(rng, row, turns=turns_each)) for row in rows]
-        talks += [(0, [small_talk(rng)]) for _ in range(len(rows) // 24)]
-        for images, talk in talks:
+        talks = [(row, conversation(rng, row, turns=turns_each)) for row in rows]
+        talks += [((), [small_talk(rng)]) for _ in range(len(rows) // 24)]
+        for row, talk in talks:
             row_ids, row_turns = [BOS], [-1]
             for position, turn in enumerate(talk):
-                prompt = self.prompt(rng, turn, images if position == 0 else 0, first=position == 0)
+                prompt = self.prompt(rng, turn, len(row) if position == 0 else 0, first=position == 0)
                 answer = [*self.encode(turn.answer), EOU]
                 row_ids += prompt + answer
                 row_turns += [-1] * len(prompt) + [len(out.tasks)] * len(answer)
                 out.tasks.append(turn.task)
             out.ids.append(row_ids)
             out.turns.append(row_turns)
+            out.counts.append(self.nouns.counts(row_ids, row))
         return out
 
     def prompt(self, rng: np.random.Generator, turn: Turn, images: int, *, first: bool) -> list[int]:
@@ -219,6 +266,7 @@ def labelled(pictures: Sequence[Drawing | Crowd], talks: Talks) -> Batch:
         colors_NLS=torch.from_numpy(np.stack([colors for _, colors in cells])),
         ids_BT=padded(talks.ids, 0),
         turns_BT=padded(talks.turns, -1),
+        counts_BTI=torch.stack([padded([[c[i] for c in row] for row in talks.counts], -1) for i in range(2)], dim=-1),
         tasks=talks.tasks,
     )
 
@@ -235,6 +283,7 @@ def unpainted(scenes: Sequence[Scene], talks: Talks) -> Batch:
         colors_NLS=torch.from_numpy(np.stack([colors for _, colors in cells])),
         ids_BT=padded(talks.ids, 0),
         turns_BT=padded(talks.turns, -1),
+        counts_BTI=torch.stack([padded([[c[i] for c in row] for row in talks.counts], -1) for i in range(2)], dim=-1),
         tasks=talks.tasks,
     )
 
