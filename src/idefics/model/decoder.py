@@ -17,7 +17,7 @@ from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.layers.rope import rotary_angles, rotate
 
-__all__ = ["Decoder", "DecoderLayer", "Geometry", "geometry_of"]
+__all__ = ["Decoder", "DecoderAttention", "DecoderLayer", "Geometry", "geometry_of"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from idefics.model.layers.attention import Backend, segmented_attention
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 
-__all__ = ["GatedCrossAttention", "Routes", "Sight", "route"]
+__all__ = ["CrossAttention", "GatedCrossAttention", "Routes", "Sight", "route"]
 
 
 @dataclass(frozen=True, eq=False)
