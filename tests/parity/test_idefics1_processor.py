@@ -41,7 +41,7 @@ def test_what_we_save_is_what_they_load_and_back(saved: Path, oracle: Any) -> No
     ours, theirs = IdeficsProcessor.from_folder(saved), IdeficsProcessor.from_folder(saved / "theirs")
     assert (saved / "theirs" / "processor_config.json").is_file(), "nested, the era of transformers 5"
     assert theirs.image_processor == ours.image_processor
-    assert theirs.chat_template == ours.chat_template == oracle.chat_template
+    assert theirs.chat_template == ours.chat_template, "their class has no use for it, and leaves the file alone"
     out, other = ours(["a", A, "b", "c"]), theirs(["a", A, "b", "c"])
     assert all(torch.equal(out[key], other[key]) for key in out)
 

@@ -117,7 +117,7 @@ class IdeficsProcessor(Processor):
         return self
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Writes the files of 2023, which `from_folder` and every transformers since 4.32 read."""
+        """Writes the files of 2023, which `from_folder` and transformers 4.40 and 5 read."""
         self._save(Path(folder), None)
 
     def __call__(

@@ -108,7 +108,7 @@ class SquareImageProcessor:
         return dataclasses.replace(cls.from_dict(image_settings_of(folder, family="Idefics")), **given)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a `preprocessor_config.json` that every transformers since 4.32 reads."""
+        """The content of a `preprocessor_config.json` that transformers 4.40 and 5 read."""
         return {
             "image_mean": list(self.image_mean),
             "image_num_channels": self.image_num_channels,
