@@ -44,10 +44,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from idefics.api import EMBEDDED
-from idefics.config import Idefics2Config, VisionConfig, preset
+from idefics.config import Idefics2Config, VisionConfig
 from idefics.data.drawings import KINDS, PATCH_COLORS, PATCH_KINDS
 from idefics.model.idefics2 import Idefics2
 from idefics.model.perceiver import PerceiverResampler
+from idefics.presets import preset
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.image import ImageProcessor
 from idefics.processor.tokenizer import Tokenizer as ProcessorTokenizer
@@ -180,7 +181,7 @@ class Learner(nn.Module):
     def answers(self, batch: Batch, latents_NLD: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the answers, and which of their tokens were right."""
         positions_BT = torch.arange(batch.ids_BT.shape[1]).expand_as(batch.ids_BT)
-        hidden_BTD = self.model(batch.ids_BT, positions_BT=positions_BT, latents_NLD=latents_NLD)
+        hidden_BTD = self.model(batch.ids_BT, positions_BT=positions_BT, seen=latents_NLD)
         answered = batch.turns_BT[:, 1:] >= 0
         logits = self.model.logits(hidden_BTD[:, :-1][answered]).float()
         targets = batch.ids_BT[:, 1:][answered]
@@ -294,6 +295,7 @@ def train(out: Path, *, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     config = preset("idefics2-nano")
+    assert isinstance(config, Idefics2Config)
     tokenizer = build_tokenizer(config.text_config.vocab_size, seed=seed)
     tokenizer.save(str(out / "tokenizer.json"))
     learner = Learner(config, tokenizer)

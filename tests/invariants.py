@@ -3,14 +3,21 @@
     assert_cache_matches_full(idefics.load(folder))
 
 Each function takes a loaded model and fails with what was measured, what is allowed and what it would do to answers.
-`tests/unit/selftest/test_mutations.py` breaks a model in every way that is listed there and sees these fail.
+`tests/unit/selftest/test_mutations.py` breaks a model in every way that is listed there and sees these fail. The last
+functions take a model and inputs, and say which tokens see which image; `tests/unit/model/test_sight.py` breaks those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
 
 from idefics.api import Idefics
+from idefics.engine.prefill import Prefill, positions
+from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
 from idefics.selftest import answers, decoding, files, vision
 from idefics.selftest.checks import Check
 from idefics.selftest.run import attempt
@@ -76,3 +83,91 @@ def assert_rename_is_bijective(table: RenameTable, published: Iterable[str], our
         assert table.ours(table.published(name)) == name
     for name in kept:
         assert table.published(str(table.ours(name))) == name
+
+
+def logits_of(model: VisionLanguageModel, inputs: ModelInputs) -> torch.Tensor:
+    """Logits (B, T, V) of prompts, padded on either side, in one pass without cache."""
+    model.check(inputs)
+    mask_BT = inputs.attention_mask_BT.bool()
+    with torch.inference_mode():
+        hidden_BTD = model(
+            inputs.input_ids_BT,
+            positions_BT=positions(mask_BT),
+            seen=model.see(inputs),
+            key_mask_BS=None if bool(mask_BT.all()) else mask_BT,
+        )
+        return model.logits(hidden_BTD)
+
+
+def assert_rows_are_alone(model: VisionLanguageModel, inputs: ModelInputs, *, atol: float = 1e-4) -> None:
+    """A row's logits are the same whatever stands beside it in the batch."""
+    together = logits_of(model, inputs)
+    for row in range(len(inputs.input_ids_BT)):
+        real = inputs.attention_mask_BT[row].bool()
+        alone = logits_of(model, _cut(inputs.row(row), real))
+        torch.testing.assert_close(together[row, real], alone[0], atol=atol, rtol=0, msg=lambda m, r=row: f"row {r}: {m}")
+
+
+def assert_steps_match_whole(model: VisionLanguageModel, inputs: ModelInputs, *, atol: float = 1e-4) -> None:
+    """Prompts continued through the cache, by one token and then by three, give what one pass over all gives."""
+    rows = len(inputs.input_ids_BT)
+    new_BT = torch.arange(4)[None] + torch.arange(rows)[:, None] + 5
+    with torch.inference_mode():
+        prefill = Prefill(model, inputs, rows=range(rows), rooms=[4] * rows)
+        steps = [prefill.logits_RV[:, None], prefill.step(new_BT[:, :1])[:, None], prefill.extend(new_BT[:, 1:])]
+    found_B5V = torch.cat(steps, dim=1)
+    for row in range(rows):
+        one = _cut(inputs.row(row), inputs.attention_mask_BT[row].bool())
+        ids = torch.cat((one.input_ids_BT, new_BT[row : row + 1]), dim=1)
+        seen = one.seen_BT
+        if seen is not None:
+            seen = torch.cat((seen, seen[:, -1:].expand(-1, 4)), dim=1)
+        whole = replace(one, input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids), seen_BT=seen)
+        expected = logits_of(model, whole)[0, -5:]
+        torch.testing.assert_close(found_B5V[row], expected, atol=atol, rtol=0, msg=lambda m, r=row: f"row {r}: {m}")
+
+
+def assert_images_unheard_until_seen(model: VisionLanguageModel, inputs: ModelInputs) -> None:
+    """Another image in the place of one changes no bit of the logits of other rows, nor of the tokens before it is seen."""
+    assert inputs.seen_BT is not None
+    before = logits_of(model, inputs)
+    at = 0
+    for row, count in enumerate(inputs.images_per_row):
+        for image in range(count):
+            pixels = list(inputs.images_CHW)
+            pixels[at] = pixels[at].flip(-1) - 1
+            after = logits_of(model, replace(inputs, images_CHW=tuple(pixels)))
+            real = inputs.attention_mask_BT.bool()
+            first = int((inputs.seen_BT[row] == image).long().argmax())
+            may_hear = torch.zeros_like(real)
+            may_hear[row, first:] = True
+            what = f"image {image + 1} of row {row + 1}"
+            deaf = real & ~may_hear
+            assert torch.equal(after[deaf], before[deaf]), f"{what} is heard by tokens that may not see it"
+            assert not torch.equal(after[real & may_hear], before[real & may_hear]), f"{what} is heard by nobody"
+            at += 1
+
+
+def assert_blind_tokens_get_nothing(model: VisionLanguageModel, inputs: ModelInputs) -> None:
+    """What comes out of every cross-attention is exactly zero for tokens that see no image, and for no other."""
+    assert inputs.seen_BT is not None
+    blocks = [module for name, module in model.named_modules() if name.endswith(".cross_attn")]
+    assert blocks, "there is no cross-attention"
+    found: list[torch.Tensor] = []
+    handles = [block.register_forward_hook(lambda _, __, out: found.append(out)) for block in blocks]
+    logits_of(model, inputs)
+    for handle in handles:
+        handle.remove()
+    assert len(found) == (len(blocks) if inputs.images_CHW else 0)
+    for out_BTD in found:
+        assert torch.equal(out_BTD.any(-1), inputs.seen_BT >= 0), "cross-attention of tokens that see no image is not zero"
+
+
+def _cut(inputs: ModelInputs, real: torch.Tensor) -> ModelInputs:
+    """One row without its padding."""
+    return replace(
+        inputs,
+        input_ids_BT=inputs.input_ids_BT[:, real],
+        attention_mask_BT=inputs.attention_mask_BT[:, real],
+        seen_BT=None if inputs.seen_BT is None else inputs.seen_BT[:, real],
+    )

@@ -129,6 +129,40 @@ def build_checkpoint(folder: Path, *, end_of_utterance: bool = True, do_image_sp
     return folder
 
 
+def build_checkpoint_of_2023(folder: Path, *, end_of_utterance: bool = True) -> Path:
+    """A processor folder of the first IDEFICS: what transformers 4.32 wrote, before `added_tokens_decoder`."""
+    build(folder, end_of_utterance=end_of_utterance)
+    config = tokenizer_config(end_of_utterance=end_of_utterance)
+    listed = {"content": "", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    added = {entry["content"]: int(i) for i, entry in config["added_tokens_decoder"].items() if int(i) >= 32000}
+    names = ("bos_token", "eos_token", "unk_token")
+    special = {name: {**listed, "content": config[name]} for name in names}
+    old = {name: {"__type": "AddedToken", **special[name]} for name in names}
+    kept = {key: config[key] for key in ("add_bos_token", "add_eos_token", "model_max_length", "tokenizer_class")}
+    preprocessor = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_num_channels": 3,
+        "image_processor_type": "IdeficsImageProcessor", "image_size": 224,
+        "image_std": [0.26862954, 0.26130258, 0.27577711], "processor_class": "IdeficsProcessor",
+    }  # fmt: skip
+    files = {
+        "added_tokens.json": added,
+        "special_tokens_map.json": {"additional_special_tokens": list(added), **special, "pad_token": "<unk>"},
+        "tokenizer_config.json": {**kept, **old, "pad_token": None, "padding_side": "left", "sp_model_kwargs": {}},
+        "preprocessor_config.json": preprocessor,
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return folder
+
+
+@functools.cache
+def checkpoint_of_2023(*, end_of_utterance: bool = True) -> Path:
+    """As `checkpoint`, of the first IDEFICS."""
+    folder = Path(tempfile.mkdtemp(prefix="idefics-2023-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return build_checkpoint_of_2023(folder, end_of_utterance=end_of_utterance)
+
+
 @functools.cache
 def checkpoint(*, end_of_utterance: bool = True) -> Path:
     """A processor folder, built once per session and removed at its end; do not write to it."""

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Answer": "idefics.api",
+    "AutoConfig": "idefics.hf",
     "AutoModelForImageTextToText": "idefics.hf",
     "AutoModelForVision2Seq": "idefics.hf",
     "AutoProcessor": "idefics.hf",
@@ -25,7 +26,11 @@ _WHERE = {
     "Idefics2ForConditionalGeneration": "idefics.hf",
     "Idefics2ImageProcessor": "idefics.hf",
     "Idefics2Processor": "idefics.hf",
+    "IdeficsConfig": "idefics.hf",
     "IdeficsError": "idefics.errors",
+    "IdeficsForVisionText2Text": "idefics.hf",
+    "IdeficsImageProcessor": "idefics.hf",
+    "IdeficsProcessor": "idefics.hf",
     "SamplingParams": "idefics.engine.sampling_params",
     "Score": "idefics.api",
     "load": "idefics.api",
@@ -34,6 +39,7 @@ _WHERE = {
 
 __all__ = [
     "Answer",
+    "AutoConfig",
     "AutoModelForImageTextToText",
     "AutoModelForVision2Seq",
     "AutoProcessor",
@@ -42,7 +48,11 @@ __all__ = [
     "Idefics2ForConditionalGeneration",
     "Idefics2ImageProcessor",
     "Idefics2Processor",
+    "IdeficsConfig",
     "IdeficsError",
+    "IdeficsForVisionText2Text",
+    "IdeficsImageProcessor",
+    "IdeficsProcessor",
     "SamplingParams",
     "Score",
     "load",
@@ -54,6 +64,7 @@ if TYPE_CHECKING:
     from idefics.engine.sampling_params import SamplingParams
     from idefics.errors import IdeficsError
     from idefics.hf import (
+        AutoConfig,
         AutoModelForImageTextToText,
         AutoModelForVision2Seq,
         AutoProcessor,
@@ -61,6 +72,10 @@ if TYPE_CHECKING:
         Idefics2ForConditionalGeneration,
         Idefics2ImageProcessor,
         Idefics2Processor,
+        IdeficsConfig,
+        IdeficsForVisionText2Text,
+        IdeficsImageProcessor,
+        IdeficsProcessor,
     )
     from idefics.processor.fetch import load_image
 

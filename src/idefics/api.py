@@ -22,14 +22,14 @@ from idefics.engine.sampling_params import SamplingParams, sampling_params
 from idefics.engine.scoring import score_continuations
 from idefics.errors import ImageCountError, InputError, OptionError
 from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.load import load_placed
+from idefics.processor.base import Processor
 from idefics.processor.detokenizer import TextStream
-from idefics.processor.idefics2 import Idefics2Processor
+from idefics.processor.families import load_processor
 from idefics.processor.messages import fill_images, normalise
-from idefics.processor.sizes import with_longest_edge
 from idefics.weights.dtype import torch_dtype
-from idefics.weights.families import Model
 from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve
 from idefics.weights.load import Progress
 
@@ -86,6 +86,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    tensor_parallel: int | None = None,
     attention: Backend = "sdpa",
     max_image_size: int | None = None,
     split: bool | None = None,
@@ -102,6 +103,8 @@ def load(
         dtype: of the weights, a name or a torch dtype; None keeps the stored one.
         device: where to run; None takes the first GPU if there is one.
         device_map: `"auto"` spreads the model over all GPUs; a mapping from parameter prefixes to devices does as it says.
+        tensor_parallel: divide every layer over this many processes, which `torchrun` starts; each loads its part, and all
+            must make the same calls. `device` is a kind then, `"cpu"` or `"cuda"`.
         attention: implementation, see `model/layers/attention.py`.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
@@ -115,12 +118,16 @@ def load(
         raise OptionError(f"attention = {attention!r} is not one of {', '.join(get_args(Backend))}")
     watched = sys.stderr.isatty()
     folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=watched)
-    overrides: dict[str, Any] = {} if split is None else {"do_image_splitting": split}
-    processor = Idefics2Processor.from_folder(folder, **overrides)
-    if max_image_size is not None:
-        images = processor.image_processor
-        processor.image_processor = images.with_options(size=with_longest_edge(images.size, max_image_size))
-    loaded = load_placed(folder, dtype=stored, device=device, device_map=device_map, backend=attention, progress=progress)
+    processor = load_processor(folder).adjusted(max_image_size=max_image_size, split=split)
+    loaded = load_placed(
+        folder,
+        dtype=stored,
+        device=device,
+        device_map=device_map,
+        tensor_parallel=tensor_parallel,
+        backend=attention,
+        progress=progress,
+    )
     defaults = generation_defaults(folder, loaded.config)
     return Idefics(EMBEDDED_NAME if model is None else str(model), loaded, processor, defaults)
 
@@ -136,7 +143,7 @@ class Idefics:
         defaults: content of the checkpoint's `generation_config.json`.
     """
 
-    def __init__(self, name: str, model: Model, processor: Idefics2Processor, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, model: VisionLanguageModel, processor: Processor, defaults: Mapping[str, Any]) -> None:
         self.name = name
         self.model = model
         self.processor = processor
@@ -266,7 +273,7 @@ class Idefics:
         row = _rows(images, [prompt], single=True)[0]
         text = self._prompt(prompt, len(row), raw)
         inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
-        expanded = self.processor.expand(text, do_image_splitting=split)
+        expanded = self.processor.adjusted(split=split).expand(text)
         encoded = [self.processor.tokenizer.encode(expanded + continuation) for continuation in continuations]
         scored = score_continuations(self.model, inputs, encoded)
         return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
@@ -289,8 +296,7 @@ class Idefics:
     def _inputs(
         self, texts: Sequence[str], rows: Sequence[Sequence[Any]], *, max_image_size: int | None, split: bool | None
     ) -> ModelInputs:
-        size = None if max_image_size is None else with_longest_edge(self.processor.image_processor.size, max_image_size)
-        return self.processor.inputs(texts, rows, size=size, do_image_splitting=split)
+        return self.processor.adjusted(max_image_size=max_image_size, split=split).inputs(texts, rows)
 
     def _chat_inputs(
         self, messages: Sequence[Mapping[str, Any]], images: Any, *, max_image_size: int | None, split: bool | None
@@ -361,7 +367,7 @@ class Idefics:
 class Writer:
     """The text of one answer as it grows; `stop` is what the engine calls with each new token."""
 
-    def __init__(self, processor: Idefics2Processor, params: SamplingParams) -> None:
+    def __init__(self, processor: Processor, params: SamplingParams) -> None:
         self._stream = TextStream(processor.tokenizer, stop=params.stop)
         self.fresh = ""
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError
 
 __all__ = [
-    "DTYPES", "Idefics2Config", "PerceiverConfig", "TextConfig", "VisionConfig", "preset", "preset_names",
+    "DTYPES", "Config", "FlamingoConfig", "Idefics1Config", "Idefics2Config", "PerceiverConfig", "TextConfig", "VisionConfig",
     "read_json", "write_json",
 ]  # fmt: skip
 
@@ -41,23 +42,27 @@ INERT = frozenset(
     return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
     tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype dtype torchscript
     transformers_version typical_p use_bfloat16 use_cache
+    freeze_lm_head freeze_text_layers freeze_text_module_exceptions freeze_vision_layers freeze_vision_module_exceptions
+    initializer_factor max_sequence_length unk_token_id vision_embed_dim vision_image_size vision_model_name
     """.split()  # noqa: SIM905 (names, not code)
 )
 # Keys that are honoured at one value only; any other value asks for maths that no published checkpoint has.
 FIXED: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0, 0.0),
     "rope_scaling": (None,),
+    "dropout": (0, 0.0),
+    "cross_layer_activation_function": ("swiglu",),
     "use_resampler": (True,),
     "qk_layer_norms_perceiver": (False,),
     "layer_types": (None,),
 }
 
-Section = TypeVar("Section", bound="VisionConfig | PerceiverConfig | TextConfig")
+Section = TypeVar("Section", bound="VisionConfig | PerceiverConfig | FlamingoConfig | TextConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The SigLIP tower. `image_size` only sets the side of the position table: `(image_size // patch_size) ** 2` rows."""
+    """A vision tower, SigLIP or CLIP. SigLIP's `image_size` only sets the side of its table of positions."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -90,8 +95,23 @@ class PerceiverConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlamingoConfig:
+    """The first generation's resampler, in the tower's hidden size (arXiv 2204.14198); `resampler_n_latents` per image."""
+
+    use_resampler: bool = False
+    resampler_n_latents: int = 64
+    resampler_depth: int = 6
+    resampler_n_heads: int = 16
+    resampler_head_dim: int = 96
+    qk_layer_norms_perceiver: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The Mistral decoder. `sliding_window` counts the keys a token sees, itself included; None sees all before it."""
+    """The decoder: Mistral or, with as many key-value heads as query heads and no window, LLaMA.
+
+    `sliding_window` counts the keys a token sees, itself included; None sees all before it.
+    """
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -111,35 +131,107 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Idefics2Config:
+class Config(ABC):
+    """What the configurations of all families have in common.
+
+    Attributes:
+        vision_config: the tower.
+        text_config: the decoder; its `vocab_size` counts every id that the model knows.
+        tie_word_embeddings: whether `lm_head` is the embedding table.
+        dtype: how the weights are stored, one of `DTYPES`.
+        model_type: the family's name in `config.json`.
+    """
+
+    model_type: str = field(init=False)
+    vision_config: VisionConfig
+    perceiver_config: PerceiverConfig | FlamingoConfig
+    text_config: TextConfig
+    tie_word_embeddings: bool = False
+    dtype: str = "float32"
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """Reads the content of a `config.json`."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `config.json`."""
+
+    @property
+    @abstractmethod
+    def image_token_id(self) -> int:
+        """The id that stands for an image in a prompt."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Layers that a number goes through, of all parts together."""
+
+    @property
+    @abstractmethod
+    def latents(self) -> int:
+        """Vectors of one (sub-)image that the decoder looks at."""
+
+    @property
+    @abstractmethod
+    def values_per_patch(self) -> int:
+        """Values that a patch takes at the vision side's widest moment."""
+
+    @property
+    def cross_layers(self) -> int:
+        """Blocks of the decoder that look at images apart from the text."""
+        return 0
+
+    @property
+    def values_per_image(self) -> int:
+        """Values kept of one image beside the text's cache: keys and values of the blocks that look at images."""
+        return 2 * self.cross_layers * self.latents * self.text_config.num_attention_heads * self.text_config.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idefics2Config(Config):
     """A whole Idefics2: three parts and how they meet.
 
     Attributes:
         image_token_id: the id whose positions the image latents replace.
-        tie_word_embeddings: whether `lm_head` is the embedding table.
-        dtype: how the weights are stored, one of `DTYPES`.
     """
 
     model_type: str = field(default="idefics2", init=False)
-    vision_config: VisionConfig
     perceiver_config: PerceiverConfig
-    text_config: TextConfig
     image_token_id: int = 32001
-    tie_word_embeddings: bool = False
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _check_idefics2(self)
 
+    @property
+    def depth(self) -> int:
+        """Layers of tower, resampler and decoder."""
+        return self.vision_config.num_hidden_layers + self.perceiver_config.resampler_depth + self.text_config.num_hidden_layers
+
+    @property
+    def latents(self) -> int:
+        """Image tokens of one sub-image."""
+        return self.perceiver_config.resampler_n_latents
+
+    @property
+    def values_per_patch(self) -> int:
+        """Of the tower's MLP (residual, normed input, inner before and after act) or the projection's, the larger."""
+        vision, inner = self.vision_config, self.text_config.intermediate_size
+        return max(2 * vision.hidden_size + 2 * vision.intermediate_size, vision.hidden_size + 3 * inner)
+
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Idefics2Config:
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
         """Reads the content of a `config.json` of either era.
 
         Raises:
             ConfigError: a key that would change the maths is unknown, or a value contradicts another.
         """
         _refuse_unknown("config", raw, {*_PARTS, "image_token_id"})
-        text = _text_section(_mapping(raw, "text_config") or dict(_ABSENT_TEXT))
+        text_raw = _mapping(raw, "text_config") or dict(_ABSENT_TEXT)
+        if text_raw.get("model_type", "mistral") != "mistral":
+            raise ConfigError(f"text_config.model_type = {text_raw['model_type']!r}; Idefics2's decoder is 'mistral'")
+        text = _text_section(text_raw, "text_config")
         perceiver = _mapping(raw, "perceiver_config")
         perceiver.setdefault("hidden_size", text.hidden_size)
         perceiver.setdefault("rms_norm_eps", text.rms_norm_eps)
@@ -152,7 +244,7 @@ class Idefics2Config:
             text_config=text,
             image_token_id=raw.get("image_token_id", 32001),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
-            dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
+            dtype=_dtype(raw),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,6 +263,126 @@ class Idefics2Config:
         }
 
 
+ALPHAS = ("zeros", "ones", "normal", "gaussian", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idefics1Config(Config):
+    """A whole IDEFICS, the first generation. Its file is flat: the decoder's sizes stand at the top.
+
+    Attributes:
+        perceiver_config: the resampler, if `use_resampler`.
+        use_resampler: whether images are pooled to latents; without, the decoder looks at all the tower's features.
+        additional_vocab_size: ids at the end of the vocabulary that have tables of their own.
+        cross_layer_interval: a gated cross-attention block stands before every so many decoder layers.
+        qk_layer_norms: whether those blocks norm their queries and keys.
+        alpha_type: `"float"` or `"vector"`: one gate per block or one per channel.
+        alpha_initializer: how gates begin, one of `ALPHAS`; with `"zeros"` an untrained model is blind.
+        alphas_initializer_range: standard deviation of gates that begin at random.
+    """
+
+    model_type: str = field(default="idefics", init=False)
+    perceiver_config: FlamingoConfig
+    use_resampler: bool = False
+    additional_vocab_size: int = 0
+    cross_layer_interval: int = 1
+    qk_layer_norms: bool = False
+    alpha_type: str = "float"
+    alpha_initializer: str = "zeros"
+    alphas_initializer_range: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_idefics1(self)
+
+    @property
+    def depth(self) -> int:
+        """Layers of tower, resampler and decoder, gated ones included."""
+        resampler = self.perceiver_config.resampler_depth if self.use_resampler else 0
+        return self.vision_config.num_hidden_layers + resampler + self.text_config.num_hidden_layers + self.cross_layers
+
+    @property
+    def image_token_id(self) -> int:
+        """The second of the added ids: `<fake_token_around_image>` stands before it, `<end_of_utterance>` after it."""
+        return self.text_config.vocab_size - self.additional_vocab_size + 1
+
+    @property
+    def values_per_patch(self) -> int:
+        """Of the tower's MLP: residual, normed input, inner before and after act."""
+        return 2 * self.vision_config.hidden_size + 2 * self.vision_config.intermediate_size
+
+    @property
+    def latents(self) -> int:
+        """Vectors of one image that the decoder looks at."""
+        whole = self.vision_config.patches_per_side**2 + 1
+        return self.perceiver_config.resampler_n_latents if self.use_resampler else whole
+
+    @property
+    def cross_layers(self) -> int:
+        """Gated cross-attention blocks."""
+        return self.text_config.num_hidden_layers // self.cross_layer_interval
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """Reads the content of a `config.json` of either era.
+
+        Raises:
+            ConfigError: a key that would change the maths is unknown, or a value contradicts another.
+        """
+        own = {f.name for f in fields(cls)}
+        known = own | set(_LLAMA) | {"rope_parameters"}
+        _refuse_unknown("config", raw, known)
+        text = {**_LLAMA, **{key: raw[key] for key in (*_LLAMA, "rope_parameters") if key in raw}}
+        text.update(num_key_value_heads=text["num_attention_heads"], sliding_window=None)
+        extra = raw.get("additional_vocab_size", 0)
+        if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
+            raise ConfigError(f"config.additional_vocab_size must be a whole number, not {extra!r}")
+        if isinstance(text["vocab_size"], int):
+            text["vocab_size"] += extra
+        vision = {**_CLIP, **_mapping(raw, "vision_config")}
+        width = vision.pop("embed_dim")
+        vision.setdefault("hidden_size", width)  # the reference takes either name
+        plain = ("use_resampler", "cross_layer_interval", "qk_layer_norms", "alpha_type", "alpha_initializer")
+        return cls(
+            vision_config=_section(VisionConfig, "vision_config", vision),
+            perceiver_config=_section(FlamingoConfig, "perceiver_config", _mapping(raw, "perceiver_config")),
+            text_config=_text_section(text, "config"),
+            additional_vocab_size=extra,
+            alphas_initializer_range=float(raw.get("alphas_initializer_range", 0.0)),
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            dtype=_dtype(raw),
+            **{key: raw[key] for key in plain if key in raw},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `config.json` that this package and every transformers since 4.32 read alike."""
+        text = {key: value for key, value in dataclasses.asdict(self.text_config).items() if key in _LLAMA}
+        text["vocab_size"] -= self.additional_vocab_size
+        vision = dataclasses.asdict(self.vision_config)
+        vision["embed_dim"] = vision.pop("hidden_size")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.type in ("bool", "int", "str", "float")}
+        own.pop("dtype")
+        return {
+            "architectures": ["IdeficsForVisionText2Text"],
+            **own,
+            **text,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.text_config.rope_theta},
+            "torch_dtype": self.dtype,
+            "vision_config": {"model_type": "idefics_vision", **vision},
+            # As the reference spells it.
+            "perceiver_config": {"model_type": "idefics_perciever", **dataclasses.asdict(self.perceiver_config)},
+        }
+
+
+# What the reference makes of keys that a file leaves out.
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_CLIP: dict[str, Any] = {
+    "embed_dim": 768, "image_size": 224, "intermediate_size": 5120, "patch_size": 14, "num_hidden_layers": 32,
+    "num_attention_heads": 16, "num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
 _PARTS = ("vision_config", "perceiver_config", "text_config")
 # What the reference makes of a file without `text_config`; in one that has it, Mistral's own defaults (`TextConfig`) hold.
 _ABSENT_TEXT = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "pad_token_id": 0}
@@ -213,7 +425,7 @@ def _mapping(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _refuse_unknown(name: str, raw: Mapping[str, Any], known: set[str]) -> None:
     for key, value in raw.items():
-        if key in FIXED and value not in FIXED[key]:
+        if key in FIXED and key not in known and value not in FIXED[key]:
             raise ConfigError(f"{name}.{key} = {value!r} is not supported; only {FIXED[key][0]!r} is")
     unknown = sorted(set(raw) - known - INERT - set(FIXED))
     if unknown:
@@ -231,6 +443,8 @@ def _section(cls: type[Section], name: str, raw: Mapping[str, Any]) -> Section:
         expected = str(known[key].type)
         if value is None and "None" not in expected:
             raise ConfigError(f"{name}.{key} must not be null")
+        if expected == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"{name}.{key} must be true or false, not {value!r}")
         if expected == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name}.{key} must be a positive whole number, not {value!r}")
         if expected == "float" and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
@@ -244,14 +458,15 @@ def _section(cls: type[Section], name: str, raw: Mapping[str, Any]) -> Section:
     return cls(**values)
 
 
-def _text_section(raw: dict[str, Any]) -> TextConfig:
-    model_type = raw.get("model_type", "mistral")
-    if model_type != "mistral":
-        raise ConfigError(f"text_config.model_type = {model_type!r}; Idefics2's decoder is 'mistral'")
+def _dtype(raw: Mapping[str, Any]) -> str:
+    return str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def _text_section(raw: dict[str, Any], name: str) -> TextConfig:
     rope = raw.pop("rope_parameters", None)
     if rope is not None:
         if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
-            raise ConfigError(f"text_config.rope_parameters = {rope!r}; only rope_type 'default' is supported")
+            raise ConfigError(f"{name}.rope_parameters = {rope!r}; only rope_type 'default' is supported")
         raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", TextConfig.rope_theta))
     if raw.get("head_dim") is None:
         hidden, heads = (
@@ -259,13 +474,13 @@ def _text_section(raw: dict[str, Any]) -> TextConfig:
             raw.get("num_attention_heads", TextConfig.num_attention_heads),
         )
         if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
-            raise ConfigError(f"text_config.hidden_size = {hidden!r} is not a multiple of num_attention_heads = {heads!r}")
+            raise ConfigError(f"{name}.hidden_size = {hidden!r} is not a multiple of num_attention_heads = {heads!r}")
         raw["head_dim"] = hidden // heads
-    return _section(TextConfig, "text_config", raw)
+    return _section(TextConfig, name, raw)
 
 
-def _check_idefics2(config: Idefics2Config) -> None:
-    vision, perceiver, text = config.vision_config, config.perceiver_config, config.text_config
+def _check_common(config: Config) -> None:
+    vision, text = config.vision_config, config.text_config
     if vision.hidden_size % vision.num_attention_heads:
         raise ConfigError(
             f"vision_config.hidden_size = {vision.hidden_size} is not a multiple of "
@@ -273,80 +488,44 @@ def _check_idefics2(config: Idefics2Config) -> None:
         )
     if vision.image_size < vision.patch_size:
         raise ConfigError(f"vision_config.image_size = {vision.image_size} is below patch_size = {vision.patch_size}")
+    if text.head_dim % 2:
+        raise ConfigError(f"text_config.head_dim = {text.head_dim} must be even for rotary positions")
+    if not isinstance(config.tie_word_embeddings, bool):
+        raise ConfigError(f"tie_word_embeddings must be true or false, not {config.tie_word_embeddings!r}")
+    if config.dtype not in DTYPES:
+        raise ConfigError(f"dtype = {config.dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+def _check_idefics1(config: Idefics1Config) -> None:
+    _check_common(config)
+    layers, interval = config.text_config.num_hidden_layers, config.cross_layer_interval
+    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        raise ConfigError(f"config.cross_layer_interval must be a positive whole number, not {interval!r}")
+    if layers % interval:
+        raise ConfigError(f"config.num_hidden_layers = {layers} is not a multiple of cross_layer_interval = {interval}")
+    for name in ("use_resampler", "qk_layer_norms"):
+        if not isinstance(getattr(config, name), bool):
+            raise ConfigError(f"config.{name} must be true or false, not {getattr(config, name)!r}")
+    if config.alpha_type not in ("float", "vector"):
+        raise ConfigError(f"config.alpha_type = {config.alpha_type!r} is not one of float, vector")
+    if config.alpha_initializer not in ALPHAS:
+        raise ConfigError(f"config.alpha_initializer = {config.alpha_initializer!r} is not one of {', '.join(ALPHAS)}")
+
+
+def _check_idefics2(config: Idefics2Config) -> None:
+    _check_common(config)
+    perceiver, text = config.perceiver_config, config.text_config
     for name, queries, keys in (
         ("text_config", text.num_attention_heads, text.num_key_value_heads),
         ("perceiver_config", perceiver.resampler_n_heads, perceiver.num_key_value_heads),
     ):
         if queries % keys:
             raise ConfigError(f"{name}: {queries} query heads are not a multiple of {keys} key-value heads")
-    if text.head_dim % 2:
-        raise ConfigError(f"text_config.head_dim = {text.head_dim} must be even for rotary positions")
     if perceiver.hidden_size != text.hidden_size:
         raise ConfigError(
             f"perceiver_config.hidden_size = {perceiver.hidden_size} differs from text_config.hidden_size = {text.hidden_size}"
         )
     if isinstance(config.image_token_id, bool) or not isinstance(config.image_token_id, int):
         raise ConfigError(f"image_token_id must be a whole number, not {config.image_token_id!r}")
-    if not isinstance(config.tie_word_embeddings, bool):
-        raise ConfigError(f"tie_word_embeddings must be true or false, not {config.tie_word_embeddings!r}")
     if not 0 <= config.image_token_id < text.vocab_size:
         raise ConfigError(f"image_token_id = {config.image_token_id} is outside the vocabulary of {text.vocab_size}")
-    if config.dtype not in DTYPES:
-        raise ConfigError(f"dtype = {config.dtype!r} is not one of {', '.join(DTYPES)}")
-
-
-def _idefics2(vision: dict[str, Any], perceiver: dict[str, Any], text: dict[str, Any], **rest: Any) -> dict[str, Any]:
-    return {"vision_config": vision, "perceiver_config": perceiver, "text_config": text, **rest}
-
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    "idefics2-8b": _idefics2(
-        dict(
-            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
-            image_size=980, patch_size=14,
-        ),
-        {},
-        dict(vocab_size=32003, max_position_embeddings=32768, rms_norm_eps=1e-5, pad_token_id=0),
-        dtype="bfloat16",
-    ),
-    "idefics2-nano": _idefics2(
-        dict(hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3, image_size=168, patch_size=14),
-        dict(resampler_n_latents=32, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=64, num_key_value_heads=2),
-        dict(
-            vocab_size=768, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=2048, rms_norm_eps=1e-5, sliding_window=None, pad_token_id=0,
-        ),
-        image_token_id=4,
-        dtype="bfloat16",
-    ),
-    "tiny-random-idefics2": _idefics2(
-        dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=980, patch_size=14),
-        dict(resampler_n_latents=64, resampler_depth=2, resampler_n_heads=4, resampler_head_dim=8, num_key_value_heads=2),
-        dict(
-            vocab_size=32003, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=32768, rms_norm_eps=1e-5, sliding_window=4096, pad_token_id=0,
-        ),
-    ),
-}  # fmt: skip
-
-
-def preset_names() -> tuple[str, ...]:
-    """The names `preset` knows."""
-    return tuple(sorted(_PRESETS))
-
-
-def preset(name: str) -> Idefics2Config:
-    """A named configuration; a Hub id's last part names the same (`HuggingFaceM4/idefics2-8b` -> `idefics2-8b`).
-
-    Raises:
-        ConfigError: no preset of that name.
-
-    >>> preset("idefics2-8b").text_config.head_dim
-    128
-    """
-    short = name.rsplit("/", 1)[-1]
-    for suffix in ("-AWQ", "-base", "-chatty"):  # idefics2-8b-chatty-AWQ has two
-        short = short.removesuffix(suffix)
-    if short not in _PRESETS:
-        raise ConfigError(f"no preset {name!r}; there are {', '.join(preset_names())}")
-    return Idefics2Config.from_dict(_PRESETS[short])

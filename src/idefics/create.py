@@ -17,11 +17,11 @@ import torch
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from idefics.config import Idefics2Config, preset, write_json
+from idefics.config import Config, write_json
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
-from idefics.plan import image_settings
-from idefics.processor.idefics2 import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Idefics2Processor
-from idefics.processor.image import ImageProcessor
+from idefics.presets import preset
+from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
+from idefics.processor.families import processor_class
 from idefics.processor.tokenizer import Tokenizer
 from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.dtype import torch_dtype
@@ -42,7 +42,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def create_checkpoint(
-    preset_or_config: str | Idefics2Config,
+    preset_or_config: str | Config,
     out: str | Path,
     *,
     seed: int = 0,
@@ -98,12 +98,13 @@ def create_checkpoint(
     return out
 
 
-def padded_tokenizer(source: Path, config: Idefics2Config) -> Tokenizer:
+def padded_tokenizer(source: Path, config: Config) -> Tokenizer:
     """A small tokenizer with the vocabulary size and special ids of a config; any text still encodes and decodes.
 
-    `<image>` takes `config.image_token_id`, its companions the ids beside it (fake before, end of utterance after), as in
-    every published checkpoint; `<unk>`, `<s>` and `</s>` take the text config's. The other tokens keep their order in the
-    ids between, and the rest of the vocabulary is entries that no merge leads to.
+    `<image>` takes `config.image_token_id`, its companions the ids beside it (fake before, end of utterance after, which a
+    base model's vocabulary has no room for), as in every published checkpoint; `<unk>`, `<s>` and `</s>` take the text
+    config's. The other tokens keep their order in the ids between, and the rest of the vocabulary is entries that no merge
+    leads to.
 
     Args:
         source: a `tokenizer.json` of byte-fallback BPE with these tokens.
@@ -126,10 +127,14 @@ def padded_tokenizer(source: Path, config: Idefics2Config) -> Tokenizer:
         IMAGE_TOKEN: image,
         END_OF_UTTERANCE: image + 1,
     }
+    if image + 1 == text.vocab_size:  # a base model: no row for it, so the tokenizer must not know it
+        del fixed[END_OF_UTTERANCE]
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != END_OF_UTTERANCE]
+        state["model"]["vocab"].pop(END_OF_UTTERANCE, None)
     known = {**state["model"]["vocab"], **{token["content"]: token["id"] for token in state["added_tokens"]}}
     rest = [token for token in sorted(known, key=known.__getitem__) if token not in fixed]
     if set(fixed) - set(known):
-        raise ConfigError(f"{source} lacks {', '.join(sorted(set(fixed) - set(known)))}; it is no tokenizer of an Idefics2")
+        raise ConfigError(f"{source} lacks {', '.join(sorted(set(fixed) - set(known)))}; it is no tokenizer of these models")
     if len(set(fixed.values())) < len(fixed) or not all(0 <= i < text.vocab_size for i in fixed.values()):
         raise ConfigError(f"the special ids {fixed} do not fit a vocabulary of {text.vocab_size}")
     if len(rest) + len(fixed) > text.vocab_size:
@@ -151,7 +156,7 @@ def padded_tokenizer(source: Path, config: Idefics2Config) -> Tokenizer:
         Backend.from_str(json.dumps(state)),
         {
             **names,
-            "additional_special_tokens": [FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE],
+            "additional_special_tokens": [name for name in (FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE) if name in fixed],
             "clean_up_tokenization_spaces": False,
             "padding_side": "left",
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -159,32 +164,31 @@ def padded_tokenizer(source: Path, config: Idefics2Config) -> Tokenizer:
     )
 
 
-def _processor(config: Idefics2Config, folder: str | Path | None) -> Idefics2Processor:
+def _processor(config: Config, folder: str | Path | None) -> Processor:
     tokenizer = padded_tokenizer(EMBEDDED_TOKENIZER, config) if folder is None else Tokenizer.from_folder(Path(folder))
-    settings = image_settings(config)
-    images = ImageProcessor(size=settings.size, do_image_splitting=settings.do_image_splitting)
-    processor = Idefics2Processor(images, tokenizer, image_seq_len=config.perceiver_config.resampler_n_latents)
-    if processor.image_token_id != config.image_token_id or len(tokenizer) > config.text_config.vocab_size:
+    processor = processor_class(config.model_type).for_config(config, tokenizer)
+    image = processor.image_token_id
+    if image != config.image_token_id or len(tokenizer) > config.text_config.vocab_size:
         raise ConfigError(
-            f"the tokenizer of {folder} has {len(tokenizer)} tokens and <image> at {processor.image_token_id}; "
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens and <image> at {image}; "
             f"the config has {config.text_config.vocab_size} and {config.image_token_id}"
         )
     return processor
 
 
-def _generation(config: Idefics2Config, processor: Idefics2Processor) -> dict[str, Any]:
+def _generation(config: Config, processor: Processor) -> dict[str, Any]:
     """As published: ends with `</s>` or `<end_of_utterance>`, never says image tokens."""
     text, end = config.text_config, processor.end_of_utterance_id
     ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     return {
         "bad_words_ids": [[processor.fake_image_token_id], [processor.image_token_id]],
         "bos_token_id": text.bos_token_id,
-        "eos_token_id": [i for i in (*ends, *([end] if end not in ends else [])) if i is not None],
+        "eos_token_id": [i for i in dict.fromkeys((*ends, end)) if i is not None],
         "pad_token_id": text.pad_token_id,
     }
 
 
-def _write_weights(config: Idefics2Config, folder: Path, *, seed: int, max_shard_bytes: int, progress: Progress | None) -> None:
+def _write_weights(config: Config, folder: Path, *, seed: int, max_shard_bytes: int, progress: Progress | None) -> None:
     model = build_on_meta(config).to(getattr(torch, config.dtype))
     table = family_of(config).table
     # By identity: a tied tensor is written once, and begins as the last of its names says.

@@ -25,15 +25,19 @@ class ModelInputs:
         images_CHW: normalised pixels of every image (sub-images count as images), each in its own size, all
             prompts' images in reading order; `images_per_row` says where each prompt's begin.
         images_per_row: images of each prompt; sums to `len(images_CHW)`.
+        seen_BT: int64; for models whose tokens look at images apart from the text: which of its row's images each token
+            sees, from 0, or -1 for none. None for models whose images stand among the tokens.
     """
 
     input_ids_BT: torch.Tensor
     attention_mask_BT: torch.Tensor
     images_CHW: tuple[torch.Tensor, ...] = ()
     images_per_row: tuple[int, ...] = ()
+    seen_BT: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.input_ids_BT.shape == self.attention_mask_BT.shape, "ids and mask differ in shape"
+        assert self.seen_BT is None or self.seen_BT.shape == self.input_ids_BT.shape, "ids and seen images differ in shape"
         assert sum(self.images_per_row) == len(self.images_CHW), "images_per_row does not add up"
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModelInputs:
@@ -43,6 +47,7 @@ class ModelInputs:
             input_ids_BT=self.input_ids_BT.to(device=device),
             attention_mask_BT=self.attention_mask_BT.to(device=device),
             images_CHW=tuple(image.to(device=device, dtype=dtype) for image in self.images_CHW),
+            seen_BT=None if self.seen_BT is None else self.seen_BT.to(device=device),
         )
 
     def row(self, row: int) -> ModelInputs:
@@ -54,4 +59,5 @@ class ModelInputs:
             attention_mask_BT=self.attention_mask_BT[row : row + 1],
             images_CHW=self.images_CHW[first : first + count],
             images_per_row=(count,),
+            seen_BT=None if self.seen_BT is None else self.seen_BT[row : row + 1],
         )

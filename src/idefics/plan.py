@@ -6,11 +6,12 @@ memory that a request needs at its peak is
     weights + KV cache + max(vision, prompt)
 
 - *weights*: every parameter at the dtype's width (a tied head once).
-- *KV cache*: 2 x layers x key-value heads x head size, for each of `batch x (prompt + new tokens)`.
+- *KV cache*: 2 x layers x key-value heads x head size, for each of `batch x (prompt + new tokens)`; with cross-attention
+  also 2 x gated blocks x latents x hidden size for each image.
 - *vision*: images go through the tower packed, without padding, in groups of at most `PATCHES_AT_ONCE` patches, so with P
   patches in a group the widest moment is the larger of
       the tower's MLP             P x (2 x hidden + 2 x inner)            residual, normed input, inner before and after act
-      the modality projection     P x (hidden + 3 x text inner)           features, act(gate), up and their product
+      the modality projection     P x (hidden + 3 x text inner)           features, act(gate), up and their product (Idefics2)
   and beside it lie the pixels, in float32 and in the model's dtype: P x patch values x (4 + width).
 - *prompt*: batch x prompt tokens x (2 x hidden + 3 x inner) of the decoder, the same way.
 
@@ -25,14 +26,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from idefics.config import Idefics2Config, preset, preset_names
+from idefics.config import Config
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
-from idefics.processor.sizes import check_size, image_tokens, processed_sizes, prompt_tokens, with_longest_edge
+from idefics.presets import preset, preset_names
+from idefics.processor.base import Images
+from idefics.processor.families import load_processor, processor_class
 
 __all__ = [
-    "ASSUMED_TEXT_TOKENS", "PRECISIONS", "ImagePlan", "ImageSettings", "MemoryPlan", "Plan", "Precision", "Subject",
-    "image_settings", "make_plan", "preset_named", "subject",
+    "ASSUMED_TEXT_TOKENS", "PRECISIONS", "ImagePlan", "MemoryPlan", "Plan", "Precision", "Share", "Subject", "make_plan",
+    "make_shares", "preset_named", "published_images", "subject",
 ]  # fmt: skip
+
+USABLE = (9, 10)
+"""The part of a GPU that weights may take, as `device_map="auto"` has it: the rest is for the cache and activations."""
 
 ASSUMED_TEXT_TOKENS = 32
 """A short question and the chat template around it, where neither the text nor its length is known."""
@@ -66,41 +72,26 @@ PRECISIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings:
-    """How a checkpoint sees images, unless it is told otherwise.
-
-    Attributes:
-        size: as in `preprocessor_config.json`.
-        do_image_splitting: quarters and the whole, or the whole alone.
-    """
-
-    size: Mapping[str, int]
-    do_image_splitting: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Subject:
     """What is planned for.
 
     Attributes:
         name: as the user calls it.
         config: its sizes.
-        settings: of images.
+        images: how it sees them.
         folder: where its files are; None for a preset.
     """
 
     name: str
-    config: Idefics2Config
-    settings: ImageSettings
+    config: Config
+    images: Images
     folder: Path | None
 
     def text_tokens(self, text: str, *, images: int) -> int | None:
         """Tokens of a question after images, chat template included, those of the images not; None for a preset."""
         if self.folder is None:
             return None
-        from idefics.processor.idefics2 import Idefics2Processor
-
-        processor = Idefics2Processor.from_folder(self.folder)
+        processor = load_processor(self.folder)
         if processor.chat_template is None:
             prompt = processor.image_token * images + text
         else:
@@ -151,6 +142,22 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one of several GPUs holds.
+
+    Attributes:
+        first: name of its first part, in the order of the computation; `last` of its last.
+        weights: bytes.
+        free: bytes left for the cache and for activations.
+    """
+
+    first: str
+    last: str
+    weights: int
+    free: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a batch of equal requests takes.
 
@@ -187,23 +194,6 @@ class Plan:
         return self.prompt_tokens + self.new_tokens <= self.positions
 
 
-def image_settings(config: Idefics2Config) -> ImageSettings:
-    """The settings that a preset's checkpoints are published with.
-
-    At 980 pixels those of Idefics2-8B: edges of 378 to 980, split. Otherwise the longest edge is the side of the position
-    table, the shortest half of it, not split (`idefics2-nano`: 84 to 168).
-    """
-    longest = config.vision_config.image_size
-    published = longest == 980
-    return ImageSettings(
-        size={
-            "shortest_edge": 378 if published else max(longest // 2, config.vision_config.patch_size),
-            "longest_edge": longest,
-        },
-        do_image_splitting=published,
-    )
-
-
 def subject(model: str | Path) -> Subject:
     """What a name stands for, without any network: a local folder, the embedded model, a preset, or a Hub id of either kind.
 
@@ -220,7 +210,7 @@ def subject(model: str | Path) -> Subject:
 
     config = preset_named(str(model))
     if config is not None and not (model == EMBEDDED_NAME and EMBEDDED.is_dir()):
-        return Subject(name=str(model), config=config, settings=image_settings(config), folder=None)
+        return Subject(name=str(model), config=config, images=published_images(config), folder=None)
     try:
         return _checkpoint(str(model), resolve(model, offline=True))
     except CheckpointNotFound as error:
@@ -230,7 +220,7 @@ def subject(model: str | Path) -> Subject:
         ) from error
 
 
-def preset_named(model: str) -> Idefics2Config | None:
+def preset_named(model: str) -> Config | None:
     """The preset that a name or a Hub id stands for; None if there is none, or if it is written as a path.
 
     >>> preset_named("./runs/idefics2-8b") is None
@@ -244,20 +234,22 @@ def preset_named(model: str) -> Idefics2Config | None:
         return None
 
 
+def published_images(config: Config) -> Images:
+    """How models of this size see images, by the settings that they are published with."""
+    return processor_class(config.model_type).images_for(config)
+
+
 def _checkpoint(name: str, folder: Path) -> Subject:
-    from idefics.processor.image import ImageProcessor
     from idefics.weights.load import load_config
 
-    own = ImageProcessor.from_folder(folder)
-    settings = ImageSettings(size=own.size, do_image_splitting=own.do_image_splitting)
-    return Subject(name=name, config=load_config(folder), settings=settings, folder=folder)
+    return Subject(name=name, config=load_config(folder), images=load_processor(folder).image_processor, folder=folder)
 
 
 def make_plan(
-    config: Idefics2Config,
+    config: Config,
     images: Sequence[tuple[int, int]] = (),
     *,
-    settings: ImageSettings | None = None,
+    seen_by: Images | None = None,
     split: bool | None = None,
     max_image_size: int | None = None,
     text_tokens: int = ASSUMED_TEXT_TOKENS,
@@ -270,9 +262,9 @@ def make_plan(
     Args:
         config: of the model.
         images: (width, height) of each image of one request.
-        settings: of images; None takes `image_settings(config)`.
-        split: instead of the settings'.
-        max_image_size: longest edge in pixels, instead of the settings'.
+        seen_by: how images are seen; None takes `published_images(config)`.
+        split: instead of how `seen_by` does it.
+        max_image_size: longest edge in pixels, likewise.
         text_tokens: of the question and the chat template around it.
         new_tokens: of the answer.
         batch: requests at once.
@@ -282,7 +274,7 @@ def make_plan(
         OptionError: a number is out of range.
         ImageError: an image is too small to be split.
 
-    >>> from idefics.config import preset
+    >>> from idefics.presets import preset
     >>> plan = make_plan(preset("idefics2-8b"), [(1920, 1080)] * 2, split=True)
     >>> plan.image_tokens, plan.framed_tokens
     (640, 651)
@@ -293,12 +285,11 @@ def make_plan(
     for width, height in images:
         if width < 1 or height < 1:
             raise OptionError(f"an image of {width}x{height} pixels has no pixels")
-    settings = settings or image_settings(config)
-    splitting = settings.do_image_splitting if split is None else split
-    size = check_size(settings.size if max_image_size is None else with_longest_edge(settings.size, max_image_size))
-    latents = config.perceiver_config.resampler_n_latents
-    planned = tuple(_image(config, width, height, size=size, splitting=splitting) for width, height in images)
-    framed = len(planned) * prompt_tokens(latents, do_image_splitting=splitting) - max(0, len(planned) - 1)
+    eyes = (seen_by or published_images(config)).adjusted(max_image_size=max_image_size, split=split)
+    each = processor_class(config.model_type).tokens_of(config)
+    planned = tuple(_image(config, eyes, width, height, each=each) for width, height in images)
+    # Every sub-image stands between fake tokens, and neighbours share one.
+    framed = sum(image.tokens + len(image.seen) for image in planned) + (1 if planned else 0)
     plan = Plan(
         images=planned,
         parameters=_parameters(config),
@@ -313,45 +304,69 @@ def make_plan(
     return replace(plan, memory=tuple(_memory(config, plan, precision) for precision in precisions))
 
 
-def _image(config: Idefics2Config, width: int, height: int, *, size: Mapping[str, int], splitting: bool) -> ImagePlan:
+def _image(config: Config, eyes: Images, width: int, height: int, *, each: int) -> ImagePlan:
     patch = config.vision_config.patch_size
-    seen = processed_sizes(width, height, size=size, do_image_splitting=splitting)
+    seen = eyes.processed_sizes(width, height)
     return ImagePlan(
         width=width,
         height=height,
         seen=tuple(seen),
         patch_counts=tuple((w // patch) * (h // patch) for w, h in seen),
-        tokens=image_tokens(config.perceiver_config.resampler_n_latents, do_image_splitting=splitting),
+        tokens=each * len(seen),
     )
 
 
-def _parameters(config: Idefics2Config) -> dict[str, int]:
+def _parameters(config: Config) -> dict[str, int]:
     from idefics.weights.footprint import parameter_counts
 
     return parameter_counts(config)
 
 
-def _memory(config: Idefics2Config, plan: Plan, precision: Precision) -> MemoryPlan:
+def _memory(config: Config, plan: Plan, precision: Precision) -> MemoryPlan:
     import torch
 
+    from idefics.model.base import PATCHES_AT_ONCE
     from idefics.weights.footprint import kv_bytes_per_token
 
     vision, text = config.vision_config, config.text_config
-    from idefics.model.idefics2 import PATCHES_AT_ONCE
-
     every = [count for image in plan.images for count in image.patch_counts]
     # Groups are filled up to the limit; a larger image goes alone.
     patches = min(plan.batch * sum(every), max(PATCHES_AT_ONCE, *every)) if every else 0
-    widest = max(
-        2 * vision.hidden_size + 2 * vision.intermediate_size,
-        vision.hidden_size + 3 * text.intermediate_size,
-    )
     pixels = vision.num_channels * vision.patch_size**2 * (4 + precision.bytes)
     tokens = plan.batch * (plan.prompt_tokens + plan.new_tokens)
     return MemoryPlan(
         precision=precision,
         weights=sum(plan.parameters.values()) * precision.weight_bits // 8,
-        kv_cache=tokens * kv_bytes_per_token(config, getattr(torch, precision.dtype)),
-        vision=patches * (widest * precision.bytes + pixels),
+        kv_cache=tokens * kv_bytes_per_token(config, getattr(torch, precision.dtype))
+        + plan.batch * len(every) * config.values_per_image * precision.bytes,
+        vision=patches * (config.values_per_patch * precision.bytes + pixels),
         prompt=plan.batch * plan.prompt_tokens * (2 * text.hidden_size + 3 * text.intermediate_size) * precision.bytes,
     )
+
+
+def make_shares(config: Config, gpus: Sequence[int], precision: Precision) -> tuple[Share, ...]:
+    """How `device_map="auto"` would cut the model over GPUs: consecutive pieces that fill all of them alike.
+
+    Args:
+        config: of the model.
+        gpus: bytes of each.
+        precision: of the weights.
+
+    Raises:
+        OutOfMemory: it does not fit; with all the numbers.
+    """
+    import torch
+
+    from idefics.parallel.device_map import plan_devices, unit_bytes
+
+    dtype = getattr(torch, precision.dtype)
+    devices = [(f"cuda:{index}", size * USABLE[0] // USABLE[1]) for index, size in enumerate(gpus)]
+    placed = plan_devices(config, devices, dtype=dtype)
+    sizes = unit_bytes(config, dtype)
+    shares = []
+    for index, size in enumerate(gpus):
+        units = [unit for unit in sizes if placed[unit].index == index]
+        weights = sum(sizes[unit] for unit in units)
+        names = (units[0], units[-1]) if units else ("nothing", "nothing")
+        shares.append(Share(first=names[0], last=names[1], weights=weights, free=size - weights))
+    return tuple(shares)

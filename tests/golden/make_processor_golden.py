@@ -128,17 +128,13 @@ def summary(pixels_CHW: np.ndarray) -> dict[str, Any]:
     }
 
 
-def main(tokenizer_model: str, out: str) -> None:
-    import PIL
-    import tokenizers
-    import transformers
-    from transformers import AddedToken, Idefics2ImageProcessor, Idefics2Processor, LlamaTokenizerFast
-
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+def published_tokenizer(tokenizer_model: str, added: tuple[str, ...]) -> tuple[Any, str]:
+    """The reference's tokenizer, loaded in the way of a published checkpoint, and its `tokenizer.json`."""
+    from transformers import AddedToken, LlamaTokenizerFast
 
     tokenizer = LlamaTokenizerFast(vocab_file=tokenizer_model, pad_token="<unk>")
-    added = [AddedToken(token, normalized=False, special=True) for token in (FAKE, IMAGE, END)]
-    tokenizer.add_special_tokens({"additional_special_tokens": added})
+    tokens = [AddedToken(token, normalized=False, special=True) for token in added]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         config = Path(folder, "tokenizer_config.json")
@@ -146,7 +142,18 @@ def main(tokenizer_model: str, out: str) -> None:
         config.write_text(json.dumps(kept))
         tokenizer_json = Path(folder, "tokenizer.json").read_text(encoding="utf-8")
         Path(folder, "tokenizer.model").unlink(missing_ok=True)
-        tokenizer = LlamaTokenizerFast.from_pretrained(folder)  # the way of a published checkpoint
+        return LlamaTokenizerFast.from_pretrained(folder), tokenizer_json
+
+
+def main(tokenizer_model: str, out: str) -> None:
+    import PIL
+    import tokenizers
+    import transformers
+    from transformers import Idefics2ImageProcessor, Idefics2Processor
+
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+    tokenizer, tokenizer_json = published_tokenizer(tokenizer_model, (FAKE, IMAGE, END))
 
     golden: dict[str, Any] = {
         "versions": {
@@ -161,19 +168,19 @@ def main(tokenizer_model: str, out: str) -> None:
         for split, seq in ((False, 64), (True, 64))
     }
     for text in TEXTS:
-        golden["texts"].append({"text": text, "ids": {str(s): _short(_ids(p, text)) for s, p in processors.items()}})
+        golden["texts"].append({"text": text, "ids": {str(s): short(_ids(p, text)) for s, p in processors.items()}})
     for chat in CHATS:
         row: dict[str, Any] = {"messages": chat}
         for generate in (False, True):
             text = processors[False].apply_chat_template(chat, add_generation_prompt=generate)
-            row[str(generate)] = {"text": text, "ids": _short(_ids(processors[True], text))}
+            row[str(generate)] = {"text": text, "ids": short(_ids(processors[True], text))}
         golden["chats"].append(row)
     batch = ["<image>a", "no image but a longer text", "<image><image>bb"]
     out_batch = processors[False](text=batch, padding=True)
     golden["batch"] = {
         "text": batch,
-        "input_ids": [_short(row) for row in out_batch["input_ids"]],
-        "attention_mask": [_short(row) for row in out_batch["attention_mask"]],
+        "input_ids": [short(row) for row in out_batch["input_ids"]],
+        "attention_mask": [short(row) for row in out_batch["attention_mask"]],
     }
     for width, height, mode in PICTURES:
         for name, size in SIZES.items():
@@ -201,17 +208,17 @@ def _ids(processor: Any, text: str) -> list[int]:
     return list(processor(text=text)["input_ids"][0])
 
 
-def _short(ids: list[int]) -> list[Any]:
+def short(ids: list[int]) -> list[Any]:
     """Runs of more than 8 equal ids as [id, count]."""
-    short: list[Any] = []
+    runs: list[Any] = []
     i = 0
     while i < len(ids):
         n = 1
         while i + n < len(ids) and ids[i + n] == ids[i]:
             n += 1
-        short += [[int(ids[i]), n]] if n > 8 else [int(ids[i])] * n
+        runs += [[int(ids[i]), n]] if n > 8 else [int(ids[i])] * n
         i += n
-    return short
+    return runs
 
 
 def _digest(tokenizer_json: str) -> str:

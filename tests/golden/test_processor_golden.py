@@ -29,7 +29,7 @@ def long(ids: list[Any]) -> list[int]:
 
 
 def ids_of(processor: Idefics2Processor, text: str, split: bool) -> list[int]:
-    return processor.tokenizer.encode(processor.expand(text, do_image_splitting=split))
+    return processor.tokenizer.encode(processor.adjusted(split=split).expand(text))
 
 
 def test_golden_file_is_of_these_cases() -> None:
@@ -105,7 +105,7 @@ def test_mutation_the_space_of_transformers_5(processor: Idefics2Processor) -> N
     import re
 
     def spaced(text: str) -> list[int]:
-        prompt = processor.expand(text, do_image_splitting=False)
+        prompt = processor.adjusted(split=False).expand(text)
         return processor.tokenizer.encode(re.sub(f"{FAKE}(?=[^\\s<])", f"{FAKE} ", prompt))
 
     assert _wrong(spaced) >= 5
@@ -125,7 +125,7 @@ def test_mutation_metaspace_first_only(processor: Idefics2Processor) -> None:
     backend.normalizer = None
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     tokenizer = Tokenizer(backend, processor.tokenizer.config)
-    assert _wrong(lambda text: tokenizer.encode(processor.expand(text, do_image_splitting=False))) >= 5
+    assert _wrong(lambda text: tokenizer.encode(processor.adjusted(split=False).expand(text))) >= 5
 
 
 def test_mutation_end_of_utterance_unknown() -> None:

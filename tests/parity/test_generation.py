@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import EOS, FAKE, IMAGE, PAD, Pair, batch, pair, random_prompt, tiny_config
-
-OPTIONS = {"eos_token_id": EOS, "pad_token_id": PAD}
+from oracle import FAKE, IMAGE, Pair, batch, greedy_pair, pair, random_prompt, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -14,28 +12,12 @@ def models() -> Pair:
     return pair(tiny_config(sliding_window=None), seed=3)
 
 
-def _both(models: Pair, inputs: dict[str, torch.Tensor], **options: object) -> tuple[list[list[int]], list[list[int]]]:
-    theirs = models.reference.generate(**inputs, **OPTIONS, **options)
-    ours = models.ours.generate(**inputs, **OPTIONS, **options)
-    width = inputs["input_ids"].shape[1]
-    return _trimmed(theirs[:, width:]), _trimmed(ours[:, width:])
-
-
-def _trimmed(ids: torch.Tensor) -> list[list[int]]:
-    rows = []
-    for row in ids.tolist():
-        while row and row[-1] == PAD:
-            row.pop()
-        rows.append(row)
-    return rows
-
-
 @pytest.mark.parametrize("seed", range(25))
 def test_greedy_tokens_of_200_prompts(models: Pair, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     prompts = [random_prompt(generator) for _ in range(8)]
     inputs = batch([ids for ids, _ in prompts], [images for _, images in prompts])
-    theirs, ours = _both(models, inputs, max_new_tokens=12, do_sample=False)
+    theirs, ours = greedy_pair(models, inputs, max_new_tokens=12, do_sample=False)
     assert ours == theirs
 
 
@@ -46,7 +28,8 @@ def test_a_shifted_position_would_be_seen(models: Pair, monkeypatch: pytest.Monk
     monkeypatch.setattr(prefill, "positions", lambda mask: honest(mask) + (mask.cumsum(1) > 5))
     generator = torch.Generator().manual_seed(0)
     prompts = [random_prompt(generator) for _ in range(8)]
-    theirs, ours = _both(models, batch([p for p, _ in prompts], [i for _, i in prompts]), max_new_tokens=12, do_sample=False)
+    inputs = batch([ids for ids, _ in prompts], [images for _, images in prompts])
+    theirs, ours = greedy_pair(models, inputs, max_new_tokens=12, do_sample=False)
     assert ours != theirs
 
 
@@ -72,7 +55,7 @@ def test_options_equal_the_reference(models: Pair, options: dict[str, object]) -
         if "max_length" in options:
             options = {"max_length": len(ids) + 5}
         limit = {} if "max_length" in options else {"max_new_tokens": 14}
-        theirs, ours = _both(models, batch([ids], [images]), do_sample=False, **limit, **options)
+        theirs, ours = greedy_pair(models, batch([ids], [images]), do_sample=False, **limit, **options)
         assert ours == theirs
 
 

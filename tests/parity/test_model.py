@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import BOS, FAKE, VOCAB, Pair, batch, image_block, pair, random_prompt, tiny_config
+from oracle import (
+    BOS,
+    FAKE,
+    VOCAB,
+    Pair,
+    assert_gradients_agree,
+    assert_within_rounding,
+    batch,
+    image_block,
+    pair,
+    random_prompt,
+    tiny_config,
+)  # fmt: skip
 
 from idefics.engine.prefill import positions
-from idefics.model.siglip import patchify
+from idefics.model.vision_encoder import patchify
 
 TOLERANCE = 1e-4  # fp32 logits; see docs/numerics.md
 
@@ -95,17 +107,11 @@ def test_text_only(models: Pair) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_low_precision_is_within_its_rounding(dtype: torch.dtype) -> None:
-    """Both stay as near to float32 as the other does: rounding, not another formula."""
     exact = pair(tiny_config(sliding_window=None), seed=1)
     low = pair(tiny_config(sliding_window=None), seed=1, dtype=dtype)
     ids = [BOS, 4, *image_block(2), 7, 8, 9]
     inputs = batch([ids], [_images((57, 71), (28, 42))])
-    truth = exact.reference(**inputs).logits
-    ours = low.ours(**{**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}).logits.float()
-    theirs = low.reference(**{**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}).logits.float()
-    ours_error, theirs_error = ((x - truth).abs().max().item() for x in (ours, theirs))
-    step = torch.finfo(dtype).eps * truth.abs().max().item()
-    assert ours_error <= 2 * theirs_error + step, f"ours {ours_error}, the reference {theirs_error}"
+    assert_within_rounding(exact, low, inputs)
 
 
 def test_loss_and_gradients(models: Pair) -> None:
@@ -120,14 +126,7 @@ def test_loss_and_gradients(models: Pair) -> None:
     theirs = models.reference(**inputs, labels=ignored, position_ids=positions(inputs["attention_mask"]))
     ours = models.ours(**inputs, labels=labels)
     torch.testing.assert_close(ours.loss, theirs.loss, atol=1e-5, rtol=1e-5)
-
-    models.reference.zero_grad()
-    models.ours.zero_grad()
-    theirs.loss.backward()
-    ours.loss.backward()
-    expected = {name.removeprefix("model."): p.grad for name, p in models.reference.named_parameters()}
-    for name, parameter in models.ours.model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    assert_gradients_agree(models, theirs.loss, ours.loss)
 
 
 @torch.inference_mode()

@@ -10,8 +10,10 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from idefics.config import Idefics2Config, preset
-from idefics.weights.families import Model, build_on_meta
+from idefics.config import Idefics2Config
+from idefics.model.base import VisionLanguageModel
+from idefics.presets import preset
+from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize
 from idefics.weights.load import load_config, load_model
@@ -33,7 +35,7 @@ CONFIG = {
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def _ours(dtype: torch.dtype) -> Model:
+def _ours(dtype: torch.dtype) -> VisionLanguageModel:
     model = build_on_meta(Idefics2Config.from_dict(CONFIG)).to_empty(device="cpu").to(dtype)
     initialize(model, seed=3, std=0.2)
     return model.eval()
@@ -49,7 +51,9 @@ def _theirs(dtype: torch.dtype, *, tied: bool = False) -> transformers.Idefics2F
 
 
 @torch.no_grad()
-def _logits(ours: Model, theirs: transformers.Idefics2ForConditionalGeneration) -> tuple[torch.Tensor, torch.Tensor]:
+def _logits(
+    ours: VisionLanguageModel, theirs: transformers.Idefics2ForConditionalGeneration
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 70, 42, generator=generator).to(ours.dtype) * 2 - 1
     ids = torch.tensor([[1, 7, 5, 5, 5, 5, 9, 30, 5, 5, 5, 5, 2]])
@@ -60,10 +64,10 @@ def _logits(ours: Model, theirs: transformers.Idefics2ForConditionalGeneration) 
         pixel_attention_mask=torch.ones(1, 2, 70, 42, dtype=torch.bool),
     ).logits
     latents = ours.encode_images(list(images))
-    return ours.logits(ours(ids, positions_BT=torch.arange(13)[None], latents_NLD=latents)), reference
+    return ours.logits(ours(ids, positions_BT=torch.arange(13)[None], seen=latents)), reference
 
 
-def _assert_close(ours: Model, theirs: transformers.Idefics2ForConditionalGeneration) -> None:
+def _assert_close(ours: VisionLanguageModel, theirs: transformers.Idefics2ForConditionalGeneration) -> None:
     mine, reference = _logits(ours, theirs)
     assert mine.dtype == reference.dtype
     # Half precision: a few roundings of logits of about 1; fp32 as docs/numerics.md has it.

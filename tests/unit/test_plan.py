@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from fakes import tiny_config, tiny_idefics, tiny_processor
-from idefics.config import preset
 from idefics.engine.kv_cache import StaticKVCache
-from idefics.errors import CheckpointNotFound, ImageError, OptionError
-from idefics.model.idefics2 import PATCHES_AT_ONCE
-from idefics.plan import PRECISIONS, image_settings, make_plan, subject
+from idefics.errors import CheckpointNotFound, ImageError, OptionError, OutOfMemory
+from idefics.model.base import PATCHES_AT_ONCE
+from idefics.plan import PRECISIONS, make_plan, make_shares, published_images, subject
+from idefics.presets import preset
 
 EIGHT = preset("idefics2-8b")
 
@@ -60,9 +61,40 @@ def test_what_grows_with_what() -> None:
 
 
 def test_settings_of_the_presets() -> None:
-    assert image_settings(EIGHT).size == {"shortest_edge": 378, "longest_edge": 980}
-    nano = image_settings(preset("idefics2-nano"))
-    assert (dict(nano.size), nano.do_image_splitting) == ({"shortest_edge": 84, "longest_edge": 168}, False)
+    def settings(name: str) -> dict[str, Any]:
+        return published_images(preset(name)).to_dict()
+
+    assert settings("idefics2-8b")["size"] == {"shortest_edge": 378, "longest_edge": 980}
+    nano = settings("idefics2-nano")
+    assert (nano["size"], nano["do_image_splitting"]) == ({"shortest_edge": 84, "longest_edge": 168}, False)
+    assert settings("idefics-80b")["image_size"] == 224
+
+
+@pytest.mark.parametrize("name", ["idefics-9b", "idefics-80b"])
+def test_the_published_facts_of_the_first_generation(name: str) -> None:
+    config = preset(name)
+    plan = make_plan(config, [(1920, 1080)] * 3, text_tokens=10, new_tokens=5)
+    assert round(sum(plan.parameters.values()) / 1e9) == {"idefics-9b": 9, "idefics-80b": 80}[name]
+    assert [image.seen for image in plan.images] == [((224, 224),)] * 3
+    assert (plan.image_tokens, plan.framed_tokens, plan.prompt_tokens) == (3, 7, 17)
+    text, blocks = config.text_config, config.text_config.num_hidden_layers // 4
+    cached = (17 + 5) * 2 * text.num_hidden_layers * text.hidden_size + 3 * 2 * blocks * 64 * text.hidden_size
+    assert plan.memory[1].kv_cache == 2 * cached
+    with pytest.raises(OptionError, match="split"):
+        make_plan(config, [(640, 480)], split=True)
+
+
+def test_cutting_the_80b_over_gpus() -> None:
+    config = preset("idefics-80b-instruct")
+    full, half = PRECISIONS
+    shares = make_shares(config, [80 * 2**30] * 4, half)
+    assert (shares[0].first, shares[-1].last) == ("vision_model", "lm_head")
+    total = sum(make_plan(config).parameters.values())
+    assert sum(share.weights for share in shares) == 2 * total
+    assert max(share.weights for share in shares) < 1.1 * min(share.weights for share in shares)
+    assert all(share.weights + share.free == 80 * 2**30 for share in shares)
+    with pytest.raises(OutOfMemory, match="float32"):
+        make_shares(config, [80 * 2**30] * 4, full)
 
 
 def test_the_cache_is_as_large_as_planned() -> None:
@@ -81,12 +113,8 @@ def test_tokens_are_those_of_the_processor(count: int, split: bool) -> None:
 
     model = tiny_idefics()
     image = Image.effect_noise((130, 70), 50)
-    inputs = model.processor.inputs(["<image>" * count], [[image] * count], do_image_splitting=split)
-    settings = image_settings(model.model.config)
-    size = model.processor.image_processor.size
-    plan = make_plan(
-        model.model.config, [(130, 70)] * count, settings=type(settings)(size=size, do_image_splitting=False), split=split
-    )
+    inputs = model.processor.adjusted(split=split).inputs(["<image>" * count], [[image] * count])
+    plan = make_plan(model.model.config, [(130, 70)] * count, seen_by=model.processor.image_processor, split=split)
     assert plan.framed_tokens + 1 == inputs.input_ids_BT.shape[1]  # and <s>
     seen = [tuple(image_CHW.shape[:0:-1]) for image_CHW in inputs.images_CHW]
     assert [size for planned in plan.images for size in planned.seen] == seen
@@ -96,12 +124,12 @@ def test_subjects(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert subject("HuggingFaceM4/idefics2-8b-base").config == EIGHT
     here = subject(tiny_checkpoint)
     assert here.folder == tiny_checkpoint
-    assert here.settings.size == {"shortest_edge": 24, "longest_edge": 72}
+    assert here.images.to_dict()["size"] == {"shortest_edge": 24, "longest_edge": 72}
     processor = tiny_processor()
     chat = processor.inputs(
         ["User:<image><image>What is it?<end_of_utterance>\nAssistant:"], [[Image.new("RGB", (40, 40))] * 2]
     )
-    framed = make_plan(here.config, [(40, 40)] * 2, settings=here.settings).framed_tokens
+    framed = make_plan(here.config, [(40, 40)] * 2, seen_by=here.images).framed_tokens
     assert here.text_tokens("What is it?", images=2) == chat.input_ids_BT.shape[1] - framed
     assert subject("idefics2-8b").text_tokens("What is it?", images=2) is None
     for name in (str(tmp_path / "idefics2-8b"), "./idefics2-8b", "nobody/nothing"):

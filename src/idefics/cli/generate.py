@@ -11,10 +11,10 @@ from typer import Argument, Option
 
 from idefics.cli.images import Attachment, attach
 from idefics.cli.loading import memory_explained, open_model
-from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions
-from idefics.cli.terminal import write
+from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions, ShotOptions
+from idefics.cli.terminal import one_voice, write
 from idefics.engine.sampling_params import sampling_params
-from idefics.errors import InputError
+from idefics.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from idefics.api import Answer, Idefics
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["generate"]
 
 
+@one_voice
 def generate(
     question: Annotated[str, Argument(help="What to ask; - reads it from stdin.", show_default=False)],
     *,
@@ -31,6 +32,7 @@ def generate(
     ] = None,
     model: ModelOptions,
     images: ImageOptions,
+    shots: ShotOptions,
     sampling: SamplingOptions,
     n: Annotated[
         int | None, Option("--n", help="Answers to draw, a line each.", rich_help_panel="Answer", show_default=False)
@@ -38,6 +40,15 @@ def generate(
     raw: Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object: answer, token counts, timings.")] = False,
     stream: Annotated[bool, Option("--stream/--no-stream", help="Print the answer while it grows.")] = True,
+    tensor_parallel: Annotated[
+        int | None,
+        Option(
+            "--tensor-parallel",
+            help="Divide the model over so many processes: torchrun --nproc-per-node N -m idefics generate ...",
+            rich_help_panel="Model",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Ask a question about images; the answer, and nothing else, goes to stdout.
 
@@ -46,17 +57,26 @@ def generate(
     began = time.perf_counter()
     options = sampling.given() | ({} if n is None else {"n": n})
     sampling_params({}, options)  # refuses before anything is read
+    if shots.shots is None and (shots.shots_k, shots.shots_by) != (None, None):
+        raise OptionError("--shots-k and --shots-by choose among examples; give a file with --shots")
+    if shots.shots is not None and raw:
+        raise OptionError("--shots writes the prompt itself and --raw takes it as it is; leave one of them out")
+    if question == "-" and tensor_parallel is not None:
+        raise OptionError("stdin cannot be read by several processes at once; give --tensor-parallel the question in words")
     prompt = sys.stdin.read() if question == "-" else question
     if not prompt.strip():
         raise InputError("the question is empty")
     attached = [attach(source) for source in image or ()]
-    asked = open_model(model, images)
+    asked = open_model(model, images, tensor_parallel=tensor_parallel)
     loaded = time.perf_counter()
     params = sampling_params(asked.defaults, options)  # the checkpoint may ask for beams or several answers itself
     pictures = [attachment.image for attachment in attached]
     place = asked.processor.image_token
     if place in prompt and not raw:
         raise InputError(f"the question holds {place}, which stands for an image; leave it out, or place images with --raw")
+    if shots.shots is not None:
+        prompt, pictures = _with_shots(asked, shots, prompt, pictures, seed=sampling.seed)
+        raw = True
     with memory_explained("answering"):
         if as_json:
             result: Any = asked.generate(prompt, pictures, raw=raw or None, details=True, **options)
@@ -68,6 +88,17 @@ def generate(
             _print_stream(asked, prompt, pictures, raw=raw or None, options=options)
         else:
             write(asked.generate(prompt, pictures, raw=raw or None, **options), end="\n")
+
+
+def _with_shots(
+    asked: Idefics, shots: ShotOptions, question: str, pictures: list[Any], *, seed: int | None
+) -> tuple[str, list[Any]]:
+    from idefics import fewshot
+
+    assert shots.shots is not None
+    every = fewshot.read_shots(shots.shots)
+    chosen = fewshot.choose(asked, every, pictures, by=shots.shots_by or "order", k=shots.shots_k, seed=seed)
+    return fewshot.build(asked, chosen, question, pictures)
 
 
 def _print_stream(asked: Idefics, prompt: str, pictures: list[Any], *, raw: bool | None, options: dict[str, Any]) -> None:

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from idefics.cli.terminal import one_line, say
-from idefics.config import Idefics2Config, preset, preset_names, read_json
+from idefics.config import Config, read_json
 from idefics.errors import CheckpointNotFound
-from idefics.plan import image_settings, preset_named
+from idefics.plan import preset_named, published_images
+from idefics.presets import preset, preset_names
+from idefics.processor.base import Images
 from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.files import EMBEDDED_NAME, resolve
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
@@ -42,7 +44,7 @@ def info(
         _show(facts)
 
 
-def _find(model: str | None, *, revision: str | None, offline: bool) -> tuple[Path | None, Idefics2Config]:
+def _find(model: str | None, *, revision: str | None, offline: bool) -> tuple[Path | None, Config]:
     from idefics.weights.load import load_config
 
     if model in preset_names() and model != EMBEDDED_NAME and not Path(model).exists():
@@ -58,10 +60,10 @@ def _find(model: str | None, *, revision: str | None, offline: bool) -> tuple[Pa
     return folder, load_config(folder)
 
 
-def _of_config(name: str, config: Idefics2Config) -> dict[str, Any]:
+def _of_config(name: str, config: Config) -> dict[str, Any]:
     import torch
 
-    vision, text, perceiver = config.vision_config, config.text_config, config.perceiver_config
+    vision, text, resampler = config.vision_config, config.text_config, config.perceiver_config
     dtype: torch.dtype = getattr(torch, config.dtype)
     counts = parameter_counts(config)
     return {
@@ -73,23 +75,25 @@ def _of_config(name: str, config: Idefics2Config) -> dict[str, Any]:
         "KV cache per token": readable_bytes(kv_bytes_per_token(config, dtype)),
         "vision tower": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels, "
         f"up to {vision.image_size} pixels",
-        "resampler": f"{perceiver.resampler_depth} layers, {perceiver.resampler_n_latents} tokens per (sub-)image",
+        "resampler": f"{resampler.resampler_depth} layers, {config.latents} latents per (sub-)image"
+        if config.latents == resampler.resampler_n_latents
+        else None,
+        "cross-attention": f"{config.cross_layers} gated blocks" if config.cross_layers else None,
         "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
         f"({text.num_key_value_heads} for keys and values), vocabulary {text.vocab_size}, "
         f"{text.max_position_embeddings} positions" + (f", window {text.sliding_window}" if text.sliding_window else ""),
     }
 
 
-def _of_preset(config: Idefics2Config) -> dict[str, Any]:
-    settings = image_settings(config)
-    return {"folder": None, "images": {**settings.size, "do_image_splitting": settings.do_image_splitting}}
+def _of_preset(config: Config) -> dict[str, Any]:
+    return {"folder": None, "images": _shown(published_images(config))}
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
-    from idefics.processor.idefics2 import Idefics2Processor
+    from idefics.processor.families import load_processor
 
-    processor = Idefics2Processor.from_folder(folder)
-    tokenizer, images = processor.tokenizer, processor.image_processor
+    processor = load_processor(folder)
+    tokenizer = processor.tokenizer
     path = folder / "generation_config.json"
     return {
         "folder": str(folder),
@@ -97,14 +101,21 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         "tokenizer": {
             "tokens": len(tokenizer),
             **tokenizer.special_tokens,
-            processor.fake_image_token: processor.fake_image_token_id,
+            "<fake_token_around_image>": processor.fake_image_token_id,
             processor.image_token: processor.image_token_id,
             "<end_of_utterance>": processor.end_of_utterance_id,
             "chat template": processor.chat_template is not None,
         },
-        "images": {**images.size, "do_image_splitting": images.do_image_splitting},
+        "images": _shown(processor.image_processor),
         "generation": read_json(path) if path.is_file() else {},
     }
+
+
+def _shown(images: Images) -> dict[str, Any]:
+    """Of the settings of images those that people change."""
+    settings = images.to_dict()
+    chosen = {name: settings[name] for name in ("image_size", "do_image_splitting") if name in settings}
+    return {**settings.get("size", {}), **chosen}
 
 
 def _show(facts: dict[str, Any]) -> None:

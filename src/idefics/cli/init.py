@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from idefics.cli.loading import bar
-from idefics.config import preset, preset_names
+from idefics.presets import preset, preset_names
 from idefics.weights.byte_sizes import byte_size
 
 __all__ = ["init"]

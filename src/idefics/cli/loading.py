@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["bar", "memory_explained", "open_model"]
 
 
-def open_model(options: ModelOptions, images: ImageOptions) -> Idefics:
+def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: int | None = None) -> Idefics:
     """Loads the model that was asked for.
+
+    Args:
+        options: which, and where.
+        images: how large they are seen.
+        tensor_parallel: processes that compute it together.
 
     Raises:
         IdeficsError: as `idefics.api.load`.
@@ -42,6 +47,7 @@ def open_model(options: ModelOptions, images: ImageOptions) -> Idefics:
             dtype=options.dtype,
             device=options.device,
             device_map=options.placement(),
+            tensor_parallel=tensor_parallel,
             max_image_size=images.max_image_size,
             split=images.split,
             progress=progress,

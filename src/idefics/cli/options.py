@@ -14,9 +14,9 @@ from typer import Option
 
 from idefics.errors import OptionError
 
-__all__ = ["ImageOptions", "ModelOptions", "SamplingOptions", "spread"]
+__all__ = ["ImageOptions", "ModelOptions", "SamplingOptions", "ShotOptions", "spread"]
 
-_MODEL, _IMAGES, _ANSWER = "Model", "Images", "Answer"
+_MODEL, _IMAGES, _SHOTS, _ANSWER = "Model", "Images", "Examples", "Answer"
 
 
 def _option(*names: str, help: str, panel: str, **more: Any) -> Any:
@@ -71,6 +71,21 @@ class ImageOptions:
     ] = None
     max_image_size: Annotated[
         int | None, _option("--max-image-size", help="Longest edge in pixels; smaller is faster.", panel=_IMAGES, min=1)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShotOptions:
+    """Examples before the question."""
+
+    shots: Annotated[
+        str | None,
+        _option("--shots", help="Examples: JSON objects with image(s), question and answer, a line each.", panel=_SHOTS),
+    ] = None
+    shots_k: Annotated[int | None, _option("--shots-k", help="How many of them; left out: all.", panel=_SHOTS, min=1)] = None
+    shots_by: Annotated[
+        str | None,
+        _option("--shots-by", help="order, random (with --seed) or nearest (by image); left out: order.", panel=_SHOTS),
     ] = None
 
 

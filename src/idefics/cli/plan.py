@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,8 @@ from typer import Argument, Option
 
 from idefics.cli.images import attach
 from idefics.cli.options import ImageOptions
-from idefics.errors import ImageError, OptionError
-from idefics.plan import ASSUMED_TEXT_TOKENS, PRECISIONS, Plan, Precision, Subject, make_plan, subject
+from idefics.errors import ImageError, OptionError, OutOfMemory
+from idefics.plan import ASSUMED_TEXT_TOKENS, PRECISIONS, Plan, Precision, Share, Subject, make_plan, make_shares, subject
 from idefics.weights.byte_sizes import byte_size
 from idefics.weights.files import EMBEDDED_NAME
 
@@ -40,6 +41,9 @@ def plan(
     memory: Annotated[
         str | None, Option("--memory", help="What there is, e.g. 24GiB; left out: what is free here.", show_default=False)
     ] = None,
+    gpus: Annotated[
+        str | None, Option("--gpus", help="Cut the model over GPUs: 4x80 is four of 80 GiB.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell image tokens, prompt tokens and memory per dtype, and whether it fits; works offline and loads nothing.
@@ -49,13 +53,18 @@ def plan(
     if text is not None and text_tokens is not None:
         raise OptionError("--text and --text-tokens contradict each other; give one")
     precisions = _precisions(dtype)
+    if memory is not None and gpus is not None:
+        raise OptionError("--memory and --gpus contradict each other; give one")
+    sizes = None if gpus is None else _gpus(gpus)
     available = None if memory is None else (byte_size(memory, name="--memory"), "given")
+    if sizes is not None:
+        available = (sum(sizes), f"on {len(sizes)} GPUs")
     planned_for = subject(EMBEDDED_NAME if model is None else model)
     counted, how = _text(planned_for, text, text_tokens, images=len(image or ()))
     made = make_plan(
         planned_for.config,
         [_size(one) for one in image or ()],
-        settings=planned_for.settings,
+        seen_by=planned_for.images,
         split=images.split,
         max_image_size=images.max_image_size,
         text_tokens=counted,
@@ -65,10 +74,44 @@ def plan(
     )
     if available is None:
         available = _detected()
+    cuts = {} if sizes is None else {row.name: _shares(planned_for, sizes, row) for row in precisions}
     if as_json:
-        print(json.dumps(_record(planned_for, made, available)))
+        print(json.dumps(_record(planned_for, made, available) | ({"gpus": _gpu_record(cuts)} if cuts else {})))
     else:
-        _show(planned_for, made, available, how)
+        _show(planned_for, made, available, how, cuts)
+        _show_cuts(cuts)
+
+
+def _gpus(given: str) -> list[int]:
+    found = re.fullmatch(r"(\d+)[xX\u00d7](\d+(?:\.\d+)?)(?:GiB|GB|G)?", given)
+    if not found or int(found[1]) < 1 or float(found[2]) <= 0:
+        raise OptionError(f"--gpus {given!r} is not a number of GPUs and the GiB of each, such as 4x80")
+    return [int(float(found[2]) * GIB)] * int(found[1])
+
+
+def _shares(planned_for: Subject, sizes: list[int], precision: Precision) -> tuple[Share, ...] | str:
+    """The cut, or why there is none."""
+    try:
+        return make_shares(planned_for.config, sizes, precision)
+    except OutOfMemory as error:
+        return str(error)
+
+
+def _gpu_record(cuts: Mapping[str, tuple[Share, ...] | str]) -> dict[str, Any]:
+    return {name: cut if isinstance(cut, str) else [vars(share) for share in cut] for name, cut in cuts.items()}
+
+
+def _show_cuts(cuts: Mapping[str, tuple[Share, ...] | str]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for name, cut in cuts.items():
+        lines = [f"{name}: {cut}"] if isinstance(cut, str) else [f"{name}, as --device-map auto cuts it:"]
+        for index, share in enumerate(() if isinstance(cut, str) else cut):
+            held = f"{share.weights / GIB:.1f} GiB of weights, {share.free / GIB:.1f} GiB free"
+            lines.append(f"  cuda:{index}  {share.first} to {share.last}: {held}")
+        for line in lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _precisions(dtype: str | None) -> tuple[Precision, ...]:
@@ -116,7 +159,13 @@ def _detected() -> tuple[int, str] | None:
     return None if ram is None else (ram, "free RAM")
 
 
-def _show(planned_for: Subject, made: Plan, available: tuple[int, str] | None, how: str) -> None:
+def _show(
+    planned_for: Subject,
+    made: Plan,
+    available: tuple[int, str] | None,
+    how: str,
+    cuts: Mapping[str, tuple[Share, ...] | str],
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -146,6 +195,8 @@ def _show(planned_for: Subject, made: Plan, available: tuple[int, str] | None, h
         column.justify = "right"
     for row in made.memory:
         fits = "?" if available is None else "yes" if row.total <= available[0] else "no"
+        if isinstance(cuts.get(row.precision.name), str):
+            fits = "no"
         values = (row.weights, row.kv_cache, row.vision, row.prompt, row.total)
         table.add_row(row.precision.name, *(f"{value / GIB:.2f}" for value in values), fits)
     console.print(table)

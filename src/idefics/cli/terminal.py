@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
 
-__all__ = ["one_line", "say", "write"]
+import typer
+
+from idefics.errors import InputError
+
+__all__ = ["one_line", "one_voice", "say", "write"]
 
 # Control characters but tab and newline. A model that reads text off an image must not drive the terminal with it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -24,3 +34,24 @@ def say(text: str) -> None:
 def one_line(error: BaseException) -> str:
     """An error's message on one line."""
     return " ".join(str(error).split())
+
+
+def one_voice(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose `tensor_parallel` processes are heard once: all but the first say nothing.
+
+    What is wrong with a request is wrong in every process, and the first tells it. Other errors (a full GPU, an unreadable
+    disk) may strike one process alone, so they are told by whichever meets them.
+    """
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        if values["tensor_parallel"] is None or os.environ.get("RANK", "0") == "0":
+            command(**values)
+            return
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            try:
+                command(**values)
+            except InputError:
+                raise typer.Exit(1) from None
+
+    return run

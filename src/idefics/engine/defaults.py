@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from idefics.config import Idefics2Config, read_json
+from idefics.config import Config, read_json
 from idefics.engine.sampling_params import unknown_defaults
 from idefics.errors import ConfigError
 
 __all__ = ["generation_defaults"]
 
 
-def generation_defaults(folder: Path, config: Idefics2Config) -> dict[str, Any]:
+def generation_defaults(folder: Path, config: Config) -> dict[str, Any]:
     """The content of `generation_config.json`, or, where there is none, the ends that the model's config names.
 
     Raises:

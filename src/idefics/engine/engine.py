@@ -6,6 +6,7 @@ This engine takes a batch and finishes it. Requests that join and leave at any s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
-from idefics.model.idefics2 import Idefics2
+from idefics.model.base import VisionLanguageModel
+from idefics.parallel.launch import agreed_seed
 
 __all__ = ["Engine"]
 
@@ -29,7 +31,7 @@ class Engine:
         model: in eval mode, on the device(s) where it shall run.
     """
 
-    def __init__(self, model: Idefics2) -> None:
+    def __init__(self, model: VisionLanguageModel) -> None:
         self.model = model
 
     @torch.inference_mode()
@@ -49,6 +51,9 @@ class Engine:
             NumericsError: NaN or infinite logits.
         """
         assert all(p.num_beams == 1 for p in params), "beams have no tokens before the end"
+        if any(p.do_sample and p.seed is None for p in params):
+            seed = agreed_seed(self.model)  # processes that compute one model must draw the same tokens
+            params = [replace(p, seed=seed) if p.seed is None else p for p in params]
         answers = [
             Answer(row, candidate, p, stream=row * 1_000 + candidate)
             for row, p in enumerate(params)

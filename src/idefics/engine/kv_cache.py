@@ -21,12 +21,20 @@ class StaticKVCache:
         capacity: tokens per row at most, padding included.
         dtype: of keys and values.
         devices: one per layer.
+        heads: key-value heads that are computed here; None for all of the config's.
     """
 
     def __init__(
-        self, config: TextConfig, *, rows: int, capacity: int, dtype: torch.dtype, devices: Sequence[torch.device]
+        self,
+        config: TextConfig,
+        *,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype,
+        devices: Sequence[torch.device],
+        heads: int | None = None,
     ) -> None:
-        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+        shape = (rows, config.num_key_value_heads if heads is None else heads, capacity, config.head_dim)
         self._keys = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
         self._values = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
         self._length = 0

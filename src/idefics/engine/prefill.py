@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from idefics.config import Idefics2Config
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
-from idefics.model.idefics2 import Idefics2
-from idefics.parallel.device_map import layer_devices
+from idefics.model.base import VisionLanguageModel
+from idefics.parallel.device_map import held_heads, layer_devices
 from idefics.weights.memory import explain_out_of_memory
 
-__all__ = ["Prefill", "check_alignment", "left_aligned", "positions"]
+__all__ = ["Prefill", "left_aligned", "positions"]
 
 
 class Prefill:
@@ -34,10 +34,11 @@ class Prefill:
         logits_RV: float32 logits of the next token of each row.
     """
 
-    def __init__(self, model: Idefics2, inputs: ModelInputs, *, rows: Sequence[int], rooms: Sequence[int]) -> None:
-        check_alignment(inputs, config=model.config)
-        device = model.text_model.embed_tokens.weight.device
-        ids_BT, mask_BT = (t.to(device) for t in left_aligned(inputs.input_ids_BT, inputs.attention_mask_BT))
+    def __init__(self, model: VisionLanguageModel, inputs: ModelInputs, *, rows: Sequence[int], rooms: Sequence[int]) -> None:
+        model.check(inputs)
+        device = model.device
+        inputs = left_aligned(inputs).to(device)
+        ids_BT, mask_BT = inputs.input_ids_BT, inputs.attention_mask_BT
         self.prompt_ids: list[list[int]] = [ids[mask].tolist() for ids, mask in zip(ids_BT, mask_BT, strict=True)]
         limit = model.config.text_config.max_position_embeddings
         for ids, room in zip(self.prompt_ids, rooms, strict=True):
@@ -65,17 +66,19 @@ class Prefill:
                 capacity=ids_BT.shape[1] + new_tokens,
                 dtype=model.dtype,
                 devices=layer_devices(model),
+                heads=held_heads(model),
             )
-            latents_NLD = model.encode_images([i.to(device) for i in inputs.images_CHW]) if inputs.images_CHW else None
+            seen = model.see(inputs)
             hidden_BTD = model(
                 ids_BT,
                 positions_BT=positions(mask_BT),
-                latents_NLD=latents_NLD,
+                seen=seen,
                 key_mask_BS=mask_BT if padded else None,
                 cache=self._cache,
             )
         self._prompt_length = ids_BT.shape[1]
         picked = torch.tensor(list(rows), device=device)
+        self._seen = model.after(seen, picked)
         if picked.tolist() != list(range(len(ids_BT))):
             self._cache.select(picked)
         self._lengths_R = torch.tensor([len(ids) for ids in self.prompt_ids], device=device)[picked]
@@ -95,6 +98,7 @@ class Prefill:
         hidden_RTD = self._model(
             tokens_RT,
             positions_BT=self._lengths_R[:, None] + torch.arange(tokens, device=self._lengths_R.device),
+            seen=self._seen,
             key_mask_BS=None if self._key_mask_RS is None else self._key_mask_RS[:, :end],
             cache=self._cache,
         )
@@ -111,53 +115,31 @@ class Prefill:
         self._cache.select(rows_R)
 
 
-def left_aligned(ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The same rows with all padding at the left, and the mask as bool.
+def left_aligned(inputs: ModelInputs) -> ModelInputs:
+    """The same rows with all padding at the left, of id 0, and the mask as bool.
 
     Raises:
         InputError: a row is empty, or padding stands between tokens.
     """
-    mask = mask_BT.bool()
-    lengths = mask.sum(1).tolist()
-    out_ids, out_mask = ids_BT.clone(), torch.zeros_like(mask)
-    for row, length in enumerate(lengths):
+    mask = inputs.attention_mask_BT.bool()
+    ids, seen = torch.zeros_like(inputs.input_ids_BT), None
+    out_mask = torch.zeros_like(mask)
+    if inputs.seen_BT is not None:
+        seen = torch.full_like(inputs.seen_BT, -1)
+    for row, length in enumerate(mask.sum(1).tolist()):
         places = mask[row].nonzero().flatten()
         if length == 0:
             raise InputError(f"prompt {row + 1} is empty")
         if int(places[-1] - places[0]) + 1 != length:
             raise InputError(f"attention_mask of prompt {row + 1} has padding between tokens")
-        start = ids_BT.shape[1] - length
-        out_ids[row, start:] = ids_BT[row, mask[row]]
-        out_ids[row, :start] = 0
+        start = mask.shape[1] - length
+        ids[row, start:] = inputs.input_ids_BT[row, mask[row]]
         out_mask[row, start:] = True
-    return out_ids, out_mask
+        if seen is not None and inputs.seen_BT is not None:
+            seen[row, start:] = inputs.seen_BT[row, mask[row]]
+    return replace(inputs, input_ids_BT=ids, attention_mask_BT=out_mask, seen_BT=seen)
 
 
 def positions(mask_BT: Tensor) -> Tensor:
     """Position of each token, padding not counted (int64; 0 for padding)."""
     return (mask_BT.long().cumsum(1) - 1).clamp(min=0)
-
-
-def check_alignment(inputs: ModelInputs, *, config: Idefics2Config) -> None:
-    """Refuses prompts whose image tokens do not match their images, row by row.
-
-    Raises:
-        InputError: the row and both numbers are named.
-    """
-    latents = config.perceiver_config.resampler_n_latents
-    real = inputs.attention_mask_BT.bool()
-    places = ((inputs.input_ids_BT == config.image_token_id) & real).sum(1).tolist()
-    images = inputs.images_per_row or (0,) * len(places)
-    for row, (found, count) in enumerate(zip(places, images, strict=True)):
-        if found != count * latents:
-            raise InputError(
-                f"prompt {row + 1} holds {found} image token(s) but its {count} image(s) of {latents} latents need "
-                f"{count * latents}; text and images must come from one processor call with the same splitting"
-            )
-    ids, size = inputs.input_ids_BT[real], config.text_config.vocab_size
-    outside = ids[(ids < 0) | (ids >= size)].tolist()
-    if outside:
-        raise InputError(
-            f"token id {outside[0]} is outside the model's vocabulary of {size}; "
-            "the tokenizer does not belong to this checkpoint (a base model has no <end_of_utterance>)"
-        )

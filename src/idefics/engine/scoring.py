@@ -10,14 +10,14 @@ from idefics.engine.prefill import Prefill
 from idefics.engine.sampling import require_finite
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
-from idefics.model.idefics2 import Idefics2
+from idefics.model.base import VisionLanguageModel
 
 __all__ = ["score_continuations"]
 
 
 @torch.inference_mode()
 def score_continuations(
-    model: Idefics2, inputs: ModelInputs, continued: Sequence[Sequence[int]]
+    model: VisionLanguageModel, inputs: ModelInputs, continued: Sequence[Sequence[int]]
 ) -> list[tuple[list[float], bool]]:
     """Log-probability of each token of each continuation.
 
@@ -75,4 +75,5 @@ def _shortened(inputs: ModelInputs, ids: Sequence[int]) -> ModelInputs:
         attention_mask_BT=torch.ones_like(ids_1T),
         images_CHW=inputs.images_CHW,
         images_per_row=inputs.images_per_row,
+        seen_BT=None if inputs.seen_BT is None else inputs.seen_BT[inputs.attention_mask_BT.bool()][None, : len(ids)],
     )

@@ -6,12 +6,13 @@ is refused by name instead of being ignored.
 
 from __future__ import annotations
 
-from idefics.hf.auto import AutoModelForImageTextToText, AutoModelForVision2Seq, AutoProcessor
-from idefics.hf.configuration import Idefics2Config
-from idefics.hf.modeling import Idefics2ForConditionalGeneration
-from idefics.hf.processing import Idefics2ImageProcessor, Idefics2Processor
+from idefics.hf.auto import AutoConfig, AutoModelForImageTextToText, AutoModelForVision2Seq, AutoProcessor
+from idefics.hf.configuration import Idefics2Config, IdeficsConfig
+from idefics.hf.modeling import Idefics2ForConditionalGeneration, IdeficsForVisionText2Text
+from idefics.hf.processing import Idefics2ImageProcessor, Idefics2Processor, IdeficsImageProcessor, IdeficsProcessor
 
 __all__ = [
+    "AutoConfig",
     "AutoModelForImageTextToText",
     "AutoModelForVision2Seq",
     "AutoProcessor",
@@ -19,4 +20,8 @@ __all__ = [
     "Idefics2ForConditionalGeneration",
     "Idefics2ImageProcessor",
     "Idefics2Processor",
+    "IdeficsConfig",
+    "IdeficsForVisionText2Text",
+    "IdeficsImageProcessor",
+    "IdeficsProcessor",
 ]

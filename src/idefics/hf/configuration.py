@@ -1,55 +1,100 @@
-"""`Idefics2Config` as the reference spells it: built from keyword arguments, read from and saved to folders."""
+"""The configurations as the reference spells them: built from keyword arguments, read from and saved to folders."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from idefics import config as own
+from idefics.errors import ConfigError
 from idefics.hf.hub import folder_of, refuse
 from idefics.weights.load import load_config
 
-__all__ = ["Idefics2Config"]
+__all__ = ["Idefics2Config", "IdeficsConfig", "Spelled"]
 
 # The reference's defaults for a missing part, with the vocabulary that its default `image_token_id` needs.
 _TEXT = {"vocab_size": 32003, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "pad_token_id": 0}
 
 
-class Idefics2Config(own.Idefics2Config):
-    """The configuration of an Idefics2.
+class Spelled(own.Config):
+    """What is alike in them.
 
     Args:
         raw: keys of a `config.json`; parts may be dicts or configs.
 
     Raises:
         ConfigError: a key or value cannot be honoured.
-
-    >>> Idefics2Config(vision_config={"image_size": 980, "patch_size": 14}).vision_config.patches_per_side
-    70
     """
 
+    _plain: ClassVar[type[own.Config]]
+    _missing: ClassVar[Mapping[str, Any]] = {}
+
     def __init__(self, **raw: Any) -> None:
+        if all(dataclasses.is_dataclass(raw.get(part)) for part in ("vision_config", "perceiver_config", "text_config")):
+            self._become(self._plain(**raw))  # all fields, as `dataclasses.replace` gives them
+            return
         plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in raw.items()}  # type: ignore[arg-type]
-        parsed = own.Idefics2Config.from_dict({"text_config": _TEXT, **plain})
-        for field in dataclasses.fields(parsed):
-            object.__setattr__(self, field.name, getattr(parsed, field.name))
+        self._become(self._plain.from_dict({**self._missing, **plain}))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Idefics2Config:
-        """Reads the configuration of a folder or Hub id."""
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """Reads the content of a `config.json`."""
+        return cls(**raw)
+
+    def _become(self, config: own.Config) -> None:
+        for field in dataclasses.fields(config):
+            object.__setattr__(self, field.name, getattr(config, field.name))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Reads the configuration of a folder or Hub id.
+
+        Raises:
+            ConfigError: it is another family's, or cannot be honoured.
+        """
         folder = folder_of(pretrained_model_name_or_path, options, weights=False)
-        refuse("Idefics2Config.from_pretrained", options)
+        refuse(f"{cls.__name__}.from_pretrained", options)
         return cls.of(load_config(folder))
 
     @classmethod
-    def of(cls, config: own.Idefics2Config) -> Idefics2Config:
-        """The same configuration as this class."""
+    def of(cls, config: own.Config) -> Self:
+        """The same configuration as this class.
+
+        Raises:
+            ConfigError: it is another family's.
+        """
         if isinstance(config, cls):
             return config
-        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init})
+        if not isinstance(config, cls._plain):
+            raise ConfigError(f"{cls.__name__} cannot hold model_type = {config.model_type!r}; use the Auto classes")
+        self = cls.__new__(cls)
+        self._become(config)
+        return self
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes `config.json`."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         own.write_json(Path(save_directory) / "config.json", self.to_dict())
+
+
+class Idefics2Config(Spelled, own.Idefics2Config):
+    """The configuration of an Idefics2.
+
+    >>> Idefics2Config(vision_config={"image_size": 980, "patch_size": 14}).vision_config.patches_per_side
+    70
+    """
+
+    _plain = own.Idefics2Config
+    _missing: ClassVar[Mapping[str, Any]] = {"text_config": _TEXT}
+
+
+class IdeficsConfig(Spelled, own.Idefics1Config):
+    """The configuration of an IDEFICS, the first generation. `vocab_size` counts no added ids, as in the files.
+
+    >>> IdeficsConfig(vocab_size=100, additional_vocab_size=2).text_config.vocab_size
+    102
+    """
+
+    _plain = own.Idefics1Config

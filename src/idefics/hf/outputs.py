@@ -30,7 +30,8 @@ class CausalLMOutput(_Output):
     Attributes:
         loss: mean cross-entropy of the labels, if there were any.
         logits: (B, T, V), in the model's dtype.
-        image_hidden_states: (images, latents, hidden), if there were images.
+        image_hidden_states: what the decoder looks at, if there were images: (images, latents, hidden) of Idefics2,
+            (B, N, latents, features) of IDEFICS.
     """
 
     loss: Tensor | None

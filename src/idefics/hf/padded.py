@@ -1,4 +1,4 @@
-"""Between padded pixels, as the reference passes them around, and images in their own sizes, as the model wants them."""
+"""Between padded inputs, as the reference passes them around, and what the models want: images alone, and who sees which."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from idefics.errors import InputError
+from idefics.processor.image_mask import seen_by_mask
 
-__all__ = ["token_inputs", "unpad_images"]
+__all__ = ["seen_images", "token_inputs", "unpad_images"]
 
 
 def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -23,8 +24,7 @@ def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> t
     Raises:
         InputError: shapes differ, or a mask is not a rectangle from the top left corner.
     """
-    if pixel_values.ndim != 5:
-        raise InputError(f"pixel_values must be (batch, images, channels, height, width), not {tuple(pixel_values.shape)}")
+    _five_dimensions(pixel_values)
     if pixel_attention_mask is not None and pixel_attention_mask.shape != (*pixel_values.shape[:2], *pixel_values.shape[3:]):
         raise InputError(
             f"pixel_attention_mask is {tuple(pixel_attention_mask.shape)}, pixel_values {tuple(pixel_values.shape)}: "
@@ -51,6 +51,42 @@ def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> t
     return tuple(images), tuple(counts)
 
 
+def seen_images(pixel_values: Tensor, image_attention_mask: Tensor | None, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which image each token sees. What padding tokens see does not count, and an image that nobody sees is padding.
+
+    Args:
+        pixel_values: (B, N, C, H, W).
+        image_attention_mask: (B, T, N), 1 where a token sees an image.
+        attention_mask: (B, T), 0 for padding tokens.
+
+    Returns:
+        Of each token, which of its row's images that anybody sees it sees, or -1 (B, T); and which images those are,
+        bool (B, N).
+
+    Raises:
+        InputError: there is no mask, shapes differ, or a token sees several images.
+
+    >>> mask = torch.tensor([[[0, 0, 0], [0, 1, 0], [0, 0, 1]]])
+    >>> seen, used = seen_images(torch.zeros(1, 3, 3, 2, 2), mask, torch.ones(1, 3))
+    >>> seen.tolist(), used.tolist()
+    ([[-1, 0, 1]], [[False, True, True]])
+    """
+    _five_dimensions(pixel_values)
+    if image_attention_mask is None:
+        raise InputError("pixel_values need image_attention_mask, which says what each token sees; the processor makes both")
+    due = (*attention_mask.shape, pixel_values.shape[1])
+    if len(pixel_values) != len(attention_mask) or image_attention_mask.shape != due:
+        raise InputError(
+            f"image_attention_mask is {tuple(image_attention_mask.shape)}, attention_mask {tuple(attention_mask.shape)}, "
+            f"pixel_values {tuple(pixel_values.shape)}: they must agree in batch, tokens and images"
+        )
+    sees_BTN = image_attention_mask.bool() & attention_mask.bool()[..., None]
+    column_BT = seen_by_mask(sees_BTN)
+    used_BN = sees_BTN.any(1)
+    place_BN = used_BN.long().cumsum(1) - 1
+    return place_BN.gather(1, column_BT.clamp(min=0)).masked_fill(column_BT < 0, -1), used_BN
+
+
 def token_inputs(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The mask of the tokens: all real where none is given.
 
@@ -64,3 +100,8 @@ def token_inputs(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask.shape != input_ids.shape:
         raise InputError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}")
     return attention_mask
+
+
+def _five_dimensions(pixel_values: Tensor) -> None:
+    if pixel_values.ndim != 5:
+        raise InputError(f"pixel_values must be (batch, images, channels, height, width), not {tuple(pixel_values.shape)}")

@@ -1,10 +1,11 @@
-"""The Mistral decoder (arXiv 2310.06825): grouped-query attention, rotary positions, sliding window.
+"""The decoders, Mistral (arXiv 2310.06825) and LLaMA: grouped-query attention, rotary positions, sliding window.
 
 Letters: B rows, T new tokens, S all tokens, D hidden size, H query heads, G key-value heads, K head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,10 +17,10 @@ from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.layers.rope import rotary_angles, rotate
 
-__all__ = ["Decoder", "Geometry"]
+__all__ = ["Decoder", "DecoderAttention", "DecoderLayer", "Geometry", "geometry_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
     """What all layers of one pass share: angles of the new tokens' positions, and what they may see."""
 
@@ -27,6 +28,18 @@ class Geometry:
     sin: Tensor
     mask_BTS: Tensor | None
     causal: bool
+
+
+def geometry_of(
+    x_BTD: Tensor, config: TextConfig, *, positions_BT: Tensor, key_mask_BS: Tensor | None, cache: KVCache | None
+) -> Geometry:
+    """What all layers of a pass over these new tokens share; arguments as of `Decoder.forward`."""
+    tokens, past = x_BTD.shape[1], 0 if cache is None else cache.length
+    mask_BTS = causal_mask(
+        queries=tokens, past=past, window=config.sliding_window, key_mask_BS=key_mask_BS, device=x_BTD.device
+    )
+    cos, sin = rotary_angles(positions_BT, head_dim=config.head_dim, theta=config.rope_theta, dtype=x_BTD.dtype)
+    return Geometry(cos=cos, sin=sin, mask_BTS=mask_BTS, causal=mask_BTS is None and tokens > 1)
 
 
 class DecoderAttention(nn.Module):
@@ -73,7 +86,11 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings to hidden states; the head that turns these into logits belongs to the whole model."""
+    """Embeddings to hidden states; the head that turns these into logits belongs to the whole model.
+
+    Attributes:
+        key_value_heads: that each layer has here; fewer than the config's where layers are divided over processes.
+    """
 
     def __init__(self, config: TextConfig, backend: Backend) -> None:
         super().__init__()
@@ -81,6 +98,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, layer, backend) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.config = config
+        self.key_value_heads = config.num_key_value_heads
+
+    def in_order(self) -> Iterator[tuple[str, nn.Module]]:
+        """Parts that are computed one after the other, by name."""
+        yield "embed_tokens", self.embed_tokens
+        yield from ((f"layers.{index}", layer) for index, layer in enumerate(self.layers))
+        yield "norm", self.norm
 
     def forward(self, x_BTD: Tensor, *, positions_BT: Tensor, key_mask_BS: Tensor | None, cache: KVCache | None) -> Tensor:
         """Runs T new tokens through all layers.
@@ -94,15 +118,10 @@ class Decoder(nn.Module):
         Returns:
             Normed hidden states (B, T, D).
         """
-        tokens, past = x_BTD.shape[1], 0 if cache is None else cache.length
-        mask_BTS = causal_mask(
-            queries=tokens, past=past, window=self.config.sliding_window, key_mask_BS=key_mask_BS, device=x_BTD.device
-        )
-        cos, sin = rotary_angles(positions_BT, head_dim=self.config.head_dim, theta=self.config.rope_theta, dtype=x_BTD.dtype)
-        geometry = Geometry(cos=cos, sin=sin, mask_BTS=mask_BTS, causal=mask_BTS is None and tokens > 1)
+        geometry = geometry_of(x_BTD, self.config, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         for layer in self.layers:
             x_BTD = layer(x_BTD, geometry, cache)
         if cache is not None:
-            cache.advance(tokens)
+            cache.advance(x_BTD.shape[1])
         out: Tensor = self.norm(x_BTD)
         return out

@@ -12,26 +12,29 @@ from torch import Tensor, nn
 
 from idefics.config import Idefics2Config
 from idefics.errors import InputError
+from idefics.inputs import ModelInputs
+from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.connector import Connector
 from idefics.model.decoder import Decoder
 from idefics.model.layers.attention import Backend
 from idefics.model.merge import merge_latents
-from idefics.model.siglip import SiglipTower, patchify
+from idefics.model.siglip import SiglipTower
+from idefics.model.vision_encoder import patchify
 
-__all__ = ["PATCHES_AT_ONCE", "Idefics2"]
-
-PATCHES_AT_ONCE = 10_000
-"""Two images of 980 x 980; at the 8B's widths the tower and projection then need about 0.9 GB in 16 bits."""
+__all__ = ["Idefics2"]
 
 
-class Idefics2(nn.Module):
+class Idefics2(VisionLanguageModel):
     """The whole model. Submodules bear the published names, so parameter names read as in the files.
 
     Args:
         config: sizes.
         backend: attention implementation, see `model/layers/attention.py`.
     """
+
+    config: Idefics2Config
+    vision_model: SiglipTower
 
     def __init__(self, config: Idefics2Config, *, backend: Backend = "sdpa") -> None:
         super().__init__()
@@ -42,11 +45,6 @@ class Idefics2(nn.Module):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.text_model.embed_tokens.weight
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the activations that the model expects and makes."""
-        return self.text_model.embed_tokens.weight.dtype
 
     def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
         """Encodes images of any sizes, each alone, to latents (N, L, D).
@@ -62,6 +60,7 @@ class Idefics2(nn.Module):
         """
         if not images_CHW:
             raise InputError("there are no images to encode")
+        images_CHW = [image.to(self.vision_model.post_layernorm.weight.device) for image in images_CHW]
         patch = self.config.vision_config.patch_size
         for image in images_CHW:
             if min(image.shape[-2:]) < patch:
@@ -73,18 +72,52 @@ class Idefics2(nn.Module):
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded)
 
     def _encode(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        features_PD, lengths = self._features(images_CHW)
+        latents_NLD: Tensor = self.connector(features_PD, lengths)
+        return latents_NLD
+
+    def _features(self, images_CHW: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """The tower's packed features (P, F), and how many are each image's."""
         patch = self.config.vision_config.patch_size
         pieces, grids = zip(*(patchify(image.to(self.dtype), patch=patch) for image in images_CHW), strict=True)
-        features_PD = self.vision_model(torch.cat(pieces), grids)
-        latents_NLD: Tensor = self.connector(features_PD, [h * w for h, w in grids])
+        return self.vision_model(torch.cat(pieces), grids), [h * w for h, w in grids]
+
+    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """The mean of each image's features (N, F), one image at a time; sub-images count as images."""
+        device = self.vision_model.post_layernorm.weight.device
+        return torch.stack([self._features([image.to(device)])[0].mean(0) for image in images_CHW])
+
+    def check(self, inputs: ModelInputs) -> None:
+        """Refuses prompts whose image tokens do not match their images, row by row, and ids that do not exist.
+
+        Raises:
+            InputError: the row and both numbers are named.
+        """
+        latents = self.config.perceiver_config.resampler_n_latents
+        real = inputs.attention_mask_BT.bool()
+        places = ((inputs.input_ids_BT == self.config.image_token_id) & real).sum(1).tolist()
+        images = inputs.images_per_row or (0,) * len(places)
+        for row, (found, count) in enumerate(zip(places, images, strict=True)):
+            if found != count * latents:
+                raise InputError(
+                    f"prompt {row + 1} holds {found} image token(s) but its {count} image(s) of {latents} latents need "
+                    f"{count * latents}; text and images must come from one processor call with the same splitting"
+                )
+        super().check(inputs)
+
+    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Tensor:  # noqa: ARG002
+        """The latents themselves (N, L, D): they stand among the tokens."""
         return latents_NLD
+
+    def after(self, seen: Tensor | None, rows_R: Tensor) -> None:
+        """Nothing: once the latents are in the cache, tokens that follow see them there."""
 
     def forward(
         self,
         input_ids_BT: Tensor,
         *,
         positions_BT: Tensor,
-        latents_NLD: Tensor | None = None,
+        seen: Tensor | None = None,
         key_mask_BS: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -93,7 +126,7 @@ class Idefics2(nn.Module):
         Args:
             input_ids_BT: new tokens.
             positions_BT: their positions, padding not counted.
-            latents_NLD: `encode_images` of exactly the images whose tokens are among `input_ids_BT`, in order.
+            seen: `encode_images` of exactly the images whose tokens are among `input_ids_BT`, in order: (N, L, D).
             key_mask_BS: bool over cached and new tokens, False for padding; None when nothing is padding.
             cache: what came before.
 
@@ -101,15 +134,10 @@ class Idefics2(nn.Module):
             InputError: image tokens and latents differ in number.
         """
         x_BTD = self.text_model.embed_tokens(input_ids_BT)
-        if latents_NLD is not None:
-            x_BTD = merge_latents(x_BTD, input_ids_BT, latents_NLD, image_token_id=self.config.image_token_id)
+        if seen is not None:
+            x_BTD = merge_latents(x_BTD, input_ids_BT, seen, image_token_id=self.config.image_token_id)
         hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         return hidden_BTD
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D), in the model's dtype. Ask only for the positions you need."""
-        out: Tensor = self.lm_head(hidden)
-        return out
 
 
 def _groups(counts: Sequence[int], *, limit: int) -> Iterator[tuple[int, int]]:

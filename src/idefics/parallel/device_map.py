@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from idefics.config import Config
 from idefics.errors import OptionError, OutOfMemory
+from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Decoder, Geometry
+from idefics.model.gated_cross_attention import Routes
 from idefics.weights.byte_sizes import readable_bytes
-from idefics.weights.families import Config, Model, build_on_meta
+from idefics.weights.families import build_on_meta
 from idefics.weights.placement import Device, DeviceMap, Placement
 
-__all__ = ["layer_devices", "plan_devices", "spread"]
+__all__ = ["held_heads", "layer_devices", "plan_devices", "spread", "unit_bytes"]
 
 
 def plan_devices(
-    config_or_model: Config | Model, devices: Sequence[tuple[Device, int]], *, dtype: torch.dtype
+    config_or_model: Config | VisionLanguageModel, devices: Sequence[tuple[Device, int]], *, dtype: torch.dtype
 ) -> dict[str, torch.device]:
     """Cuts a model into consecutive pieces, one per device, so that the fullest device is as little full as can be.
 
@@ -40,7 +43,7 @@ def plan_devices(
     Raises:
         OutOfMemory: it does not fit; with all the numbers.
 
-    >>> from idefics.config import preset
+    >>> from idefics.presets import preset
     >>> gpus = [("cuda:0", 9 * 2**30), ("cuda:1", 9 * 2**30)]
     >>> plan = plan_devices(preset("idefics2-8b"), gpus, dtype=torch.bfloat16)
     >>> plan["vision_model"], plan["text_model.layers.31"]
@@ -49,7 +52,7 @@ def plan_devices(
     if not devices:
         raise OptionError("no devices were given to put the model on")
     model = config_or_model if isinstance(config_or_model, nn.Module) else build_on_meta(config_or_model)
-    sizes = _unit_bytes(model, dtype)
+    sizes = unit_bytes(model, dtype)
     places = [torch.device(device) for device, _ in devices]
     room = [max(0, free) for _, free in devices]
     if _cut(list(sizes.values()), room) is None:
@@ -76,7 +79,7 @@ def plan_devices(
     return plan
 
 
-def spread(model: Model, device_map: DeviceMap) -> list[RemovableHandle]:
+def spread(model: VisionLanguageModel, device_map: DeviceMap) -> list[RemovableHandle]:
     """Makes a model whose parts lie on several devices run: each part first moves what it is given to its own device.
 
     Inputs may be on any device; hidden states come out on the device of the last norm, logits on the head's.
@@ -113,8 +116,16 @@ def spread(model: Model, device_map: DeviceMap) -> list[RemovableHandle]:
 
 def layer_devices(model: nn.Module) -> list[torch.device]:
     """The device of each decoder layer, where its keys and values belong."""
-    decoder = next(module for module in model.modules() if isinstance(module, Decoder))
-    return [next(layer.parameters()).device for layer in decoder.layers]
+    return [next(layer.parameters()).device for layer in _decoder(model).layers]
+
+
+def held_heads(model: nn.Module) -> int:
+    """Key-value heads that a decoder layer computes in this process, for which a cache must have room."""
+    return _decoder(model).key_value_heads
+
+
+def _decoder(model: nn.Module) -> Decoder:
+    return next(module for module in model.modules() if isinstance(module, Decoder))
 
 
 def _units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -123,14 +134,12 @@ def _units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if not isinstance(part, Decoder):
             yield name, part
             continue
-        for child, module in part.named_children():
-            if isinstance(module, nn.ModuleList):
-                yield from ((f"{name}.{child}.{index}", layer) for index, layer in module.named_children())
-            else:
-                yield f"{name}.{child}", module
+        yield from ((f"{name}.{unit}", module) for unit, module in part.in_order())
 
 
-def _unit_bytes(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
+def unit_bytes(config_or_model: Config | VisionLanguageModel, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of everything that is placed as a whole, in the order of the computation; a tied head takes none."""
+    model = config_or_model if isinstance(config_or_model, nn.Module) else build_on_meta(config_or_model)
     counted: set[int] = set()
     sizes = {}
     for unit, module in _units(model):
@@ -165,11 +174,10 @@ def _cut(sizes: Sequence[int], room: Sequence[int]) -> list[int] | None:
 
 
 class _Mover:
-    """Forward pre-hooks that move arguments; a pass's shared `Geometry` is copied once per device, not once per layer."""
+    """Forward pre-hooks that move arguments; what a pass shares is copied once per device, not once per layer."""
 
     def __init__(self) -> None:
-        self._source: weakref.ref[Geometry] | None = None
-        self._copies: dict[torch.device, Geometry] = {}
+        self._copies: WeakKeyDictionary[Geometry | Routes, dict[torch.device, Geometry | Routes]] = WeakKeyDictionary()
 
     def before(self, module: nn.Module, device: torch.device) -> RemovableHandle:
         """Moves every argument of `module` to `device` from now on."""
@@ -182,16 +190,12 @@ class _Mover:
     def _moved(self, argument: Any, device: torch.device) -> Any:
         if isinstance(argument, Tensor):
             return argument.to(device)
-        return self._geometry(argument, device) if isinstance(argument, Geometry) else argument
-
-    def _geometry(self, geometry: Geometry, device: torch.device) -> Geometry:
-        if self._source is None or self._source() is not geometry:
-            copies: dict[torch.device, Geometry] = {}
-            # Once the pass is over, its masks are not kept alive here.
-            self._source = weakref.ref(geometry, lambda _: copies.clear())
-            self._copies = copies
-        if device not in self._copies:
-            moved = {name: getattr(geometry, name).to(device) for name in ("cos", "sin")}
-            mask = geometry.mask_BTS
-            self._copies[device] = replace(geometry, **moved, mask_BTS=None if mask is None else mask.to(device))
-        return self._copies[device]
+        if not isinstance(argument, Geometry | Routes):
+            return argument
+        # Weakly: once the pass is over, its masks are not kept alive here.
+        copies = self._copies.setdefault(argument, {})
+        if device not in copies:
+            values = {field.name: getattr(argument, field.name) for field in fields(argument)}
+            moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+            copies[device] = replace(argument, **moved)
+        return copies[device]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import torch
 
 from idefics.errors import OptionError
+from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.device_map import plan_devices, spread
-from idefics.weights.families import Model, build_on_meta, family_of
+from idefics.parallel.launch import init
+from idefics.weights.families import build_on_meta, family_of
 from idefics.weights.load import Progress, load_config, load_model, stored_dtype
 from idefics.weights.placement import Device
 from idefics.weights.shards import Shards
 
-__all__ = ["load_placed"]
+__all__ = ["load_placed", "load_tensor_parallel"]
 
 
 def load_placed(
@@ -27,7 +30,8 @@ def load_placed(
     device_map: str | Mapping[str, Any] | None,
     backend: Backend,
     progress: Progress | None,
-) -> Model:
+    tensor_parallel: int | None = None,
+) -> VisionLanguageModel:
     """Loads a model where it shall run.
 
     Args:
@@ -38,11 +42,21 @@ def load_placed(
             everything; a mapping says where each part goes, by our parameter prefixes or the published ones.
         backend: attention implementation.
         progress: told (bytes read, bytes in all).
+        tensor_parallel: processes, started by `torchrun`, over which every layer is divided; `device` is a kind then.
 
     Raises:
-        OptionError: `device` and `device_map` are both given, or a map does not fit the model.
+        OptionError: `device` and `device_map` are both given, a map does not fit the model, or the model or the processes
+            do not fit `tensor_parallel`.
         OutOfMemory: the devices are too small.
     """
+    # One process is no division, unless torchrun started more, which is a contradiction to be told.
+    if tensor_parallel is not None and (tensor_parallel, os.environ.get("WORLD_SIZE", "1")) != (1, "1"):
+        if device_map is not None:
+            raise OptionError(
+                f"device_map={device_map} puts layers one after the other and tensor_parallel={tensor_parallel} divides each; "
+                "give one"
+            )
+        return load_tensor_parallel(folder, tensor_parallel, dtype=dtype, device=device, backend=backend, progress=progress)
     if device is not None and device_map is not None:
         raise OptionError(f"device={device} and device_map={device_map} contradict each other; give one")
     if isinstance(device_map, str) and device_map != "auto":
@@ -64,6 +78,39 @@ def load_placed(
     model = load_model(folder, dtype=dtype, device=ours, backend=backend, progress=progress)
     spread(model, ours)
     return model
+
+
+def load_tensor_parallel(
+    folder: Path,
+    n: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: Device | None = None,
+    backend: Backend = "sdpa",
+    progress: Progress | None = None,
+) -> VisionLanguageModel:
+    """Loads this process's part of a model that `n` processes compute together (see `parallel/tensor_parallel.py`).
+
+    Of each mapped tensor only the rows or columns that stay here are read and copied. All processes must then make the
+    same calls with the same inputs.
+
+    Args:
+        folder: the checkpoint.
+        n: processes, started by `torchrun`.
+        dtype: of the weights; None takes the stored one.
+        device: `"cpu"` or `"cuda"`; None takes GPUs if there are any.
+        backend: attention implementation.
+        progress: told (bytes gone through, bytes in all).
+
+    Raises:
+        OptionError: this is not one of `n` processes, or the model's heads cannot be dealt out to so many.
+    """
+    mesh = init(n, device=device)
+    # Not at the top: DTensor takes as long to import as half of torch, and only divided models need it.
+    from idefics.parallel.tensor_parallel import Divided
+
+    own = torch.device("cpu") if mesh.device_type == "cpu" else torch.device("cuda", torch.cuda.current_device())
+    return load_model(folder, dtype=dtype, device=own, backend=backend, progress=progress, division=Divided(mesh))
 
 
 def _our_names(folder: Path, device_map: Mapping[str, Any]) -> dict[str, Any]:

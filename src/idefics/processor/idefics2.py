@@ -11,48 +11,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from idefics.config import read_json, write_json
-from idefics.errors import ConfigError, ImageCountError, InputError, OptionError, TemplateError
+from idefics.config import Idefics2Config
+from idefics.errors import ConfigError, InputError, OptionError
 from idefics.inputs import ModelInputs
+from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.batch import BatchFeature
 from idefics.processor.fetch import load_image
 from idefics.processor.image import ImageProcessor, Pixels
-from idefics.processor.messages import fill_images, normalise
 from idefics.processor.rows import arrange, unswap
+from idefics.processor.settings import processor_settings_of
 from idefics.processor.sizes import sub_images
-from idefics.processor.template import IDEFICS2_TEMPLATE, find_template, render
+from idefics.processor.template import find_template
 from idefics.processor.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from idefics.config import Config
+
 __all__ = ["END_OF_UTTERANCE", "FAKE_TOKEN", "IMAGE_TOKEN", "Idefics2Processor"]
 
-FAKE_TOKEN = "<fake_token_around_image>"
-IMAGE_TOKEN = "<image>"
-END_OF_UTTERANCE = "<end_of_utterance>"
 
-
-class Idefics2Processor:
+class Idefics2Processor(Processor):
     """Texts and images to the inputs of an Idefics2 model, and ids back to text.
 
     Args:
         image_processor: how images become pixels.
-        tokenizer: must know `<image>` and `<fake_token_around_image>`; nothing is added to it.
+        tokenizer: see `Processor`.
         image_seq_len: latents per (sub-)image, the model's `perceiver_config.resampler_n_latents`.
-        chat_template: jinja source; None takes Idefics2's own if the tokenizer has `<end_of_utterance>`, else none.
-
-    Attributes:
-        image_token: `<image>`; `image_token_id` is its id.
-        fake_image_token: `<fake_token_around_image>`; `fake_image_token_id` is its id.
-        end_of_utterance_id: None for base checkpoints, whose embeddings have no such row.
+        chat_template: see `Processor`.
 
     Raises:
         ConfigError: the tokenizer lacks a token.
+        OptionError: `image_seq_len` is no positive whole number.
     """
 
-    image_token = IMAGE_TOKEN
-    fake_image_token = FAKE_TOKEN
+    published_name = "Idefics2Processor"
+    image_processor: ImageProcessor
 
     def __init__(
         self,
@@ -63,15 +58,8 @@ class Idefics2Processor:
     ) -> None:
         if isinstance(image_seq_len, bool) or not isinstance(image_seq_len, int) or image_seq_len < 1:
             raise OptionError(f"image_seq_len = {image_seq_len!r} must be a positive whole number")
-        self.image_processor = image_processor
-        self.tokenizer = tokenizer
+        super().__init__(image_processor, tokenizer, chat_template)
         self.image_seq_len = image_seq_len
-        self.image_token_id = self._required_id(IMAGE_TOKEN)
-        self.fake_image_token_id = self._required_id(FAKE_TOKEN)
-        self.end_of_utterance_id = tokenizer.backend.token_to_id(END_OF_UTTERANCE)
-        if chat_template is None and self.end_of_utterance_id is not None:
-            chat_template = IDEFICS2_TEMPLATE
-        self.chat_template = chat_template
 
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:
@@ -83,14 +71,14 @@ class Idefics2Processor:
 
         Raises:
             CheckpointNotFound: a file is missing.
-            ConfigError: a file cannot be honoured.
+            ConfigError: a file cannot be honoured, or is another family's.
             OptionError: an override is unknown or unusable.
         """
         own = {name: overrides.pop(name, None) for name in ("image_seq_len", "chat_template", "padding_side")}
         images = ImageProcessor.from_folder(folder, **overrides)
-        path = folder / "processor_config.json"
-        config = read_json(path) if path.is_file() else {}
-        seq_len = own["image_seq_len"] if own["image_seq_len"] is not None else config.get("image_seq_len")
+        seq_len = own["image_seq_len"]
+        if seq_len is None:
+            seq_len = processor_settings_of(folder, family="Idefics2").get("image_seq_len")
         return cls(
             images,
             Tokenizer.from_folder(folder, padding_side=own["padding_side"]),
@@ -98,21 +86,54 @@ class Idefics2Processor:
             chat_template=own["chat_template"] if own["chat_template"] is not None else find_template(folder),
         )
 
+    @classmethod
+    def for_config(cls, config: Config, tokenizer: Tokenizer) -> Self:
+        """A processor with the settings that models of this size are published with.
+
+        Raises:
+            ConfigError: the config is of another family.
+        """
+        return cls(cls.images_for(config), tokenizer, image_seq_len=cls.tokens_of(config))
+
+    @classmethod
+    def images_for(cls, config: Config) -> ImageProcessor:
+        """The image settings that models of this size are published with.
+
+        At 980 pixels those of Idefics2-8B: edges of 378 to 980, split. Otherwise the longest edge is the side of the
+        position table, the shortest half of it, not split (`idefics2-nano`: 84 to 168).
+        """
+        vision = config.vision_config
+        longest = vision.image_size
+        published = longest == 980
+        shortest = 378 if published else max(longest // 2, vision.patch_size)
+        return ImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest}, do_image_splitting=published)
+
+    @classmethod
+    def tokens_of(cls, config: Config) -> int:
+        """Image tokens that one sub-image fills in prompts of such a model: its resampler's latents.
+
+        Raises:
+            ConfigError: the config is of another family.
+        """
+        if not isinstance(config, Idefics2Config):
+            raise ConfigError(f"a config of model_type {config.model_type!r} is none for {cls.published_name}")
+        return config.perceiver_config.resampler_n_latents
+
+    @property
+    def tokens_per_sub_image(self) -> int:
+        """Image tokens that one sub-image fills: `image_seq_len`."""
+        return self.image_seq_len
+
+    def with_small_images(self, config: Config) -> Self:
+        """The same processor for images of a few patches, for tests of models of any size."""
+        patch, side = config.vision_config.patch_size, config.vision_config.patches_per_side
+        # Half a patch too much: real images are no multiples of a patch either.
+        size = {"shortest_edge": min(3, side) * patch, "longest_edge": min(side * patch, 7 * patch + patch // 2)}
+        return self._with_images(self.image_processor.with_options(size=size))
+
     def save_pretrained(self, folder: Path | str) -> None:
         """Writes the files of 2024, which `from_folder` and every transformers since 4.40 read."""
-        folder = Path(folder)
-        self.tokenizer.config.setdefault("processor_class", "Idefics2Processor")
-        self.tokenizer.save(folder)
-        # Not nested as transformers 5 writes it: 4.40 refuses that, and 5 reads this.
-        write_json(folder / "preprocessor_config.json", self.image_processor.to_dict())
-        config = {"image_seq_len": self.image_seq_len, "processor_class": "Idefics2Processor"}
-        write_json(folder / "processor_config.json", config)
-        for stale in ("chat_template.jinja", "chat_template.json"):  # an older template would be read before ours
-            (folder / stale).unlink(missing_ok=True)
-        if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-            path = folder / "tokenizer_config.json"
-            write_json(path, {**read_json(path), "chat_template": self.chat_template})
+        self._save(Path(folder), {"image_seq_len": self.image_seq_len})
 
     def __call__(
         self,
@@ -180,8 +201,6 @@ class Idefics2Processor:
         prompts: Sequence[str],
         images: Sequence[Sequence[Any]],
         *,
-        size: Mapping[str, int] | None = None,
-        do_image_splitting: bool | None = None,
         padding_side: str = "left",
     ) -> ModelInputs:
         """The engine's inputs: every image in its own size, nothing padded but the ids.
@@ -189,8 +208,6 @@ class Idefics2Processor:
         Args:
             prompts: texts with one `<image>` per image.
             images: a list per prompt.
-            size: as in `__call__`.
-            do_image_splitting: as in `__call__`.
             padding_side: of the ids.
 
         Raises:
@@ -201,10 +218,9 @@ class Idefics2Processor:
         texts, rows = arrange(prompts, images, placeholder=IMAGE_TOKEN)
         if texts is None or rows is None:
             raise InputError("prompts must be a list of texts, not None")
-        worker = self.image_processor.with_options(size=size, do_image_splitting=do_image_splitting)
-        ids = [self.tokenizer.encode(self._expanded(text, worker)) for text in texts]
+        ids = [self.tokenizer.encode(self.expand(text)) for text in texts]
         batch = self.tokenizer.pad(ids, padding_side=padding_side, return_tensors="pt")
-        pixels = [self._pixels(row, worker) for row in rows]
+        pixels = [self._pixels(row, self.image_processor) for row in rows]
         return ModelInputs(
             input_ids_BT=batch["input_ids"],
             attention_mask_BT=batch["attention_mask"],
@@ -212,89 +228,14 @@ class Idefics2Processor:
             images_per_row=tuple(len(row) for row in pixels),
         )
 
-    def expand(
-        self, prompt: str, *, images_n: int | None = None, do_image_splitting: bool | None = None, where: str = "the prompt"
-    ) -> str:
-        """The prompt with every `<image>` spelled out in the tokens the model reads.
+    def expand(self, prompt: str) -> str:
+        """The prompt with every `<image>` spelled out in the tokens the model reads."""
+        return self._expanded(prompt, self.image_processor)
 
-        Args:
-            prompt: any text.
-            images_n: images that come with it; None leaves that unchecked.
-            do_image_splitting: None is the image processor's.
-            where: how an error names the prompt.
-
-        Raises:
-            ImageCountError: `images_n` differs from the placeholders.
-        """
-        placeholders = prompt.count(IMAGE_TOKEN)
-        if images_n is not None and images_n != placeholders:
-            raise ImageCountError(placeholders=placeholders, images=images_n, where=where)
-        return self._expanded(prompt, self.image_processor.with_options(do_image_splitting=do_image_splitting))
-
-    def apply_chat_template(
-        self,
-        messages: Any,
-        *,
-        add_generation_prompt: bool = False,
-        tokenize: bool = False,
-        return_dict: bool = False,
-        return_tensors: str | None = None,
-        chat_template: str | None = None,
-        images: Any = None,
-        **options: Any,
-    ) -> Any:
-        """The prompt of a chat, or of each of a list of chats; with `tokenize` its ids or whole inputs.
-
-        Args:
-            messages: a list of messages or a list of such lists; image parts may carry their image.
-            add_generation_prompt: end with `Assistant:`.
-            tokenize: return ids instead of text.
-            return_dict: with `tokenize`, return everything that `__call__` returns.
-            return_tensors: with `tokenize`.
-            chat_template: instead of the checkpoint's.
-            images: with `tokenize`, for image parts that carry none, in reading order (all chats' in one list).
-            options: further options of `__call__`, with `tokenize`.
-
-        Raises:
-            TemplateError: the messages or the template are unusable, or there is no template.
-        """
-        several = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
-        chats = [normalise(chat) for chat in (messages if several else [messages])]
-        template = chat_template if chat_template is not None else self.chat_template
-        if template is None:
-            raise TemplateError(
-                "this checkpoint has no chat template (a base model?); write the prompt yourself or pass chat_template"
-            )
-        named = {name: self.tokenizer.special_tokens.get(name, "") for name in ("bos_token", "eos_token")}
-        prompts = [render(template, chat, add_generation_prompt=add_generation_prompt, **named) for chat, _ in chats]
-        if not tokenize:
-            unused = sorted(options) + [
-                name for name, value in (("images", images), ("return_tensors", return_tensors)) if value is not None
-            ]
-            if return_dict or unused:
-                raise OptionError(f"{', '.join(unused) or 'return_dict'}: has no effect without tokenize=True")
-            return prompts if several else prompts[0]
-        given = list(images) if isinstance(images, list | tuple) else [] if images is None else [images]
-        filled = iter(fill_images([image for _, carried in chats for image in carried], given))
-        rows = [[next(filled) for _ in carried] for _, carried in chats]
+    def _chat_batch(self, prompts: list[str], rows: list[list[Any]], **options: Any) -> BatchFeature:
         bos = self.tokenizer.bos_token
         options.setdefault("add_special_tokens", not (bos and prompts[0].startswith(bos)))
-        batch = self(prompts, rows, return_tensors=return_tensors, **options)
-        if return_dict:
-            return batch
-        return batch["input_ids"] if several or return_tensors is not None else batch["input_ids"][0]
-
-    def decode(
-        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
-    ) -> str:
-        """The text of ids; see `Tokenizer.decode`."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces)
-
-    def batch_decode(
-        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
-    ) -> list[str]:
-        """The text of each row of ids."""
-        return self.tokenizer.batch_decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
+        return self(prompts, rows, **options)
 
     def _expanded(self, prompt: str, worker: ImageProcessor) -> str:
         block = f"{FAKE_TOKEN}{IMAGE_TOKEN * self.image_seq_len}{FAKE_TOKEN}"
@@ -316,9 +257,3 @@ class Idefics2Processor:
     def _pixels(self, row: Sequence[Any], worker: ImageProcessor) -> list[Pixels]:
         loaded: list[Image.Image] = [load_image(image) for image in row]
         return worker.pixels(loaded)
-
-    def _required_id(self, token: str) -> int:
-        found = self.tokenizer.backend.token_to_id(token)
-        if found is None:
-            raise ConfigError(f"the tokenizer has no {token!r}; it is not that of an Idefics2 checkpoint")
-        return int(found)

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from idefics.config import read_json
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
 from idefics.processor.fetch import open_image
 from idefics.processor.modes import to_rgb
-from idefics.processor.sizes import check_size, resized_size, sub_image_boxes
+from idefics.processor.settings import check_options, image_settings_of
+from idefics.processor.sizes import check_size, processed_sizes, resized_size, sub_image_boxes, with_longest_edge
 
 __all__ = ["ImageProcessor", "Pixels", "pad_images"]
 
@@ -128,19 +128,11 @@ class ImageProcessor:
 
         Raises:
             CheckpointNotFound: neither `preprocessor_config.json` nor a `processor_config.json` with an image processor.
-            ConfigError: a file cannot be honoured.
+            ConfigError: a file cannot be honoured, or is another family's.
             OptionError: an override is unknown or unusable.
         """
-        own = {field.name for field in fields(cls)}
-        unknown = sorted(set(overrides) - own)
-        if unknown:
-            raise OptionError(f"unknown image option(s): {', '.join(unknown)}; there are {', '.join(sorted(own))}")
-        path = folder / "processor_config.json"
-        section = read_json(path).get("image_processor") if path.is_file() else None  # transformers 5 nests it
-        if section is None:
-            section = read_json(folder / "preprocessor_config.json")  # in 2024 it had a file of its own
-        if not isinstance(section, Mapping):
-            raise ConfigError(f"{path}: image_processor must be an object, not {section!r}")
+        check_options(overrides, (field.name for field in fields(cls)), what="image")
+        section = image_settings_of(folder, family="Idefics2")
         given = {name: value for name, value in overrides.items() if value is not None}
         return dataclasses.replace(cls.from_dict(section), **given)
 
@@ -150,7 +142,7 @@ class ImageProcessor:
         values.update(size=dict(self.size), image_mean=list(self.image_mean), image_std=list(self.image_std))
         return {**values, "image_processor_type": "Idefics2ImageProcessor", "processor_class": "Idefics2Processor"}
 
-    def with_options(self, *, size: Mapping[str, int] | None = None, do_image_splitting: bool | None = None) -> ImageProcessor:
+    def with_options(self, *, size: Mapping[str, int] | None = None, do_image_splitting: bool | None = None) -> Self:
         """This processor with a call's own `size` and `do_image_splitting`; None keeps its own."""
         changes: dict[str, Any] = {}
         if size is not None:
@@ -158,6 +150,22 @@ class ImageProcessor:
         if do_image_splitting is not None:
             changes["do_image_splitting"] = do_image_splitting
         return dataclasses.replace(self, **changes) if changes else self
+
+    def adjusted(self, *, max_image_size: int | None = None, split: bool | None = None) -> Self:
+        """This processor with another longest edge in pixels, or with or without splitting; None keeps its own.
+
+        Raises:
+            OptionError: an unusable value.
+        """
+        size = None if max_image_size is None else with_longest_edge(self.size, max_image_size)
+        return self.with_options(size=size, do_image_splitting=split)
+
+    def processed_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        """(width, height) of every sub-image that an image of these sides becomes, as the model sees it."""
+        if not self.do_resize:
+            boxes = sub_image_boxes(width, height, do_image_splitting=self.do_image_splitting)
+            return [(right - left, bottom - top) for left, top, right, bottom in boxes]
+        return processed_sizes(width, height, size=self.size, do_image_splitting=self.do_image_splitting)
 
     def pixels(self, images: Sequence[Image.Image]) -> list[Pixels]:
         """Every image's pixels as the model takes them, each in its own size.

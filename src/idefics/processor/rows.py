@@ -12,7 +12,7 @@ from typing import Any
 from idefics.errors import ImageCountError, InputError
 from idefics.processor.fetch import is_image, is_image_reference
 
-__all__ = ["arrange", "unswap"]
+__all__ = ["arrange", "image_rows", "unswap"]
 
 
 def unswap(text: Any, images: Any) -> tuple[Any, Any]:
@@ -38,7 +38,7 @@ def arrange(text: Any, images: Any, *, placeholder: str) -> tuple[list[str] | No
     if text is None:
         if images is None:
             raise InputError("give a text, images, or both")
-        return None, _image_rows(images)
+        return None, image_rows(images)
     if isinstance(text, list | tuple) and (_any(text, is_image) or any(isinstance(row, list | tuple) for row in text)):
         if images is not None:
             raise InputError("images are given both between the texts and apart; give them in one way")
@@ -60,7 +60,7 @@ def _distribute(images: Any, counts: Sequence[int]) -> list[list[Any]]:
     if images is None:
         return [[] for _ in counts]
     if isinstance(images, list | tuple) and any(isinstance(row, list | tuple) for row in images):
-        rows = _image_rows(images)
+        rows = image_rows(images)
         if len(rows) != len(counts):
             raise InputError(f"{len(counts)} text(s) but {len(rows)} rows of images; give one row of images per text")
         return rows
@@ -73,7 +73,12 @@ def _distribute(images: Any, counts: Sequence[int]) -> list[list[Any]]:
     return [[next(rest) for _ in range(count)] for count in counts]
 
 
-def _image_rows(images: Any) -> list[list[Any]]:
+def image_rows(images: Any) -> list[list[Any]]:
+    """Images as a list per row: of one image or a flat list one row, of a list of lists one row each.
+
+    Raises:
+        InputError: images and lists are mixed.
+    """
     if not isinstance(images, list | tuple):
         return [[images]]
     if not any(isinstance(row, list | tuple) for row in images):

@@ -84,11 +84,14 @@ class Tokenizer:
             raise ConfigError(f"{path} is not a readable tokenizer: {error}") from None
         config = _optional(folder / "tokenizer_config.json")
         for name, value in _optional(folder / "special_tokens_map.json").items():
-            config.setdefault(name, value)
+            if config.get(name) is None:  # files of 2023 say null here and the token there
+                config[name] = value
         added = _optional(folder / "added_tokens.json")
+        listed = {_content(token) for token in config.get("additional_special_tokens") or ()}
         for token, token_id in added.items():
             if backend.token_to_id(token) is None:
-                backend.add_tokens([AddedToken(token, normalized=False)])
+                add = backend.add_special_tokens if token in listed else backend.add_tokens
+                add([AddedToken(token, normalized=False)])
             if backend.token_to_id(token) != token_id:
                 raise ConfigError(
                     f"{folder / 'added_tokens.json'} gives {token!r} the id {token_id}, tokenizer.json "
@@ -108,6 +111,8 @@ class Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config, "padding_side": self.padding_side}
         config.pop("chat_template", None)  # the processor writes it, once
         config["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
+        if config["tokenizer_class"] in _LLAMA:
+            config.setdefault("legacy", True)  # what 4.40 takes files without it for, and 5 does not
         write_json(folder / "tokenizer_config.json", config)
         names = (*_NAMED, "additional_special_tokens")
         write_json(folder / "special_tokens_map.json", {name: config[name] for name in names if config.get(name) is not None})

@@ -5,6 +5,8 @@ Letters: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from idefics.engine.engine import Engine
@@ -58,10 +60,14 @@ def greedy_repeatable(subject: Subject) -> Check:
     first, second = (engine.generate(subject.row(1), params)[0][0] for _ in range(2))
     ids_T = subject.runs[1].ids_T[: subject.runs[1].prompt]
     answer = torch.tensor(first.token_ids, device=subject.device)
-    whole = torch.cat((ids_T, answer[:-1]))
-    hidden_BTD = subject.model(
-        whole[None], positions_BT=torch.arange(len(whole), device=subject.device)[None], latents_NLD=subject.latents(1)
-    )
+    whole = torch.cat((ids_T, answer[:-1]))[None]
+    inputs = subject.row(1).to(subject.device)
+    seen = inputs.seen_BT
+    if seen is not None:
+        seen = torch.cat((seen, seen[:, -1:].expand(1, len(answer) - 1)), dim=1)
+    continued = replace(inputs, input_ids_BT=whole, attention_mask_BT=torch.ones_like(whole), seen_BT=seen)
+    positions_BT = torch.arange(whole.shape[1], device=subject.device)[None]
+    hidden_BTD = subject.model(whole, positions_BT=positions_BT, seen=subject.model.place(subject.alone[0], continued))
     expected_TV = subject.model.logits(hidden_BTD[0, len(ids_T) - 1 :]).float()
     off = disagreements(torch.nn.functional.one_hot(answer, expected_TV.shape[-1]), expected_TV, allowed=subject.allowed)
     logprobs_T = expected_TV.log_softmax(-1).gather(-1, answer.to(expected_TV.device)[:, None])[:, 0]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from idefics.weights.families import Config
+from idefics.config import Config
 
-__all__ = ["Check", "disagreements", "distance", "judge", "number", "tolerance"]
+__all__ = ["Check", "disagreements", "distance", "inapplicable", "judge", "number", "tolerance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,12 @@ def tolerance(config: Config, dtype: torch.dtype) -> float:
     stored is rounded: factor 2. In float32 the accumulation rounds too, over thousands of terms in an order that the
     shape of a batch decides: factor 64, which is still far below what any wrong mask or position does.
 
-    >>> from idefics.config import preset
+    >>> from idefics.presets import preset
     >>> f"{tolerance(preset('idefics2-8b'), torch.float32):.1e} {tolerance(preset('idefics2-8b'), torch.bfloat16):.2f}"
     '6.0e-05 0.12'
     """
-    layers = (
-        config.vision_config.num_hidden_layers + config.perceiver_config.resampler_depth + config.text_config.num_hidden_layers
-    )
     factor = 64 if dtype == torch.float32 else 2
-    return factor * torch.finfo(dtype).eps * math.sqrt(layers)
+    return factor * torch.finfo(dtype).eps * math.sqrt(config.depth)
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -98,6 +95,11 @@ def judge(name: str, measured: float, allowed: float, *, holds: str, broken: str
         allowed=f"<= {number(allowed)}",
         explanation=holds if passed else f"{broken} ({holds})",
     )
+
+
+def inapplicable(name: str, reason: str) -> Check:
+    """A check of something that this model does not have."""
+    return Check(name=name, passed=True, measured="none", allowed="-", explanation=reason)
 
 
 def number(value: float) -> str:

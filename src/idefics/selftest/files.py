@@ -7,8 +7,8 @@ from typing import Any
 
 from idefics.engine.sampling_params import sampling_params
 from idefics.errors import OptionError, TemplateError
-from idefics.processor.idefics2 import END_OF_UTTERANCE
-from idefics.selftest.checks import Check
+from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN
+from idefics.selftest.checks import Check, inapplicable
 from idefics.selftest.subject import Subject
 
 __all__ = ["chat_template_renders", "ids_in_range", "parts_agree", "segments_start_anew", "special_tokens_round_trip"]
@@ -35,11 +35,11 @@ def ids_in_range(subject: Subject) -> Check:
 def parts_agree(subject: Subject) -> Check:
     """Processor, config and generation_config mean the same tokens and numbers."""
     processor, config, faults = subject.processor, subject.config, []
-    latents = config.perceiver_config.resampler_n_latents
+    each = type(processor).tokens_of(config)
     if processor.image_token_id != config.image_token_id:
         faults.append(f"<image> is {processor.image_token_id} in the tokenizer, {config.image_token_id} in config.json")
-    if processor.image_seq_len != latents:
-        faults.append(f"image_seq_len = {processor.image_seq_len} in the processor, {latents} latents in config.json")
+    if processor.tokens_per_sub_image != each:
+        faults.append(f"{processor.tokens_per_sub_image} tokens per image in the processor, {each} by config.json")
     try:
         params = sampling_params(subject.defaults, {})
         banned = {word[0] for word in params.bad_words_ids if len(word) == 1}
@@ -68,9 +68,9 @@ def special_tokens_round_trip(subject: Subject) -> Check:
 
 def segments_start_anew(subject: Subject) -> Check:
     """Text after an image is tokenised like text at the beginning, with nothing in between: as in training."""
-    tokenizer, fake, faults = subject.processor.tokenizer, subject.processor.fake_image_token, []
+    tokenizer, faults = subject.processor.tokenizer, []
     for text in ("In this image", "7", " a"):
-        after = tokenizer.encode(fake + text, add_special_tokens=False)
+        after = tokenizer.encode(FAKE_TOKEN + text, add_special_tokens=False)
         alone = tokenizer.encode(text, add_special_tokens=False)
         if after != [subject.processor.fake_image_token_id, *alone]:
             faults.append(f"{text!r} is {alone} alone and {after[1:]} after an image")
@@ -81,7 +81,7 @@ def chat_template_renders(subject: Subject) -> Check:
     """Turns, images and texts in order, the beginning of an answer at the end, and the right number of image tokens."""
     processor, name = subject.processor, "chat template renders"
     if processor.chat_template is None:
-        return Check(name=name, passed=True, measured="none", allowed="-", explanation="a base model has no chat template")
+        return inapplicable(name, "a base model has no chat template")
     image = {"type": "image"}
     messages = [
         {"role": "user", "content": [image, {"type": "text", "text": "Uno?"}, image]},
@@ -104,11 +104,10 @@ def chat_template_renders(subject: Subject) -> Check:
         at = found + len(part)
     if not prompt.startswith(rendered) or not prompt[len(rendered) :].strip():
         faults.append("add_generation_prompt adds no beginning of an answer")
-    ids = processor.tokenizer.encode(processor.expand(prompt, images_n=prompt.count(processor.image_token)))
-    tokens, due = ids.count(processor.image_token_id), 3 * processor.image_seq_len
-    blocks = 5 if processor.image_processor.do_image_splitting else 1
-    if tokens != due * blocks:
-        faults.append(f"three images give {tokens} image tokens, not {due * blocks}")
+    tokens = processor.tokenizer.encode(processor.expand(prompt)).count(processor.image_token_id)
+    due = 3 * processor.tokens_per_sub_image * len(processor.image_processor.processed_sizes(200, 100))
+    if tokens != due:
+        faults.append(f"three images give {tokens} image tokens, not {due}")
     return _list(name, faults, holds="three turns with three images, and the beginning of an answer")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from idefics.api import Idefics
 from idefics.errors import OutOfMemory
-from idefics.selftest import answers, decoding, files, vision
+from idefics.selftest import answers, decoding, files, sight, vision
 from idefics.selftest.checks import Check
 from idefics.selftest.subject import Subject
 
@@ -34,6 +34,8 @@ CHECKS: Mapping[str, Callable[[Subject], Check]] = {
     "logits are finite": answers.logits_finite,
     "image tokens hold their own image's latents": vision.swapped_images,
     "images are isolated": vision.images_isolated,
+    "tokens see the last image before them": sight.last_image_only,
+    "tokens that see no image get exactly zero": sight.blind_tokens,
     "the answer depends on the image": answers.depends_on_image,
     "the answer depends on the order of images": answers.depends_on_order,
     "cache equals full forward": decoding.cache_equals_full,

@@ -67,7 +67,7 @@ class Subject:
     Attributes:
         model, processor, defaults, config: of it.
         allowed: see `tolerance`.
-        size: of images, for the processor's calls: a few patches, to be cheap on the largest model.
+        small: the processor, for images of a few patches where the model takes any, to be cheap on the largest one.
         pictures: three drawings; the first and the last are of one size.
     """
 
@@ -78,24 +78,33 @@ class Subject:
         self.defaults: Mapping[str, Any] = loaded.defaults
         self.config = loaded.model.config
         self.allowed = tolerance(self.config, self.model.dtype)
-        vision = self.config.vision_config
-        patch, side = vision.patch_size, vision.patches_per_side
-        longest = min(side * patch, 7 * patch + patch // 2)
-        self.size = {"shortest_edge": min(3, side) * patch, "longest_edge": longest}
-        scale = 2 if self.processor.image_processor.do_resize else 1
-        large = (scale * longest, max(scale * longest * 5 // 7, patch))
-        small = (max(longest * 4 // 7 + 1, patch), max(longest * 6 // 7, patch))
-        self.pictures: tuple[Image.Image, ...] = (draw(*large, seed=1), draw(*small, seed=2), draw(*large, seed=3))
+        self.small = self.processor.with_small_images(self.config)
+        longest = max(self.small.image_processor.processed_sizes(1000, 700)[-1])
+        patch = self.config.vision_config.patch_size
+        large = (2 * longest, max(2 * longest * 5 // 7, patch))
+        lesser = (max(longest * 4 // 7 + 1, patch), max(longest * 6 // 7, patch))
+        self.pictures: tuple[Image.Image, ...] = (draw(*large, seed=1), draw(*lesser, seed=2), draw(*large, seed=3))
 
     @property
     def device(self) -> torch.device:
         """Where ids go in."""
-        return self.model.text_model.embed_tokens.weight.device
+        return self.model.device
+
+    @property
+    def crossed(self) -> bool:
+        """Whether tokens look at images apart from the text, instead of having them among themselves."""
+        return self.batch.seen_BT is not None
+
+    @cached_property
+    def any_size(self) -> bool:
+        """Whether images keep their shape on the way to the model."""
+        images = self.small.image_processor
+        return images.processed_sizes(200, 100)[-1] != images.processed_sizes(100, 200)[-1]
 
     def inputs(self, texts: Sequence[str], rows: Sequence[Sequence[Image.Image]], *, split: bool = False) -> ModelInputs:
         """Inputs of prompts in which `{i}` stands for an image."""
         prompts = [text.replace("{i}", self.processor.image_token) for text in texts]
-        return self.processor.inputs(prompts, rows, size=self.size, do_image_splitting=split)
+        return (self.small.adjusted(split=split) if self.any_size else self.small).inputs(prompts, rows)
 
     @cached_property
     def batch(self) -> ModelInputs:
@@ -114,14 +123,17 @@ class Subject:
         found = self.inputs([3 * "{i}"], [self.pictures]).images_CHW
         return tuple(image.to(self.device) for image in found)
 
-    def ids(self, row: int) -> Tensor:
-        """A prompt's ids without padding, and the appended ones."""
-        ids, mask = self.batch.input_ids_BT[row], self.batch.attention_mask_BT[row].bool()
-        return torch.cat((ids[mask], torch.tensor(self.new_ids))).to(self.device)
+    def whole(self, row: int) -> ModelInputs:
+        """A prompt without padding, and the appended tokens."""
+        found = self.row(row)
+        new = torch.tensor([self.new_ids])
+        seen = None if found.seen_BT is None else torch.cat((found.seen_BT, found.seen_BT[:, -1:].expand_as(new)), 1)
+        ids = torch.cat((found.input_ids_BT, new), dim=1)
+        return replace(found, input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids), seen_BT=seen).to(self.device)
 
     def run(self, row: int, latents_NLD: Tensor | None) -> Run:
         """One prompt of the batch, alone, with these latents."""
-        ids_T = self.ids(row)
+        inputs = self.whole(row)
         seen: list[Tensor] = []
 
         def spy(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -129,16 +141,36 @@ class Subject:
 
         handle = self.model.text_model.register_forward_pre_hook(spy, with_kwargs=True)
         try:
-            positions_BT = torch.arange(len(ids_T), device=self.device)[None]
-            hidden_BTD = self.model(ids_T[None], positions_BT=positions_BT, latents_NLD=latents_NLD)
+            ids_1T = inputs.input_ids_BT
+            positions_BT = torch.arange(ids_1T.shape[1], device=self.device)[None]
+            images = None if latents_NLD is None else self.model.place(latents_NLD, inputs)
+            hidden_BTD = self.model(ids_1T, positions_BT=positions_BT, seen=images)
         finally:
             handle.remove()
-        prompt = len(ids_T) - len(self.new_ids)
-        return Run(ids_T=ids_T, prompt=prompt, embedded_TD=seen[0], hidden_TD=hidden_BTD[0])
+        prompt = ids_1T.shape[1] - len(self.new_ids)
+        return Run(ids_T=ids_1T[0], prompt=prompt, embedded_TD=seen[0], hidden_TD=hidden_BTD[0])
 
     def latents(self, row: int) -> Tensor | None:
         """The latents of a row's pictures, each encoded alone."""
         return torch.cat([self.alone[i] for i in PICTURES[row]]) if PICTURES[row] else None
+
+    def seen(self, row: int, start: int, end: int) -> Any:
+        """What tokens `start` to `end` of a prompt with pictures need of them; an image among them may be cut."""
+        latents_NLD, inputs = self.latents(row), self.whole(row)
+        assert latents_NLD is not None, "a prompt without pictures"
+        if inputs.seen_BT is not None:
+            return self.model.place(
+                latents_NLD,
+                replace(
+                    inputs,
+                    input_ids_BT=inputs.input_ids_BT[:, start:end],
+                    attention_mask_BT=inputs.attention_mask_BT[:, start:end],
+                    seen_BT=inputs.seen_BT[:, start:end],
+                ),
+            )
+        places_T = inputs.input_ids_BT[0] == self.config.image_token_id
+        before, here = int(places_T[:start].sum()), int(places_T[start:end].sum())
+        return latents_NLD.flatten(0, 1)[before : before + here, None] if here else None
 
     @cached_property
     def alone(self) -> tuple[Tensor, ...]:
@@ -178,7 +210,12 @@ class Subject:
         """One prompt with its images and no padding."""
         found = self.batch.row(row)
         keep = found.attention_mask_BT[0].bool()
-        return replace(found, input_ids_BT=found.input_ids_BT[:, keep], attention_mask_BT=found.attention_mask_BT[:, keep])
+        return replace(
+            found,
+            input_ids_BT=found.input_ids_BT[:, keep],
+            attention_mask_BT=found.attention_mask_BT[:, keep],
+            seen_BT=None if found.seen_BT is None else found.seen_BT[:, keep],
+        )
 
 
 class Positions:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idefics.selftest.checks import Check, distance, judge
+from idefics.selftest.checks import Check, distance, inapplicable, judge
 from idefics.selftest.subject import Subject
 
 __all__ = [
@@ -46,6 +46,9 @@ def table_cells(n: int, *, side: int) -> list[int]:
 
 def patch_positions(subject: Subject) -> Check:
     """Rows of the position table that the model looks up, for strips of every length and a few grids."""
+    name = "patch positions follow the published rule"
+    if not subject.any_size:
+        return inapplicable(name, "images of one size have one table of positions")
     vision = subject.config.vision_config
     side, seen = vision.patches_per_side, []
 
@@ -66,7 +69,7 @@ def patch_positions(subject: Subject) -> Check:
     expected = torch.tensor([row * side + column for h, w in grids for row in cells[h] for column in cells[w]])
     wrong = int((seen[0] != expected).sum()) if seen and seen[0].shape == expected.shape else patches
     return Check(
-        name="patch positions follow the published rule",
+        name=name,
         passed=wrong == 0,
         measured=f"{wrong} of {patches} patches wrong",
         allowed="0",
@@ -77,6 +80,8 @@ def patch_positions(subject: Subject) -> Check:
 
 def partial_patches_ignored(subject: Subject) -> Check:
     """Pixels that fill no whole patch change nothing."""
+    if not subject.any_size:
+        return inapplicable("partial patches are ignored", "images of one size fill whole patches")
     patch = subject.config.vision_config.patch_size
     image_CHW = subject.pixels[0]
     h, w = (edge // patch * patch for edge in image_CHW.shape[-2:])
@@ -96,7 +101,7 @@ def partial_patches_ignored(subject: Subject) -> Check:
 
 def pixel_padding_inert(subject: Subject) -> Check:
     """Images padded to one size, cropped by their mask, are the images; and a batch's latents are each image's alone."""
-    wrong = _changed_by_padding(subject) if subject.processor.image_processor.do_pad else 0
+    wrong = _changed_by_padding(subject) if subject.any_size else 0
     together = subject.model.encode_images(subject.pixels)
     measured = max(distance(together[i : i + 1], alone) for i, alone in enumerate(subject.alone))
     return judge(
@@ -113,7 +118,9 @@ def _changed_by_padding(subject: Subject) -> int:
     large, small, other = subject.pictures
     texts, rows = ["{i}", "No picture here.", "{i}{i}"], [[small], [], [large, other]]
     prompts = [text.replace("{i}", subject.processor.image_token) for text in texts]
-    padded = subject.processor(prompts, rows, padding=True, return_tensors="pt", size=subject.size, do_image_splitting=False)
+    padded = subject.small.adjusted(split=False)(text=prompts, images=rows, padding=True, return_tensors="pt")
+    if "pixel_attention_mask" not in padded:  # a checkpoint whose images are not padded
+        return 0
     unpadded = iter(subject.inputs(texts, rows).images_CHW)
     wrong = 0
     for row, pixels_NCHW, mask_NHW in zip(rows, padded["pixel_values"], padded["pixel_attention_mask"], strict=True):
@@ -136,8 +143,7 @@ def images_isolated(subject: Subject) -> Check:
     latents = max(distance(after[i], before[i]) for i in (0, 2))
     neighbour = distance(subject.model.encode_images([a, b, -c])[:2], before[:2])
     run = subject.runs[2]
-    length = subject.config.perceiver_config.resampler_n_latents
-    second = int((run.ids_T == subject.config.image_token_id).nonzero()[length])
+    second = int((run.ids_T == subject.config.image_token_id).nonzero()[subject.processor.tokens_per_sub_image])
     changed = subject.run(2, torch.cat((subject.alone[0], after[1:2])))
     hidden = distance(changed.hidden_TD[:second], run.hidden_TD[:second])
     where = "latents of other images" if max(latents, neighbour) > hidden else "hidden states before the image"
@@ -155,6 +161,15 @@ def swapped_images(subject: Subject) -> Check:
     a, b, _ = subject.pixels
     forth, back = subject.model.encode_images([a, b]), subject.model.encode_images([b, a])
     order = max(distance(back.flip(0), forth), distance(forth, torch.cat(subject.alone[:2])))
+    name = "image tokens hold their own image's latents"
+    if subject.crossed:
+        return judge(
+            name,
+            order,
+            subject.allowed,
+            holds="two images in both orders and alone (tokens look at images apart from the text)",
+            broken="latents change with the order of the images",
+        )
     run, latents_NLD = subject.runs[2], subject.latents(2)
     assert latents_NLD is not None
     places_T = run.ids_T == subject.config.image_token_id
@@ -162,7 +177,7 @@ def swapped_images(subject: Subject) -> Check:
     text = distance(run.embedded_TD[~places_T], subject.model.text_model.embed_tokens(run.ids_T[~places_T]))
     misplaced = max(merged, text) > 0
     return judge(
-        "image tokens hold their own image's latents",
+        name,
         float("inf") if misplaced else order,
         subject.allowed,
         holds="two images in both orders and alone, and the decoder's inputs at every image token",
@@ -172,15 +187,17 @@ def swapped_images(subject: Subject) -> Check:
 
 def split_parity(subject: Subject) -> Check:
     """With splitting, five times the tokens, and the latents of the four quarters and the whole in that order."""
+    name, holds = "splitting: tokens match sub-images", "five blocks of tokens; latents of the crops together and alone"
+    if not subject.any_size:
+        return inapplicable(name, "images of one size are never split")
     image = subject.pictures[0]
     inputs = subject.inputs(["{i}"], [[image]], split=True)
-    length = subject.config.perceiver_config.resampler_n_latents
+    length = type(subject.processor).tokens_of(subject.config)
     tokens = int((inputs.input_ids_BT == subject.config.image_token_id).sum())
     x, y = image.width // 2, image.height // 2
     boxes = ((0, 0, x, y), (x, 0, image.width, y), (0, y, x, image.height), (x, y, image.width, image.height))
     crops = [*(image.crop(box) for box in boxes), image]
     alone = subject.inputs([5 * "{i}"], [crops]).images_CHW
-    name, holds = "splitting: tokens match sub-images", "five blocks of tokens; latents of the crops together and alone"
     if tokens != 5 * length or len(inputs.images_CHW) != 5:
         return Check(
             name=name,

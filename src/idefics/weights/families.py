@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from idefics.config import Idefics2Config
+from idefics.config import Config, Idefics1Config, Idefics2Config
 from idefics.errors import ConfigError
+from idefics.model.base import VisionLanguageModel
+from idefics.model.idefics1 import Idefics1
 from idefics.model.idefics2 import Idefics2
 from idefics.model.layers.attention import Backend
-from idefics.weights import idefics2
+from idefics.weights import idefics1, idefics2
 from idefics.weights.rename import RenameTable
 
-__all__ = ["FAMILIES", "Config", "Family", "Model", "build_on_meta", "family_of", "read_config"]
-
-Config: TypeAlias = Idefics2Config
-Model: TypeAlias = Idefics2
+__all__ = ["FAMILIES", "Family", "build_on_meta", "family_of", "read_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +32,17 @@ class Family:
         config: read by `from_dict`, written by `to_dict`.
         model: built from a config.
         architectures: class names that `config.json` may give.
-        parts: what is counted apart, by the prefix of our parameter names.
+        parts: what is counted apart, by the prefix of our parameter names; the first that fits counts.
         table: published parameter names to ours.
+        overflows: dtypes too narrow for the numbers inside models of this family.
     """
 
     config: type[Config]
-    model: type[Model]
+    model: Callable[..., VisionLanguageModel]
     architectures: tuple[str, ...]
     parts: Mapping[str, str]
     table: RenameTable
+    overflows: tuple[torch.dtype, ...] = ()
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -51,6 +52,14 @@ FAMILIES: Mapping[str, Family] = {
         architectures=idefics2.ARCHITECTURES,
         parts=idefics2.PARTS,
         table=idefics2.TABLE,
+    ),
+    "idefics": Family(
+        config=Idefics1Config,
+        model=Idefics1,
+        architectures=idefics1.ARCHITECTURES,
+        parts=idefics1.PARTS,
+        table=idefics1.TABLE,
+        overflows=(torch.float16,),  # text-generation-inference#1214
     ),
 }
 
@@ -79,7 +88,7 @@ def read_config(raw: Mapping[str, Any]) -> Config:
     return family.config.from_dict(raw)
 
 
-def build_on_meta(config: Config, *, backend: Backend = "sdpa") -> Model:
+def build_on_meta(config: Config, *, backend: Backend = "sdpa") -> VisionLanguageModel:
     """A model with shapes and no storage."""
     with torch.device("meta"), _Uninitialized():
         return family_of(config).model(config, backend=backend)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics.errors import CheckpointNotFound, OptionError
+from idefics.presets import preset_names
 
 __all__ = ["EMBEDDED", "EMBEDDED_NAME", "WANTED", "resolve"]
 
@@ -74,6 +75,11 @@ def resolve(
         raise CheckpointNotFound(f"{model} is a file; give the folder it lies in")
     if isinstance(model, Path) or _is_path(model):
         raise CheckpointNotFound(f"there is no folder {model}; a Hub id has the form owner/name")
+    if model in preset_names():
+        published = "" if model.startswith("tiny-") else f"; the published weights are HuggingFaceM4/{model}"
+        raise CheckpointNotFound(
+            f"{model} names a configuration, not weights: `idefics init {model} FOLDER` writes random ones{published}"
+        )
     if not _ID.fullmatch(model) or ".." in model or "--" in model:
         raise CheckpointNotFound(f"{model!r} is neither a folder here nor a Hub id (owner/name)")
     return _download(

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from idefics.config import read_json
+from idefics.config import Config, read_json
 from idefics.errors import CheckpointError
+from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.weights.byte_sizes import readable_bytes
-from idefics.weights.families import Config, Model, build_on_meta, family_of, read_config
+from idefics.weights.families import build_on_meta, family_of, read_config
 from idefics.weights.footprint import main_dtype
 from idefics.weights.match import match
 from idefics.weights.memory import explain_out_of_memory, require_free_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
 from idefics.weights.shards import DTYPES, Shards, TensorEntry
 
-__all__ = ["Progress", "load_config", "load_model", "stored_dtype"]
+__all__ = ["Division", "Progress", "load_config", "load_model", "stored_dtype"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes read so far and in all."""
+
+
+class Division(Protocol):
+    """What one of several processes keeps of a model that they compute together."""
+
+    def arrange(self, model: VisionLanguageModel) -> None:
+        """Divides a model that has no storage yet; names and shapes stay those of the whole."""
+
+    def part(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:
+        """What stays here of a stored tensor: a view."""
+
+    def filled(self, parameter: nn.Parameter, part: Tensor) -> nn.Parameter:
+        """The parameter of which this process holds that part."""
+
+
+class Whole:
+    """Everything stays here."""
+
+    def arrange(self, model: VisionLanguageModel) -> None:
+        """Leaves the model as it is."""
+
+    def part(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:  # noqa: ARG002
+        """All of it."""
+        return stored
+
+    def filled(self, parameter: nn.Parameter, part: Tensor) -> nn.Parameter:  # noqa: ARG002
+        """A plain parameter."""
+        return nn.Parameter(part)
 
 
 def load_config(folder: str | Path) -> Config:
@@ -44,7 +74,8 @@ def load_model(
     device: Device | DeviceMap = "cpu",
     backend: Backend = "sdpa",
     progress: Progress | None = None,
-) -> Model:
+    division: Division | None = None,
+) -> VisionLanguageModel:
     """Loads a checkpoint, strictly, without ever holding its weights twice.
 
     On the CPU in the stored dtype the parameters are views of the mapped files: nothing is read before it is used, and
@@ -56,6 +87,10 @@ def load_model(
         device: one device for all, or a map from prefixes of our parameter names to devices (see `Placement`).
         backend: attention implementation.
         progress: told how far it is, after every tensor.
+        division: what this process keeps; None for everything.
+
+    Warns:
+        UserWarning: the family's numbers do not fit the dtype.
 
     Returns:
         The model in eval mode, its parameters trainable; `model.config.dtype` is the dtype it is in.
@@ -70,8 +105,11 @@ def load_model(
     config = load_config(folder)
     placement = Placement(device)
     shards = Shards(folder)
-    table = family_of(config).table
+    family = family_of(config)
+    table = family.table
     model = build_on_meta(config, backend=backend)
+    division = Whole() if division is None else division
+    division.arrange(model)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     aliases = {name: owners[0] for owners in _owners(model).values() for name in owners[1:]}
     targets = match(folder, shards.entries, table, shapes, optional=frozenset(aliases))
@@ -81,17 +119,29 @@ def load_model(
     entries = [shards.entries[name] for name in targets]
     chosen = dtype if dtype is not None else stored_dtype(entries)
     model.config = replace(config, dtype=str(chosen).removeprefix("torch."))
+    if chosen in family.overflows:
+        warnings.warn(
+            f"{folder}: models of this family overflow in {model.config.dtype}, and answers become NaN; use bfloat16",
+            UserWarning,
+            stacklevel=2,
+        )
     total = sum(entry.bytes for entry in entries)
     doing = f"loading {folder} as {model.config.dtype}"
     reduce = "use a 16-bit dtype, another device, or several devices (a device map)"
-    allocated = (_allocated(shards.entries[name], chosen, placement.of(ours)) for name, ours in targets.items())
-    require_free_bytes(sum(allocated), doing, reduce=reduce)
+    needed = 0
+    for name, ours in targets.items():
+        entry = shards.entries[name]
+        unread = torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
+        needed += _allocated(division.part(model.get_parameter(ours), unread), chosen, placement.of(ours))
+    require_free_bytes(needed, doing, reduce=reduce)
     with explain_out_of_memory(f"{doing} ({readable_bytes(total)} of files)", reduce=reduce):
         done = 0
         for published, stored in shards.read(targets):
             ours = targets[published]
             if ours not in aliases:
-                _replace(model, ours, nn.Parameter(stored.to(placement.of(ours)).to(chosen)))
+                parameter = model.get_parameter(ours)
+                part = division.part(parameter, stored).contiguous()
+                _replace(model, ours, division.filled(parameter, part.to(placement.of(ours)).to(chosen)))
             done += shards.entries[published].bytes
             if progress is not None:
                 progress(done, total)
@@ -129,8 +179,8 @@ def _check_ties(shards: Shards, ties: dict[str, str]) -> None:
             )
 
 
-def _allocated(entry: TensorEntry, dtype: torch.dtype, device: torch.device) -> int:
+def _allocated(part: Tensor, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes of the CPU's memory that a tensor needs of its own: none where it stays in the file or leaves for a GPU."""
-    if device.type != "cpu" or dtype == DTYPES[entry.dtype]:
+    if device.type != "cpu" or (dtype == part.dtype and part.is_contiguous()):
         return 0
-    return entry.bytes // DTYPES[entry.dtype].itemsize * dtype.itemsize
+    return part.numel() * dtype.itemsize

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from idefics.config import write_json
 from idefics.errors import CheckpointError
-from idefics.weights.families import Model, family_of
+from idefics.model.base import VisionLanguageModel
+from idefics.weights.families import family_of
 from idefics.weights.footprint import main_dtype
 from idefics.weights.shards import INDEX, SINGLE
 
@@ -24,7 +25,7 @@ __all__ = ["save_model", "shard_index", "shard_names", "split_shards"]
 _WEIGHTS = re.compile(rf"{re.escape(SINGLE)}|{re.escape(INDEX)}|model-\d{{5}}-of-\d{{5}}\.safetensors")
 
 
-def save_model(model: Model, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+def save_model(model: VisionLanguageModel, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
     """Saves weights and config under the published names, so that `load_model` and transformers load them.
 
     Everything is written and flushed to disk under temporary names before the first file is put in place, `config.json`

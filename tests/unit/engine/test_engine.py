@@ -130,13 +130,16 @@ def test_penalties_count_the_answer() -> None:
 
 def test_padding_between_tokens_is_refused_and_right_padding_moves_left() -> None:
     ids, mask = torch.tensor([[1, 7, 8, 0], [1, 9, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
-    left_ids, left_mask = left_aligned(ids, mask)
-    assert left_ids.tolist() == [[0, 1, 7, 8], [0, 0, 1, 9]]
-    assert positions(left_mask).tolist() == [[0, 0, 1, 2], [0, 0, 0, 1]]
+    seen = torch.tensor([[-1, 0, 1, 5], [0, 0, 5, 5]])
+    left = left_aligned(ModelInputs(input_ids_BT=ids, attention_mask_BT=mask, seen_BT=seen))
+    assert left.input_ids_BT.tolist() == [[0, 1, 7, 8], [0, 0, 1, 9]]
+    assert positions(left.attention_mask_BT).tolist() == [[0, 0, 1, 2], [0, 0, 0, 1]]
+    assert left.seen_BT is not None
+    assert left.seen_BT.tolist() == [[-1, -1, 0, 1], [-1, -1, 0, 0]]
     with pytest.raises(InputError, match="attention_mask of prompt 1 has padding between tokens"):
-        left_aligned(ids[:1], torch.tensor([[1, 0, 1, 0]]))
+        left_aligned(ModelInputs(input_ids_BT=ids[:1], attention_mask_BT=torch.tensor([[1, 0, 1, 0]])))
     with pytest.raises(InputError, match="prompt 2 is empty"):
-        left_aligned(ids, torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]]))
+        left_aligned(ModelInputs(input_ids_BT=ids, attention_mask_BT=torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]])))
 
 
 def test_cache_rows_are_copied_and_forgotten(tiny: Idefics) -> None:

@@ -13,7 +13,8 @@ from idefics.model.layers.activation import ACTIVATIONS
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.layers.rope import rotary_angles, rotate
 from idefics.model.merge import merge_latents
-from idefics.model.siglip import PatchEmbedding, patch_position_ids, patchify
+from idefics.model.siglip import patch_position_ids
+from idefics.model.vision_encoder import PatchEmbedding, patchify
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -91,7 +92,7 @@ def test_every_configurable_activation_is_there():
 @pytest.mark.parametrize(("height", "width"), [(12, 18), (6, 6), (17, 23), (41, 7)])
 def test_patches_and_their_product_are_the_convolution(height, width):
     config = tiny_config().vision_config
-    embedding = PatchEmbedding(config)
+    embedding = PatchEmbedding(config, bias=True)
     torch.nn.init.normal_(embedding.weight)
     torch.nn.init.normal_(embedding.bias)
     image_CHW = torch.randn(3, height, width)
@@ -162,7 +163,7 @@ def test_gradients_reach_every_parameter():
     model = tiny_model(std=0.2)
     ids = torch.tensor([[1, *[model.config.image_token_id] * LATENTS, 50, 60]])
     latents = model.encode_images([torch.randn(3, 20, 30)])
-    model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], latents_NLD=latents)).square().mean().backward()
+    model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], seen=latents)).square().mean().backward()
     silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     # Adding a constant to every key changes no softmax: its gradient is zero but for rounding.
     assert [name for name in silent if not name.endswith("k_proj.bias")] == []

@@ -7,14 +7,19 @@ from itertools import groupby
 import pytest
 import torch
 
-from idefics.config import Idefics2Config, preset
+from gated import EDGES, model_inputs, tiny_model
+from idefics.config import Idefics2Config
 from idefics.errors import OptionError, OutOfMemory
+from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Geometry
+from idefics.model.gated_cross_attention import route
 from idefics.parallel import device_map as module
 from idefics.parallel.device_map import layer_devices, plan_devices, spread
-from idefics.weights.families import Model, build_on_meta
+from idefics.presets import preset
+from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize
+from invariants import logits_of
 
 GIB = 2**30
 TINY = replace(
@@ -31,7 +36,7 @@ def _bytes_per_device(config: Idefics2Config, plan: dict[str, torch.device], dty
     return used
 
 
-def _build(*, tied: bool = False) -> Model:
+def _build(*, tied: bool = False) -> VisionLanguageModel:
     model = build_on_meta(replace(TINY, tie_word_embeddings=tied)).to_empty(device="cpu")
     if tied:
         model.lm_head.weight = model.text_model.embed_tokens.weight
@@ -40,10 +45,10 @@ def _build(*, tied: bool = False) -> Model:
 
 
 @torch.no_grad()
-def _logits(model: Model, **inputs: torch.Tensor) -> torch.Tensor:
+def _logits(model: VisionLanguageModel, **inputs: torch.Tensor) -> torch.Tensor:
     ids = torch.tensor([[7, *[TINY.image_token_id] * 32, 9, 10]])
     latents = model.encode_images([torch.linspace(-1, 1, 3 * 28 * 42).reshape(3, 28, 42)])
-    return model.logits(model(ids, positions_BT=torch.arange(35)[None], latents_NLD=latents, **inputs))
+    return model.logits(model(ids, positions_BT=torch.arange(35)[None], seen=latents, **inputs))
 
 
 @pytest.mark.parametrize("free", [[40], [9, 9], [12, 6], [5, 5, 5, 5], [3, 20, 3], [1, 1, 30]])
@@ -109,7 +114,7 @@ def test_on_one_device_nothing_changes() -> None:
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def _half_on_meta() -> tuple[Model, dict[str, str]]:
+def _half_on_meta() -> tuple[VisionLanguageModel, dict[str, str]]:
     """The first half on the CPU, the rest on meta, which computes nothing but refuses mixed devices, as a GPU does."""
     model = _build()
     model.text_model.layers[2:].to("meta")
@@ -139,6 +144,58 @@ def test_hidden_states_and_geometry_follow_the_layers(mask: torch.Tensor | None)
     assert layer_devices(model) == [cpu, cpu, meta, meta]
 
 
+def _gated_half_on_meta() -> tuple[VisionLanguageModel, dict[str, str]]:
+    """The first generation, cut before the second of two gated blocks."""
+    model = tiny_model()
+    far = ("text_model.gated_cross_attn_layers.1", "text_model.layers.2", "text_model.layers.3", "text_model.norm", "lm_head")
+    for part in far:
+        model.get_submodule(part).to("meta")
+    return model, {**dict.fromkeys(far, "meta"), "": "cpu"}
+
+
+@pytest.mark.parametrize("edge", ["mixed image counts", "no image at all"])
+def test_gated_blocks_lie_beside_the_layers_that_follow_them(edge: str) -> None:
+    model, device_map = _gated_half_on_meta()
+    inputs = model_inputs(*EDGES[edge])
+    with pytest.raises(RuntimeError, match="meta"):
+        logits_of(model, inputs)
+    first = model.text_model.gated_cross_attn_layers[0]
+    near: list[torch.Tensor] = []
+    first.register_forward_hook(lambda _, __, out: near.append(out))
+    handles = spread(model, device_map)
+    assert logits_of(model, inputs).is_meta
+    assert len(layer_devices(model)) == 4
+    for handle in handles:
+        handle.remove()
+    whole = tiny_model()
+    whole.text_model.gated_cross_attn_layers[0].register_forward_hook(lambda _, __, out: near.append(out))
+    logits_of(whole, inputs)
+    assert torch.equal(near[0], near[1])
+
+
+def test_gated_blocks_are_planned_in_the_order_of_the_computation() -> None:
+    config = preset("idefics-9b")
+    plan = plan_devices(config, [("cuda:0", 11 * GIB), ("cuda:1", 11 * GIB)], dtype=torch.bfloat16)
+    names = list(plan)
+    assert names[:5] == [
+        "vision_model", "perceiver_resampler", "text_model.embed_tokens", "text_model.gated_cross_attn_layers.0",
+        "text_model.layers.0",
+    ]  # fmt: skip
+    assert names.index("text_model.gated_cross_attn_layers.7") + 1 == names.index("text_model.layers.28")
+    indices = [device.index for device in plan.values()]
+    assert indices == sorted(indices)
+    assert set(indices) == {0, 1}
+    used = _bytes_per_device(config, plan, torch.bfloat16)
+    assert sum(used.values()) == 2 * sum(parameter_counts(config).values())
+
+
+def test_routes_are_copied_once_per_device() -> None:
+    mover, routes = module._Mover(), route(torch.tensor([[-1, 2, 0]]), images=3)
+    moved = mover._moved(routes, torch.device("meta"))
+    assert moved is mover._moved(routes, torch.device("meta"))
+    assert (moved.tokens_P.is_meta, moved.images.is_meta, moved.lengths) == (True, True, routes.lengths)
+
+
 def test_inputs_come_to_the_embedding() -> None:
     model = _build().to("meta")
     spread(model, {"": "meta"})
@@ -155,7 +212,7 @@ def test_geometry_is_copied_once_per_device_and_then_forgotten() -> None:
     assert (first.cos.device, first.sin.device, first.mask_BTS.device, first.causal) == (meta, meta, meta, False)
     other = replace(geometry, cos=torch.zeros(2))
     assert mover._moved(other, torch.device("cpu")).cos is other.cos
-    del other
+    del geometry, other
     gc.collect()
     assert not mover._copies
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import mistral_tokenizer
 from golden.make_processor_golden import picture
 from idefics.errors import CheckpointNotFound, ConfigError, ImageCountError, ImageError, InputError, OptionError, TemplateError
+from idefics.presets import preset
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.image import ImageProcessor
 from idefics.processor.tokenizer import Tokenizer
@@ -22,12 +24,11 @@ SMALL = {"shortest_edge": 28, "longest_edge": 56}
 
 def test_expansion(processor: Idefics2Processor) -> None:
     f, i = "<fake_token_around_image>", "<image>" * 3
-    assert processor.expand("a<image>b", do_image_splitting=False) == f"a{f}{i}{f}b"
-    assert processor.expand("<image>", do_image_splitting=True) == f"{f}{i}{f}{i}{f}{i}{f}{i}{f}{i}{f}"
-    assert processor.expand("<image><image>", do_image_splitting=False) == f"{f}{i}{f}{i}{f}"
-    assert processor.expand("plain", images_n=0) == "plain"
-    with pytest.raises(ImageCountError, match=r"prompt 7 has 1 image placeholder.*but 2"):
-        processor.expand("<image>", images_n=2, where="prompt 7")
+    whole = processor.adjusted(split=False)
+    assert whole.expand("a<image>b") == f"a{f}{i}{f}b"
+    assert whole.expand("<image><image>") == f"{f}{i}{f}{i}{f}"
+    assert whole.expand("plain") == "plain"
+    assert processor.expand("<image>") == f"{f}{i}{f}{i}{f}{i}{f}{i}{f}{i}{f}", "adjusting leaves the original as it is"
 
 
 @pytest.mark.parametrize("split", [None, False, True])
@@ -126,14 +127,15 @@ def test_wrong_input_is_named(processor: Idefics2Processor, tmp_path: Path) -> N
 
 def test_inputs_for_the_engine(processor: Idefics2Processor) -> None:
     prompts, images = ["a", "<image>b<image>"], [[], [picture(60, 40), picture(9, 9)]]
-    batch = processor.inputs(prompts, images, do_image_splitting=False)
+    batch = processor.adjusted(split=False).inputs(prompts, images)
     assert batch.images_per_row == (0, 2)
     assert [tuple(image.shape) for image in batch.images_CHW] == [(3, 37, 56), (3, 28, 28)]
     padded = processor(prompts, images, padding=True, padding_side="left", return_tensors="pt", do_image_splitting=False)
     assert torch.equal(batch.input_ids_BT, padded.input_ids)
     assert torch.equal(batch.attention_mask_BT, padded.attention_mask)
     assert torch.equal(batch.images_CHW[0], padded.pixel_values[1, 0, :, :37, :56])
-    split = processor.inputs(prompts, images, padding_side="right", size={"height": 8, "width": 8})
+    split = processor.adjusted(max_image_size=8).inputs(prompts, images, padding_side="right")
+    assert {max(image.shape) for image in split.images_CHW} == {8}
     assert split.images_per_row == (0, 10)
     assert int(split.attention_mask_BT[0, -1]) == 0
     assert not processor.inputs(["x"], [[]]).images_CHW
@@ -256,6 +258,33 @@ def test_folders_that_are_incomplete(folder: Path, tmp_path: Path) -> None:
     tokens = Tokenizer(type(bare).from_str(bare.to_str().replace("<fake_token_around_image>", "<other>")))
     with pytest.raises(ConfigError, match="no '<fake_token_around_image>'"):
         Idefics2Processor(ImageProcessor(), tokens)
+
+
+def test_settings_of_a_config(processor: Idefics2Processor, tokenizer: Tokenizer) -> None:
+    published = Idefics2Processor.for_config(preset("idefics2-8b"), tokenizer)
+    assert published.image_processor == ImageProcessor(do_image_splitting=True)
+    assert (published.tokens_per_sub_image, published.image_seq_len) == (64, 64)
+    nano = preset("idefics2-nano")
+    assert Idefics2Processor.tokens_of(nano) == 32
+    images = Idefics2Processor.images_for(nano)
+    assert (images.size, images.do_image_splitting) == ({"shortest_edge": 84, "longest_edge": 168}, False)
+    assert images.adjusted(max_image_size=70).size == {"shortest_edge": 70, "longest_edge": 70}
+    assert processor.with_small_images(nano).image_processor.size == {"shortest_edge": 42, "longest_edge": 105}
+    with pytest.raises(ConfigError, match="model_type 'idefics' is none for Idefics2Processor"):
+        Idefics2Processor.for_config(preset("idefics-9b"), tokenizer)
+
+
+@pytest.mark.parametrize("size", [(50, 90), (20, 20), (57, 3)])
+@pytest.mark.parametrize("options", [{}, {"do_image_splitting": False}, {"do_resize": False}])
+def test_processed_sizes_are_those_of_the_pixels(size: tuple[int, int], options: dict[str, Any]) -> None:
+    images = dataclasses.replace(ImageProcessor(size=SMALL, do_image_splitting=True), **options)
+    assert images.processed_sizes(*size) == [pixels.shape[:0:-1] for pixels in images.pixels([picture(*size)])]
+
+
+def test_a_folder_of_the_first_family_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"processor_class = 'IdeficsProcessor', not 'Idefics2Processor'") as caught:
+        Idefics2Processor.from_folder(mistral_tokenizer.checkpoint_of_2023())
+    assert "\n" not in str(caught.value)
 
 
 # Mutations: the traps that the reference fell into must be seen by the checks above.

@@ -75,7 +75,7 @@ def test_the_published_checkpoint_of_4_40_gives_its_logits() -> None:
     ids = expected["input_ids"]
     with torch.no_grad():
         latents = model.encode_images([expected["pixels"]])
-        ours = model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], latents_NLD=latents))
+        ours = model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], seen=latents))
     torch.testing.assert_close(ours, expected["logits"], atol=1e-4, rtol=1e-5)
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from idefics.config import Idefics2Config
-from idefics.weights.families import Model, build_on_meta
+from idefics.model.base import VisionLanguageModel
+from idefics.weights.families import build_on_meta
 from idefics.weights.init import initialize
 
 TINY = Idefics2Config.from_dict(
@@ -27,7 +28,7 @@ TINY = Idefics2Config.from_dict(
 )  # fmt: skip
 
 
-def build(*, dtype: torch.dtype = torch.float32, tied: bool = False, seed: int = 0) -> Model:
+def build(*, dtype: torch.dtype = torch.float32, tied: bool = False, seed: int = 0) -> VisionLanguageModel:
     model = build_on_meta(replace(TINY, tie_word_embeddings=tied)).to_empty(device="cpu").to(dtype)
     if tied:
         model.lm_head.weight = model.text_model.embed_tokens.weight
@@ -36,8 +37,8 @@ def build(*, dtype: torch.dtype = torch.float32, tied: bool = False, seed: int =
 
 
 @torch.no_grad()
-def logits(model: Model) -> torch.Tensor:
+def logits(model: VisionLanguageModel) -> torch.Tensor:
     image = torch.linspace(-1, 1, 3 * 28 * 42).reshape(3, 28, 42)
     ids = torch.tensor([[1, 7, 5, 5, 5, 9, 30, 2]])
     latents = model.encode_images([image])
-    return model.logits(model(ids, positions_BT=torch.arange(8)[None], latents_NLD=latents))
+    return model.logits(model(ids, positions_BT=torch.arange(8)[None], seen=latents))

@@ -1,0 +1,221 @@
+"""In-context examples: how base models are used, and a help to the others.
+
+from idefics import fewshot
+shots = fewshot.read_shots("shots.jsonl")                  # {"image": "a.png", "question": "...", "answer": "..."}
+near = fewshot.nearest(model, shots, ["photo.png"], k=4)   # or shots[:4], or fewshot.at_random(shots, k=4, seed=0)
+prompt, images = fewshot.build(model, near, "What is this?", ["photo.png"])
+model.generate(prompt, images=images, raw=True, stop=["\\n"])
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idefics.api import Idefics
+from idefics.errors import InputError, OptionError
+
+__all__ = ["FORM", "ORDERS", "Shot", "at_random", "build", "choose", "nearest", "read_shots"]
+
+ORDERS = ("order", "random", "nearest")
+_FIELD = re.compile(r"\{(images|question|answer)\}")
+
+FORM = "{images}Question: {question} Answer: {answer}"
+"""One example for a model without chats; examples stand a line apart, and the last ends where the answer begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """An example.
+
+    Attributes:
+        question: as it will be put to the model.
+        answer: what the model should have said.
+        images: path, URL, PIL image; any number.
+    """
+
+    question: str
+    answer: str
+    images: tuple[Any, ...] = ()
+
+
+def read_shots(path: str | Path) -> list[Shot]:
+    """Examples from a file: a JSON list, or one JSON object per line.
+
+    Each has `question`, `answer`, and `image` or `images`; paths are relative to the file's folder.
+
+    Raises:
+        InputError: the file or an example cannot be used; the example is named.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    try:
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is neither a JSON list nor one JSON object per line: {error}") from None
+    if not rows:
+        raise InputError(f"{path} holds no examples")
+    return [_shot(row, path, number) for number, row in enumerate(rows, 1)]
+
+
+def choose(
+    loaded: Idefics, shots: Sequence[Shot], images: Sequence[Any], *, by: str, k: int | None = None, seed: int | None = None
+) -> list[Shot]:
+    """Examples in order, at random, or nearest.
+
+    Args:
+        loaded: the model.
+        shots: to choose from.
+        images: of the question.
+        by: one of `ORDERS`.
+        k: how many; None takes all.
+        seed: of a random choice.
+
+    Raises:
+        OptionError: no such order, or `k` below 1.
+        InputError: as `nearest`.
+    """
+    if by not in ORDERS:
+        raise OptionError(f"examples can be chosen by {', '.join(ORDERS)}, not {by!r}")
+    if k is not None and k < 1:
+        raise OptionError(f"at least 1 example, not {k}")
+    k = len(shots) if k is None else k
+    if by == "nearest":
+        return nearest(loaded, shots, images, k=k)
+    return at_random(shots, k=k, seed=seed) if by == "random" else list(shots[:k])
+
+
+def at_random(shots: Sequence[Shot], *, k: int, seed: int | None = None) -> list[Shot]:
+    """`k` of the examples, or all where there are fewer, in random order.
+
+    Args:
+        shots: to choose from.
+        k: how many.
+        seed: the same seed chooses the same; None differs every time.
+    """
+    return random.Random(seed).sample(list(shots), min(k, len(shots)))
+
+
+def nearest(loaded: Idefics, shots: Sequence[Shot], images: Sequence[Any], *, k: int) -> list[Shot]:
+    """The `k` examples whose images are most like the given ones, the likest last (RICES, arXiv 2109.05014).
+
+    Images are compared by the model's own vision tower: the cosine between their vectors, means where there are several.
+
+    Args:
+        loaded: the model.
+        shots: to choose from; each needs an image.
+        images: of the question.
+        k: how many.
+
+    Raises:
+        InputError: there is no image to compare.
+    """
+    missing = [number for number, shot in enumerate(shots, 1) if not shot.images]
+    if not images or missing:
+        raise InputError(
+            "nearest compares images, and the question has none"
+            if not images
+            else f"nearest compares images, and example {missing[0]} has none"
+        )
+    due = _vector(loaded, images)
+    likeness = torch.stack([_vector(loaded, shot.images) for shot in shots]) @ due
+    order = likeness.argsort(descending=True, stable=True)[:k].tolist()
+    return [shots[index] for index in reversed(order)]
+
+
+def build(
+    loaded: Idefics,
+    shots: Sequence[Shot],
+    question: str,
+    images: Sequence[Any] = (),
+    *,
+    form: str = FORM,
+    chat: bool | None = None,
+) -> tuple[str, list[Any]]:
+    """A prompt of examples and a question, and all its images in order; generate from it with `raw=True`.
+
+    Args:
+        loaded: the model; of either family.
+        shots: in the order in which they shall stand.
+        question: to be answered.
+        images: of the question; they come before it.
+        form: of an example where there are no chats, with `{images}`, `{question}` and `{answer}`.
+        chat: examples as earlier turns of a chat; None where the model has chats.
+
+    Raises:
+        InputError: a text holds a place for an image, or the form lacks a field.
+        TemplateError: a chat was asked of a model without.
+    """
+    processor = loaded.processor
+    place = processor.image_token
+    for text in (question, *(part for shot in shots for part in (shot.question, shot.answer))):
+        if place in text:
+            raise InputError(f"{text!r} holds {place}, which stands for an image; images come before their question")
+    every = [*(image for shot in shots for image in shot.images), *images]
+    asked = [(shot.question, shot.answer, len(shot.images)) for shot in shots]
+    if chat if chat is not None else processor.chat_template is not None:
+        messages: list[dict[str, Any]] = []
+        for text, answer, count in asked:
+            messages += [_turn("user", text, count), _turn("assistant", answer, 0)]
+        messages.append(_turn("user", question, len(images)))
+        rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True)
+        return rendered, every
+    for field in ("{images}", "{question}", "{answer}"):
+        if form.count(field) != 1:
+            raise InputError(f"the form {form!r} must hold {field} once")
+    done = [_filled(form, images=place * count, question=text, answer=answer) for text, answer, count in asked]
+    last = _filled(form.partition("{answer}")[0], images=place * len(images), question=question).rstrip()
+    return "\n".join([*done, last]), every
+
+
+def _filled(form: str, **values: str) -> str:
+    """All fields in one pass: what a value holds is no field."""
+    return _FIELD.sub(lambda field: values[field[1]], form)
+
+
+def _turn(role: str, text: str, images: int) -> dict[str, Any]:
+    return {"role": role, "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]}
+
+
+@torch.inference_mode()
+def _vector(loaded: Idefics, images: Sequence[Any]) -> Tensor:
+    """Unit vector (F) of an example's images."""
+    processor = loaded.processor
+    inputs = processor.inputs([processor.image_token * len(images)], [list(images)])
+    vectors_NF = torch.nn.functional.normalize(loaded.model.image_vectors(inputs.images_CHW).float().cpu(), dim=-1)
+    return torch.nn.functional.normalize(vectors_NF.mean(0), dim=-1)
+
+
+def _shot(row: Any, path: Path, number: int) -> Shot:
+    where = f"example {number} of {path}"
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where} is a {type(row).__name__}, not an object with question and answer")
+    unknown = sorted(set(row) - {"question", "answer", "image", "images"})
+    if unknown:
+        raise InputError(f"{where} has unknown key(s) {', '.join(unknown)}; there are question, answer, image and images")
+    for key in ("question", "answer"):
+        if not isinstance(row.get(key), str):
+            raise InputError(f"{where}: {key} must be a text, not {row.get(key)!r}")
+    if "image" in row and "images" in row:
+        raise InputError(f"{where} has image and images; give one of them")
+    images = row.get("images", [row["image"]] if "image" in row else [])
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise InputError(f"{where}: images must be paths or URLs, not {images!r}")
+    return Shot(question=row["question"], answer=row["answer"], images=tuple(_located(image, path.parent) for image in images))
+
+
+def _located(image: str, folder: Path) -> str:
+    """A path relative to the file as one that can be opened from anywhere; anything else as it is."""
+    relative = folder / image
+    return str(relative) if "://" not in image and not image.startswith("data:") and relative.exists() else image

@@ -1,0 +1,154 @@
+"""`generate` as the reference spells it: its options, streamers and sequences around the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from idefics.engine.engine import Engine
+from idefics.engine.request import Completion, StopCheck
+from idefics.engine.sampling_params import SamplingParams, sampling_params, unknown_defaults
+from idefics.errors import OptionError
+from idefics.hf.hub import refuse
+from idefics.hf.outputs import GenerateOutput
+from idefics.inputs import ModelInputs
+from idefics.processor.detokenizer import TextStream
+from idefics.processor.tokenizer import Tokenizer
+
+__all__ = ["Streamer", "generate"]
+
+_REFUSED = {
+    "output_scores": "per-step scores of the whole vocabulary are not kept; use logprobs=k",
+    "output_logits": "per-step scores of the whole vocabulary are not kept; use logprobs=k",
+    "logits_processor": "custom processors are not called",
+    "stopping_criteria": "use stop_strings or a streamer",
+}
+
+
+class Streamer(Protocol):
+    """What the reference's streamers offer."""
+
+    def put(self, value: Tensor) -> None:
+        """Takes the prompt, then each token."""
+        ...
+
+    def end(self) -> None:
+        """Told that nothing more will come: the answer is complete, or failed."""
+        ...
+
+
+def generate(
+    engine: Engine,
+    inputs: ModelInputs,
+    defaults: Mapping[str, Any],
+    *,
+    generation_config: Any,
+    streamer: Streamer | None,
+    tokenizer: Any,
+    return_dict_in_generate: bool,
+    options: Mapping[str, Any],
+) -> Any:
+    """Continues prompts.
+
+    Args:
+        engine: on the model.
+        inputs: the prompts, padded on either side.
+        defaults: the checkpoint's generation settings.
+        generation_config: settings over those.
+        streamer: see `PretrainedModel.generate`, as the rest.
+        tokenizer: for stop strings.
+        return_dict_in_generate: return `GenerateOutput`.
+        options: of this call, over all settings.
+
+    Raises:
+        InputError: inputs or options cannot be used.
+    """
+    refuse("generate", {name: value for name, value in options.items() if name in _REFUSED and value}, later=_REFUSED)
+    options = {name: value for name, value in options.items() if name not in (*_REFUSED, "use_cache")}
+    chosen = _mapping(generation_config)
+    return_dict_in_generate |= bool(chosen.pop("return_dict_in_generate", False))
+    unknown = {*unknown_defaults(chosen), *(name for name in _REFUSED if chosen.get(name))}
+    refuse("generation_config", {name: chosen[name] for name in unknown}, later=_REFUSED)
+    defaults = {**defaults, **chosen}
+    params = sampling_params(defaults, options)
+    if params.do_sample and "top_k" not in options and "top_k" not in defaults:
+        params = sampling_params(defaults, {**options, "do_sample": True, "top_k": 50})
+    width = inputs.input_ids_BT.shape[1]
+    if params.max_new_tokens is None and params.max_length is not None and params.max_length > width:
+        # As the reference counts: padding too, so that all rows of a batch end together.
+        params = replace(params, max_new_tokens=params.max_length - width, max_length=None)
+    if params.stop and not isinstance(tokenizer, Tokenizer):
+        raise OptionError("stop_strings needs tokenizer=processor.tokenizer: ids alone do not tell where a text stops")
+    rows = len(inputs.input_ids_BT)
+    stops = None if not params.stop else [_stop(params, tokenizer) for _ in range(rows * _answers(params))]
+    if streamer is not None:
+        completions = [[_streamed(engine, inputs, params, stops, streamer)]]
+    else:
+        completions = engine.generate(inputs, [params] * rows, stops)
+    sequences = _sequences(inputs.input_ids_BT, inputs.attention_mask_BT, completions, params)
+    if not return_dict_in_generate:
+        return sequences
+    scores = torch.tensor([c.score for row in completions for c in row], device=sequences.device)
+    return GenerateOutput(sequences=sequences, sequences_scores=scores, completions=completions)
+
+
+def _streamed(
+    engine: Engine, inputs: ModelInputs, params: SamplingParams, stops: list[StopCheck] | None, streamer: Streamer
+) -> Completion:
+    if len(inputs.input_ids_BT) != 1 or _answers(params) != 1 or params.num_beams > 1:
+        raise OptionError("a streamer takes one prompt and one answer; leave out num_beams and n, or the streamer")
+    tokens = []
+    try:
+        streamer.put(inputs.input_ids_BT.cpu())
+        for token in engine.stream(inputs, [params], stops):
+            tokens.append(token)
+            streamer.put(torch.tensor([token.id]))
+    finally:
+        streamer.end()  # whoever reads it in another thread would wait forever otherwise
+    return Completion.of(tokens)
+
+
+def _answers(params: SamplingParams) -> int:
+    return 1 if params.num_beams > 1 else params.candidates
+
+
+def _mapping(generation_config: Any) -> dict[str, Any]:
+    if generation_config is None:
+        return {}
+    # What differs from the reference's defaults, where the object can say: release 4 has some that are not None.
+    told = getattr(generation_config, "to_diff_dict", None) or getattr(generation_config, "to_dict", None)
+    found = generation_config if told is None else told()
+    if not isinstance(found, Mapping):
+        raise OptionError(f"generation_config must be a mapping, not {type(found).__name__}")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _stop(params: SamplingParams, tokenizer: Any) -> StopCheck:
+    if params.num_beams > 1:
+        return lambda ids: any(stop in tokenizer.decode(ids, skip_special_tokens=True) for stop in params.stop)
+    stream = TextStream(tokenizer, stop=params.stop)
+
+    def check(ids: Any) -> bool:
+        stream.push(ids[-1])
+        return stream.stopped is not None
+
+    return check
+
+
+def _sequences(input_ids: Tensor, mask: Tensor, completions: list[list[Completion]], params: SamplingParams) -> Tensor:
+    pad = params.pad_token_id if params.pad_token_id is not None else params.eos_token_id[0] if params.eos_token_id else 0
+    longest = max(len(c.token_ids) for row in completions for c in row)
+    out = input_ids.new_full((sum(map(len, completions)), input_ids.shape[1] + longest), pad)
+    index = 0
+    for ids, valid, row in zip(input_ids, mask.bool(), completions, strict=True):
+        for completion in row:
+            length = int(valid.sum())
+            out[index, input_ids.shape[1] - length : input_ids.shape[1]] = ids[valid]
+            end = input_ids.shape[1] + len(completion.token_ids)
+            out[index, input_ids.shape[1] : end] = torch.tensor(completion.token_ids, device=out.device)
+            index += 1
+    return out

@@ -1,0 +1,250 @@
+"""What every model of this face can do: be made, loaded, saved and asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from idefics import config as own
+from idefics.engine.defaults import generation_defaults
+from idefics.engine.engine import Engine
+from idefics.engine.prefill import positions
+from idefics.errors import OptionError
+from idefics.hf.configuration import Spelled
+from idefics.hf.generation import Streamer, generate
+from idefics.hf.hub import folder_of, one_of, refuse
+from idefics.hf.outputs import CausalLMOutput
+from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
+from idefics.model.layers.attention import Backend
+from idefics.parallel.load import load_placed
+from idefics.weights.byte_sizes import byte_size
+from idefics.weights.dtype import torch_dtype as dtype_named
+from idefics.weights.families import family_of
+from idefics.weights.init import initialize
+from idefics.weights.load import load_config
+from idefics.weights.save import save_model
+
+__all__ = ["PretrainedModel", "labels_loss", "output"]
+
+IGNORED_LABEL = -100
+_BACKENDS: dict[str | None, Backend] = {None: "sdpa", "sdpa": "sdpa", "flash_attention_2": "sdpa", "eager": "reference"}
+_LATER = {
+    "quantization_config": "quantised checkpoints are not read by this version",
+    "load_in_4bit": "quantised loading is not part of this version",
+    "load_in_8bit": "quantised loading is not part of this version",
+}
+
+
+class PretrainedModel(nn.Module, ABC):
+    """A model with random weights; `from_pretrained` loads one.
+
+    Args:
+        config: sizes.
+        attn_implementation: `"sdpa"`, `"eager"` (the plain reference) or `"flash_attention_2"`, which torch's fused
+            attention provides.
+
+    Attributes:
+        model: the network (see `idefics.model.base`).
+        generation_config: content of the checkpoint's `generation_config.json`.
+        config_class: of its configuration.
+        image_inputs: names of the inputs that carry images.
+    """
+
+    model: VisionLanguageModel
+    generation_config: dict[str, Any]
+    config_class: ClassVar[type[Spelled]]
+    image_inputs: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config: own.Config, *, attn_implementation: str | None = None) -> None:
+        super().__init__()
+        spelled = self.config_class.of(config)
+        self.model = family_of(spelled).model(spelled, backend=_backend(attn_implementation))
+        initialize(self.model, seed=torch.initial_seed() % 2**31)
+        text = spelled.text_config
+        self.generation_config = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: str | torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: str | int | Mapping[str, Any] | torch.device | None = None,
+        attn_implementation: str | None = None,
+        _attn_implementation: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Loads a folder or Hub id.
+
+        Args:
+            pretrained_model_name_or_path: in the published layout.
+            torch_dtype: of the weights; None or `"auto"` keeps the stored one.
+            dtype: the newer name of `torch_dtype`.
+            device_map: a device (a number is a GPU's), `"auto"`, or a mapping from parts to devices; None loads to the CPU.
+            attn_implementation: see the class.
+            _attn_implementation: the older name of it.
+            options: `revision`, `cache_dir`, `token`, `local_files_only`.
+
+        Raises:
+            ConfigError: the checkpoint is another family's.
+            IdeficsError: see `idefics.errors`.
+        """
+        folder = folder_of(pretrained_model_name_or_path, options)
+        off = [name for name in _LATER if options.get(name) in (None, False)]
+        refuse("from_pretrained", {name: value for name, value in options.items() if name not in off}, later=_LATER)
+        chosen = one_of("torch_dtype", dtype_named(torch_dtype), "dtype", dtype_named(dtype))
+        attention = one_of("attn_implementation", attn_implementation, "_attn_implementation", _attn_implementation)
+        place = f"cuda:{device_map}" if isinstance(device_map, int) else device_map
+        place = str(place) if isinstance(place, torch.device) else place
+        cls.config_class.of(load_config(folder))
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.model = load_placed(
+            folder,
+            dtype=chosen,
+            device="cpu" if place is None else None,
+            device_map=place,
+            backend=_backend(attention),
+            progress=None,
+        )
+        self.generation_config = dict(generation_defaults(folder, self.model.config))
+        return self.eval()
+
+    def save_pretrained(self, save_directory: str | Path, *, max_shard_size: int | str = 5_000_000_000) -> None:
+        """Writes the published layout: weights, `config.json`, `generation_config.json`.
+
+        Args:
+            save_directory: made if missing.
+            max_shard_size: bytes of weights per file at most, as a number or `"5GB"`.
+        """
+        save_model(self.model, Path(save_directory), max_shard_bytes=byte_size(max_shard_size, name="max_shard_size"))
+        own.write_json(Path(save_directory) / "generation_config.json", self.generation_config)
+
+    @property
+    def config(self) -> Spelled:
+        """Sizes."""
+        return self.config_class.of(self.model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.model.dtype
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding table."""
+        return self.model.text_model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head."""
+        return self.model.lm_head
+
+    @property
+    def engine(self) -> Engine:
+        """The engine on this model."""
+        return Engine(self.model)
+
+    @abstractmethod
+    def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Tensor | None) -> ModelInputs:
+        """The engine's inputs of the reference's; `images` are those named in `image_inputs`.
+
+        Raises:
+            InputError: shapes do not agree.
+        """
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        generation_config: Any = None,
+        streamer: Streamer | None = None,
+        tokenizer: Any = None,
+        return_dict_in_generate: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Continues prompts.
+
+        Args:
+            input_ids: (B, T), padded on either side.
+            attention_mask: (B, T).
+            generation_config: a mapping, or an object with `to_dict`, over the checkpoint's.
+            streamer: told the prompt and every token (one prompt, one answer), and that it is over, even by an error.
+            tokenizer: needed with `stop_strings`.
+            return_dict_in_generate: return `GenerateOutput`.
+            options: images, as `forward` takes them, and what `SamplingParams` has. Sampling without `top_k` takes 50,
+                as the reference does.
+
+        Returns:
+            (B * n, T + new) ids: prompts left-padded, answers filled with the pad token.
+
+        Raises:
+            InputError: inputs or options cannot be used.
+        """
+        images = {name: options.pop(name) for name in self.image_inputs if name in options}
+        return generate(
+            self.engine,
+            self.inputs(input_ids, attention_mask, **images),
+            self.generation_config,
+            generation_config=generation_config,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            return_dict_in_generate=return_dict_in_generate,
+            options=options,
+        )
+
+    def _logits(self, inputs: ModelInputs, latents_NLD: Tensor | None, position_ids: Tensor | None) -> Tensor:
+        mask = inputs.attention_mask_BT
+        hidden = self.model(
+            inputs.input_ids_BT,
+            positions_BT=positions(mask) if position_ids is None else position_ids,
+            seen=None if latents_NLD is None else self.model.place(latents_NLD, inputs),
+            key_mask_BS=None if bool(mask.all()) else mask.bool(),
+        )
+        return self.model.logits(hidden)
+
+
+def labels_loss(logits: Tensor, labels: Tensor, mask: Tensor, *, ignored: int | None = None) -> Tensor:
+    """Mean cross-entropy of the labels, each predicted by the position before it.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T) ids; -100 does not count.
+        mask: (B, T), 0 for padding, whose labels do not count. A first token after left padding does not count either:
+            it has nothing before it to be predicted from.
+        ignored: another id that does not count.
+    """
+    targets = labels[:, 1:].clone()
+    skipped = (mask[:, 1:] == 0) | (mask[:, :-1] == 0)
+    if ignored is not None:
+        skipped |= targets == ignored
+    targets[skipped] = IGNORED_LABEL
+    return F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), targets.flatten().to(logits.device), ignore_index=IGNORED_LABEL
+    )
+
+
+def output(
+    *, loss: Tensor | None, logits: Tensor, image_hidden_states: Tensor | None, return_dict: bool | None
+) -> CausalLMOutput | tuple[Tensor, ...]:
+    """By name, or, if `return_dict` is False, a tuple of what there is."""
+    out = CausalLMOutput(loss=loss, logits=logits, image_hidden_states=image_hidden_states)
+    return tuple(out[:]) if return_dict is False else out
+
+
+def _backend(attn_implementation: str | None) -> Backend:
+    if attn_implementation not in _BACKENDS:
+        raise OptionError(f"attn_implementation={attn_implementation!r} is not one of eager, sdpa, flash_attention_2")
+    return _BACKENDS[attn_implementation]

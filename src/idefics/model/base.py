@@ -1,0 +1,122 @@
+"""What every model of this package can do; the engine knows no more of it than this.
+
+Letters: B rows, R continued rows, T new tokens, S all tokens, D hidden size, V vocabulary, C x H x W pixels of an image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idefics.config import Config
+from idefics.errors import InputError
+from idefics.inputs import ModelInputs
+from idefics.model.cache import KVCache
+from idefics.model.decoder import Decoder
+
+__all__ = ["PATCHES_AT_ONCE", "VisionLanguageModel"]
+
+PATCHES_AT_ONCE = 10_000
+"""Patches that go through a tower together: two images of 980 x 980, for which Idefics2-8B needs about 0.9 GB in 16 bits."""
+
+
+class VisionLanguageModel(nn.Module, ABC):
+    """Images and text in, hidden states and logits out.
+
+    A pass over prompts is `check`, then `see`, then calls: the first with what `see` returned, later ones, on tokens that
+    follow, with what `after` made of it.
+
+    Attributes:
+        config: sizes; `config.text_config` are the decoder's in every family.
+        text_model: the decoder.
+        vision_model: the tower.
+        lm_head: hidden states to logits.
+    """
+
+    config: Config
+    text_model: Decoder
+    vision_model: Any
+    lm_head: nn.Linear
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the activations that the model expects and makes."""
+        return self.text_model.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.text_model.embed_tokens.weight.device
+
+    def check(self, inputs: ModelInputs) -> None:
+        """Refuses prompts that the model would misread.
+
+        Raises:
+            InputError: a token id does not exist, or text and images do not fit each other; the numbers are named.
+        """
+        ids, size = inputs.input_ids_BT[inputs.attention_mask_BT.bool()], self.config.text_config.vocab_size
+        outside = ids[(ids < 0) | (ids >= size)].tolist()
+        if outside:
+            raise InputError(
+                f"token id {outside[0]} is outside the model's vocabulary of {size}; "
+                "the tokenizer does not belong to this checkpoint (a base model has no <end_of_utterance>)"
+            )
+
+    @abstractmethod
+    def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """Encodes images, each alone, to (N, L, features) that a decoder can look at."""
+
+    @abstractmethod
+    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """One vector per image (N, F) of the tower, by which images can be compared."""
+
+    def see(self, inputs: ModelInputs) -> Any:
+        """Everything that the prompts' tokens need of their images, computed once; None if there are no images."""
+        return self.place(self.encode_images(inputs.images_CHW), inputs) if inputs.images_CHW else None
+
+    @abstractmethod
+    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Any:
+        """Brings encoded images to the prompts' tokens.
+
+        Args:
+            latents_NLD: `encode_images` of the images of `inputs`.
+            inputs: the prompts.
+        """
+
+    @abstractmethod
+    def after(self, seen: Any, rows_R: Tensor) -> Any:
+        """What tokens that follow need of the images.
+
+        Args:
+            seen: from `see`.
+            rows_R: which prompt each continued row belongs to.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        *,
+        positions_BT: Tensor,
+        seen: Any = None,
+        key_mask_BS: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Runs new tokens and returns hidden states (B, T, D).
+
+        Args:
+            input_ids_BT: new tokens.
+            positions_BT: their positions, padding not counted.
+            seen: from `see` or `after`; None where there is no image.
+            key_mask_BS: bool over cached and new tokens, False for padding; None when nothing is padding.
+            cache: keys and values of the tokens before.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D), in the model's dtype. Ask only for the positions you need."""
+        out: Tensor = self.lm_head(hidden)
+        return out

@@ -1,0 +1,203 @@
+"""IDEFICS (arXiv 2306.16527), the first generation: a LLaMA decoder that looks at images through gated cross-attention.
+
+Letters: B rows, T new tokens, S all tokens, N images, L latents, F tower's width, D decoder's width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from idefics.config import Idefics1Config
+from idefics.errors import InputError
+from idefics.inputs import ModelInputs
+from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
+from idefics.model.cache import KVCache
+from idefics.model.clip import ClipTower
+from idefics.model.decoder import Decoder, geometry_of
+from idefics.model.flamingo_resampler import FlamingoResampler
+from idefics.model.gated_cross_attention import GatedCrossAttention, Sight, route
+from idefics.model.layers.attention import Backend
+from idefics.model.layers.decoupled import DecoupledEmbedding, DecoupledLinear
+
+__all__ = ["Idefics1"]
+
+
+class GatedDecoder(Decoder):
+    """A decoder with gated cross-attention blocks before every `cross_layer_interval`-th layer."""
+
+    embed_tokens: DecoupledEmbedding
+
+    def __init__(self, config: Idefics1Config, backend: Backend) -> None:
+        super().__init__(config.text_config, backend)
+        text, added = config.text_config, config.additional_vocab_size
+        self.embed_tokens = DecoupledEmbedding(text.vocab_size - added, added, text.hidden_size)
+        self.gated_cross_attn_layers = nn.ModuleList(GatedCrossAttention(config, backend) for _ in range(config.cross_layers))
+        self.interval = config.cross_layer_interval
+
+    def in_order(self) -> Iterator[tuple[str, nn.Module]]:
+        """Parts that are computed one after the other, by name."""
+        for name, part in super().in_order():
+            kind, _, index = name.partition(".")
+            if kind == "layers" and int(index) % self.interval == 0:
+                block = int(index) // self.interval
+                yield f"gated_cross_attn_layers.{block}", self.gated_cross_attn_layers[block]
+            yield name, part
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        positions_BT: Tensor,
+        key_mask_BS: Tensor | None,
+        cache: KVCache | None,
+        sight: Sight | None = None,
+    ) -> Tensor:
+        """As `Decoder.forward`; `sight` is what the new tokens can see of their images."""
+        geometry = geometry_of(x_BTD, self.config, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
+        routes = None
+        if sight is not None:
+            images = len(sight.keys[0])
+            routes = route(sight.image_BT.expand(x_BTD.shape[:2]), images=images)
+        for index, layer in enumerate(self.layers):
+            if index % self.interval == 0:
+                block = index // self.interval
+                keys, values = (None, None) if sight is None else (sight.keys[block], sight.values[block])
+                x_BTD = self.gated_cross_attn_layers[block](x_BTD, keys, values, routes)
+            x_BTD = layer(x_BTD, geometry, cache)
+        if cache is not None:
+            cache.advance(x_BTD.shape[1])
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+
+class Idefics1(VisionLanguageModel):
+    """The whole model. Submodules bear the published names, under `text_model` where those stand at the top.
+
+    Args:
+        config: sizes.
+        backend: attention implementation, see `model/layers/attention.py`.
+    """
+
+    config: Idefics1Config
+    text_model: GatedDecoder
+    vision_model: ClipTower
+    lm_head: DecoupledLinear
+
+    def __init__(self, config: Idefics1Config, *, backend: Backend = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        text, added = config.text_config, config.additional_vocab_size
+        self.vision_model = ClipTower(config.vision_config, backend)
+        resampler = FlamingoResampler(config.vision_config, config.perceiver_config, backend) if config.use_resampler else None
+        self.perceiver_resampler = resampler
+        self.text_model = GatedDecoder(config, backend)
+        self.lm_head = DecoupledLinear(text.hidden_size, text.vocab_size - added, added)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.text_model.embed_tokens.weight
+            if self.lm_head.additional_fc is not None and self.text_model.embed_tokens.additional_embedding is not None:
+                self.lm_head.additional_fc.weight = self.text_model.embed_tokens.additional_embedding.weight
+
+    def check(self, inputs: ModelInputs) -> None:
+        """Refuses prompts that look at images they do not have, and ids that do not exist.
+
+        Raises:
+            InputError: the row and both numbers are named.
+        """
+        images = inputs.images_per_row or (0,) * len(inputs.input_ids_BT)
+        if inputs.seen_BT is not None:
+            for row, (last, count) in enumerate(zip(inputs.seen_BT.amax(1).tolist(), images, strict=True)):
+                if last >= count:
+                    raise InputError(
+                        f"prompt {row + 1} looks at image {last + 1} but has {count} image(s); "
+                        "text and images must come from one processor call"
+                    )
+        elif any(images):
+            raise InputError("there are images, but nothing says which token sees which; use this family's processor")
+        super().check(inputs)
+
+    def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """Encodes images, each alone, to what the decoder looks at: latents (N, L, F), or all features without resampler.
+
+        Args:
+            images_CHW: normalised pixels of squares of `image_size`.
+
+        Raises:
+            InputError: an image has another size, or there is none.
+        """
+        if not images_CHW:
+            raise InputError("there are no images to encode")
+        pieces = [
+            features_NPF if self.perceiver_resampler is None else self.perceiver_resampler(features_NPF)
+            for features_NPF in self._features(images_CHW)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+        """The normed class token of each image (N, F)."""
+        return torch.cat([self.vision_model.pooled(features_NPF) for features_NPF in self._features(images_CHW)])
+
+    def _features(self, images_CHW: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The tower's features (N, P, F) of as many images together as fit."""
+        side = self.config.vision_config.image_size
+        for image in images_CHW:
+            if tuple(image.shape[-2:]) != (side, side):
+                raise InputError(f"an image of {image.shape[-1]}x{image.shape[-2]} pixels; this model takes {side}x{side}")
+        together = max(1, PATCHES_AT_ONCE // self.config.vision_config.patches_per_side**2)
+        table = self.vision_model.embeddings.class_embedding
+        for first in range(0, len(images_CHW), together):
+            yield self.vision_model([image.to(table) for image in images_CHW[first : first + together]])
+
+    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight:
+        """Keys and values of every image for every gated block, and which image each token sees."""
+        assert inputs.seen_BT is not None, "check() refuses images that nobody sees"
+        image_BT = global_images(inputs.seen_BT, inputs.images_per_row).to(self.device)
+        blocks = cast("Iterable[GatedCrossAttention]", self.text_model.gated_cross_attn_layers)
+        projected = [block.cross_attn.project(latents_NLD) for block in blocks]
+        keys, values = zip(*projected, strict=True)
+        return Sight(keys=keys, values=values, image_BT=image_BT)
+
+    def after(self, seen: Sight | None, rows_R: Tensor) -> Sight | None:
+        """The image that each row's last token saw, which all tokens that follow see."""
+        if seen is None:
+            return None
+        last_R = seen.image_BT[:, -1][rows_R.to(seen.image_BT.device)]
+        kept = sorted({*last_R.tolist()} - {-1})
+        if not kept:
+            return None
+        # One row is one prompt's beams or candidates as often as not: what several rows see is kept once.
+        places = torch.full_like(last_R, -1)
+        for place, image in enumerate(kept):
+            places[last_R == image] = place
+        return Sight(
+            keys=tuple(k[kept] for k in seen.keys),
+            values=tuple(v[kept] for v in seen.values),
+            image_BT=places[:, None],
+        )
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        *,
+        positions_BT: Tensor,
+        seen: Sight | None = None,
+        key_mask_BS: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Runs new tokens and returns hidden states (B, T, D); see the base class."""
+        x_BTD = self.text_model.embed_tokens(input_ids_BT)
+        hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache, sight=seen)
+        return hidden_BTD
+
+
+def global_images(seen_BT: Tensor, images_per_row: Sequence[int]) -> Tensor:
+    """Images counted within each row to images counted over the batch; -1 stays.
+
+    >>> global_images(torch.tensor([[-1, 0, 1], [-1, -1, 0]]), (2, 1)).tolist()
+    [[-1, 0, 1], [-1, -1, 2]]
+    """
+    before = torch.tensor([0, *images_per_row][: len(seen_BT)], device=seen_BT.device).cumsum(0)[:, None]
+    return torch.where(seen_BT >= 0, seen_BT + before, seen_BT)

@@ -1,0 +1,89 @@
+"""The processes that compute one model together: who they are, as `torchrun` tells them, and what they must agree on."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from idefics.errors import OptionError
+from idefics.weights.placement import Device
+
+__all__ = ["agreed_seed", "init", "leave"]
+
+
+def init(n: int, *, device: Device | None = None) -> DeviceMesh:
+    """Meets the other processes that `torchrun` started; a second call meets the same ones again.
+
+    The processes part at exit, after errors too; `leave` does it earlier.
+
+    Args:
+        n: processes, all of one model.
+        device: `"cpu"` (over gloo) or `"cuda"` (over nccl, each process on the GPU of its local rank); None takes GPUs if
+            there are any.
+
+    Raises:
+        OptionError: this process was started alone or among another number, or a process cannot have its device.
+    """
+    if n < 1:
+        raise OptionError(f"tensor_parallel = {n}; a model is divided over 1 process or more")
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise OptionError(
+            f"tensor_parallel = {n} needs {n} process(es) that know of each other, and this one was started alone; start it "
+            f"with: torchrun --nproc-per-node {n} -m idefics generate --tensor-parallel {n} ..."
+        )
+    started = int(os.environ["WORLD_SIZE"])
+    if started != n:
+        raise OptionError(
+            f"tensor_parallel = {n}, but torchrun started {started} process(es); give it --nproc-per-node {n}, or ask for "
+            f"tensor_parallel = {started}"
+        )
+    place = _own_device(device)
+    if not distributed.is_initialized():
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+            distributed.init_process_group("nccl", device_id=place)
+        else:
+            distributed.init_process_group("gloo")
+        atexit.register(leave)
+    return init_device_mesh(place.type, (n,), mesh_dim_names=("tensor",))
+
+
+def leave() -> None:
+    """Parts from the other processes; nothing if there are none."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def agreed_seed(model: nn.Module) -> int | None:
+    """A fresh seed, the same in all processes that compute this model; None where one process computes it alone."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    # Not at the top: it takes as long to import as half of torch, and only divided models need it.
+    from torch.distributed.tensor import DTensor
+
+    mesh = next((p.device_mesh for p in model.parameters() if isinstance(p, DTensor)), None)
+    if mesh is None:
+        return None
+    seed = torch.tensor([secrets.randbits(62)], device=mesh.device_type)
+    distributed.broadcast(seed, group=mesh.get_group(), group_src=0)
+    return int(seed)
+
+
+def _own_device(device: Device | None) -> torch.device:
+    kind = str(device) if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind not in ("cpu", "cuda"):
+        raise OptionError(
+            f"device = {device} and tensor_parallel contradict each other: each process takes the GPU of its local rank; "
+            "give cpu, cuda or nothing"
+        )
+    if kind == "cpu":
+        return torch.device("cpu")
+    local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= there:
+        raise OptionError(f"there is no GPU for process {local + 1} of this machine, which has {there}; start {there} or fewer")
+    return torch.device("cuda", local)

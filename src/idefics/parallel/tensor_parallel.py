@@ -1,0 +1,136 @@
+"""One model in several processes, every layer divided between them (arXiv 1909.08053), by torch's own DTensor plans.
+
+What is divided is found by the kind of module, so a plan knows no family:
+
+- attention of the decoder and of gated cross-attention: by heads (queries, keys and values by columns, output by rows);
+- every gated MLP, those of the connector and resampler included: by inner channels (gate and up by columns, down by rows);
+- the head: by vocabulary. Its logits are gathered, so that all processes hold the same bits and choose the same token.
+
+The rest is whole everywhere: norms and gates are small; an embedding is looked up, not multiplied, so dividing it would cost
+a reduction per pass and save little; a tied head is the embedding; vision towers and the attention of resamplers are 5 % of
+the second generation and 1 % of the 80B, have head counts that divide by little, and run once per image.
+
+A module that is divided takes and returns plain tensors: those of a column-wise one are local, those of a row-wise one are
+summed. So the model's code, which reads head counts off the tensors, runs as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+from idefics.errors import OptionError
+from idefics.model.base import VisionLanguageModel
+from idefics.model.decoder import Decoder, DecoderAttention
+from idefics.model.gated_cross_attention import CrossAttention
+from idefics.model.layers.decoupled import DecoupledLinear
+from idefics.model.layers.mlp import GatedMLP
+
+__all__ = ["DecoupledHead", "Divided", "parallelize", "plan_of"]
+
+
+class DecoupledHead(ParallelStyle):
+    """Divides the vocabulary of a text model by columns; the few added ids stay whole. Logits are gathered."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def divide(_: str, part: nn.Module, mesh: DeviceMesh) -> None:
+            placement = Shard(0) if part is module else Replicate()
+            weight = distribute_tensor(part.get_parameter("weight"), mesh, [placement], src_data_rank=None)
+            part.register_parameter("weight", nn.Parameter(weight))
+
+        def enter(_: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> Any:
+            return DTensor.from_local(inputs[0], mesh, [Replicate()], run_check=False)
+
+        def gather(_: nn.Module, logits: DTensor, mesh: DeviceMesh) -> Tensor:
+            return logits.redistribute(mesh, [Replicate()]).to_local()
+
+        return distribute_module(module, device_mesh, divide, enter, gather)  # type: ignore[arg-type]  # its hooks may return
+
+
+def plan_of(model: VisionLanguageModel) -> dict[str, ParallelStyle]:
+    """How each module is divided, by its name; what is not named stays whole."""
+    plan: dict[str, ParallelStyle] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GatedMLP):
+            columns, rows = ["gate_proj", "up_proj"], "down_proj"
+        elif isinstance(module, DecoderAttention | CrossAttention):
+            columns, rows = ["q_proj", "k_proj", "v_proj"], "o_proj"
+        else:
+            continue
+        plan |= {f"{name}.{part}": ColwiseParallel() for part in columns}
+        plan[f"{name}.{rows}"] = RowwiseParallel()
+    if not model.config.tie_word_embeddings:
+        decoupled = isinstance(model.get_submodule("lm_head"), DecoupledLinear)
+        plan["lm_head"] = DecoupledHead() if decoupled else ColwiseParallel(output_layouts=Replicate())
+    return plan
+
+
+def parallelize(model: VisionLanguageModel, mesh: DeviceMesh) -> VisionLanguageModel:
+    """Divides a model in place; each process keeps its part of what `plan_of` names. Nothing is sent.
+
+    Args:
+        model: the same in all processes, or on the meta device, to be filled later.
+        mesh: from `init`.
+
+    Raises:
+        OptionError: heads or inner channels cannot be dealt out evenly.
+    """
+    n = mesh.size()
+    _check_even(model, n)
+    parallelize_module(model, mesh, plan_of(model), src_data_rank=None)
+    for module in model.modules():
+        if isinstance(module, Decoder):
+            module.key_value_heads //= n
+    return model
+
+
+def _check_even(model: VisionLanguageModel, n: int) -> None:
+    text = model.config.text_config
+    counts = {"attention heads": text.num_attention_heads, "key-value heads": text.num_key_value_heads}
+    for name, module in model.named_modules():
+        if isinstance(module, GatedMLP):
+            counts[f"inner channels of {name}"] = module.gate_proj.out_features
+    for what, count in counts.items():
+        if count % n:
+            fits = [str(k) for k in range(1, n) if not any(c % k for c in counts.values())]
+            raise OptionError(f"tensor_parallel = {n} does not divide this model's {count} {what}; {', '.join(fits)} would")
+
+
+class Divided:
+    """Loads only what this process keeps (see `Division` in `weights/load.py`).
+
+    Args:
+        mesh: from `init`.
+    """
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self._mesh = mesh
+
+    def arrange(self, model: VisionLanguageModel) -> None:
+        """Divides a model that has no storage yet."""
+        parallelize(model, self._mesh)
+
+    def part(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:
+        """The rows or columns of a stored tensor that stay here: a view."""
+        placement = parameter.placements[0] if isinstance(parameter, DTensor) else Replicate()
+        if not isinstance(placement, Shard):
+            return stored
+        # As torch.chunk: what does not divide evenly leaves the last ones less, or nothing.
+        size = stored.shape[placement.dim]
+        each = -(-size // self._mesh.size())
+        first = min(size, each * self._mesh.get_local_rank())
+        return stored.narrow(placement.dim, first, min(each, size - first))
+
+    def filled(self, parameter: nn.Parameter, part: Tensor) -> nn.Parameter:
+        """The parameter of which this process holds that part."""
+        if not isinstance(parameter, DTensor):
+            return nn.Parameter(part)
+        assert part.shape == parameter.to_local().shape, "torch cuts a tensor otherwise than we do"
+        whole = DTensor.from_local(
+            part, self._mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+        )
+        return nn.Parameter(whole)

@@ -1,0 +1,232 @@
+"""What every processor can do, whatever its family: the facade, the command line and the self-test know no more."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from idefics.config import read_json, write_json
+from idefics.errors import ConfigError, OptionError, TemplateError
+from idefics.processor.batch import BatchFeature
+from idefics.processor.messages import fill_images, normalise
+from idefics.processor.template import IDEFICS2_TEMPLATE, render
+from idefics.processor.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from idefics.config import Config
+    from idefics.inputs import ModelInputs
+
+__all__ = ["END_OF_UTTERANCE", "FAKE_TOKEN", "IMAGE_TOKEN", "Images", "Processor"]
+
+FAKE_TOKEN = "<fake_token_around_image>"
+IMAGE_TOKEN = "<image>"
+END_OF_UTTERANCE = "<end_of_utterance>"
+
+
+class Images(Protocol):
+    """How images become pixels, as far as all families agree."""
+
+    def processed_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        """(width, height) of every sub-image that an image of these sides becomes, as the model sees it."""
+        ...
+
+    def adjusted(self, *, max_image_size: int | None = None, split: bool | None = None) -> Self:
+        """The same with another longest edge in pixels, or with or without splitting; None keeps what is.
+
+        Raises:
+            OptionError: this family's images cannot be adjusted so.
+        """
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of `preprocessor_config.json`."""
+        ...
+
+
+class Processor(ABC):
+    """Texts and images to a model's inputs, and ids back to text.
+
+    Args:
+        image_processor: how images become pixels.
+        tokenizer: must know `<image>` and `<fake_token_around_image>`; nothing is added to it.
+        chat_template: jinja source; None takes Idefics2's own if the tokenizer has `<end_of_utterance>`, else none.
+
+    Attributes:
+        tokenizer: of the checkpoint.
+        image_processor: of the checkpoint.
+        chat_template: jinja source; None where the model has no chats.
+        image_token: what stands for an image in a prompt; `image_token_id` is its id.
+        fake_image_token: stands around images; `fake_image_token_id` is its id.
+        end_of_utterance_id: None for base checkpoints, whose embeddings have no such row.
+        published_name: the `processor_class` of published files.
+
+    Raises:
+        ConfigError: the tokenizer lacks a token.
+    """
+
+    image_token = IMAGE_TOKEN
+    fake_image_token = FAKE_TOKEN
+    published_name: str
+
+    def __init__(self, image_processor: Images, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.image_token_id = self._required_id(IMAGE_TOKEN)
+        self.fake_image_token_id = self._required_id(FAKE_TOKEN)
+        self.end_of_utterance_id: int | None = tokenizer.backend.token_to_id(END_OF_UTTERANCE)
+        if chat_template is None and self.end_of_utterance_id is not None:
+            chat_template = IDEFICS2_TEMPLATE
+        self.chat_template = chat_template
+
+    @classmethod
+    @abstractmethod
+    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
+        """Reads a checkpoint folder of either era."""
+
+    @classmethod
+    @abstractmethod
+    def for_config(cls, config: Config, tokenizer: Tokenizer) -> Self:
+        """A processor with the settings that models of this size are published with."""
+
+    @classmethod
+    @abstractmethod
+    def images_for(cls, config: Config) -> Images:
+        """The image settings that models of this size are published with."""
+
+    @classmethod
+    @abstractmethod
+    def tokens_of(cls, config: Config) -> int:
+        """Image tokens that one sub-image fills in prompts of such a model."""
+
+    @property
+    @abstractmethod
+    def tokens_per_sub_image(self) -> int:
+        """Image tokens that one sub-image fills in this processor's prompts."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes the published files."""
+
+    @abstractmethod
+    def with_small_images(self, config: Config) -> Self:
+        """The same processor for images as small as the model takes, for tests of models of any size."""
+
+    @abstractmethod
+    def inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]], *, padding_side: str = "left") -> ModelInputs:
+        """The engine's inputs of prompts with one `image_token` per image.
+
+        Raises:
+            ImageCountError: a prompt's placeholders and images differ in number.
+        """
+
+    @abstractmethod
+    def __call__(self, *args: Any, **options: Any) -> BatchFeature:
+        """Inputs as the reference returns them, with padded ids and pixels; every family takes `text=` and `images=`."""
+
+    @abstractmethod
+    def expand(self, prompt: str) -> str:
+        """The prompt with everything spelled out that the model reads."""
+
+    def adjusted(self, *, max_image_size: int | None = None, split: bool | None = None) -> Self:
+        """The same processor with adjusted images; see `Images.adjusted`.
+
+        Raises:
+            OptionError: this family's images cannot be adjusted so.
+        """
+        return self._with_images(self.image_processor.adjusted(max_image_size=max_image_size, split=split))
+
+    def apply_chat_template(
+        self,
+        messages: Any,
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        chat_template: str | None = None,
+        images: Any = None,
+        **options: Any,
+    ) -> Any:
+        """The prompt of a chat, or of each of a list of chats; with `tokenize` its ids or whole inputs.
+
+        Args:
+            messages: a list of messages or a list of such lists; image parts may carry their image.
+            add_generation_prompt: end with `Assistant:`.
+            tokenize: return ids instead of text.
+            return_dict: with `tokenize`, return everything that `__call__` returns.
+            return_tensors: with `tokenize`.
+            chat_template: instead of the checkpoint's.
+            images: with `tokenize`, for image parts that carry none, in reading order (all chats' in one list).
+            options: further options of `__call__`, with `tokenize`.
+
+        Raises:
+            TemplateError: the messages or the template are unusable, or there is no template.
+        """
+        several = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
+        chats = [normalise(chat) for chat in (messages if several else [messages])]
+        template = chat_template if chat_template is not None else self.chat_template
+        if template is None:
+            raise TemplateError(
+                "this checkpoint has no chat template (a base model?); write the prompt yourself or pass chat_template"
+            )
+        named = {name: self.tokenizer.special_tokens.get(name, "") for name in ("bos_token", "eos_token")}
+        prompts = [render(template, chat, add_generation_prompt=add_generation_prompt, **named) for chat, _ in chats]
+        if not tokenize:
+            unused = sorted(options) + [
+                name for name, value in (("images", images), ("return_tensors", return_tensors)) if value is not None
+            ]
+            if return_dict or unused:
+                raise OptionError(f"{', '.join(unused) or 'return_dict'}: has no effect without tokenize=True")
+            return prompts if several else prompts[0]
+        given = list(images) if isinstance(images, list | tuple) else [] if images is None else [images]
+        filled = iter(fill_images([image for _, carried in chats for image in carried], given))
+        rows = [[next(filled) for _ in carried] for _, carried in chats]
+        batch = self._chat_batch(prompts, rows, return_tensors=return_tensors, **options)
+        if return_dict:
+            return batch
+        return batch["input_ids"] if several or return_tensors is not None else batch["input_ids"][0]
+
+    def decode(
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> str:
+        """The text of ids; see `Tokenizer.decode`."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> list[str]:
+        """The text of each row of ids."""
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
+
+    @abstractmethod
+    def _chat_batch(self, prompts: list[str], rows: list[list[Any]], **options: Any) -> BatchFeature:
+        """What `__call__` returns for rendered prompts, which may begin with `<s>` already, and their images."""
+
+    def _with_images(self, image_processor: Images) -> Self:
+        other = copy.copy(self)
+        other.image_processor = image_processor
+        return other
+
+    def _save(self, folder: Path, config: Mapping[str, Any] | None) -> None:
+        """Writes all files; `config` is `processor_config.json`, None for a family that had none."""
+        self.tokenizer.config["processor_class"] = self.published_name
+        self.tokenizer.save(folder)
+        # Not nested as transformers 5 writes it: 4.40 refuses that, and 5 reads this.
+        write_json(folder / "preprocessor_config.json", self.image_processor.to_dict())
+        for stale in ("chat_template.jinja", "chat_template.json", "processor_config.json"):  # would be read before ours
+            (folder / stale).unlink(missing_ok=True)
+        if config is not None:
+            write_json(folder / "processor_config.json", {**config, "processor_class": self.published_name})
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            path = folder / "tokenizer_config.json"
+            write_json(path, {**read_json(path), "chat_template": self.chat_template})
+
+    def _required_id(self, token: str) -> int:
+        found = self.tokenizer.backend.token_to_id(token)
+        if found is None:
+            raise ConfigError(f"the tokenizer has no {token!r}; it is not that of a checkpoint for {self.published_name}")
+        return int(found)

@@ -1,0 +1,76 @@
+"""The image settings of a checkpoint folder, wherever its era put them, and whose they are.
+
+In 2023 and 2024 they had a file of their own, `preprocessor_config.json`; transformers 5 nests them in
+`processor_config.json`. Both say which family they are of: pixels made by the other family's rules would be wrong
+without any error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from idefics.config import read_json
+from idefics.errors import ConfigError, OptionError
+
+__all__ = ["check_options", "check_owner", "image_settings_of", "processor_settings_of"]
+
+_SUFFIXES = ("", "Fast", "Pil")  # of image processors: the reference's several implementations of one thing
+
+
+def image_settings_of(folder: Path, *, family: str) -> Mapping[str, Any]:
+    """The image settings of a folder.
+
+    Args:
+        folder: with a `processor_config.json`, a `preprocessor_config.json` or both.
+        family: `"Idefics"` or `"Idefics2"`, as published class names begin.
+
+    Raises:
+        CheckpointNotFound: neither file has any.
+        ConfigError: they are no object, or another family's.
+    """
+    path = folder / "processor_config.json"
+    section = processor_settings_of(folder, family=family).get("image_processor")
+    if section is None:
+        path = folder / "preprocessor_config.json"
+        section = read_json(path)
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{path}: image_processor must be an object, not {section!r}")
+    check_owner(section, family=family, where=str(path))
+    return section
+
+
+def processor_settings_of(folder: Path, *, family: str) -> Mapping[str, Any]:
+    """The content of `processor_config.json`; empty if there is none.
+
+    Raises:
+        ConfigError: it is another family's.
+    """
+    path = folder / "processor_config.json"
+    config = read_json(path) if path.is_file() else {}
+    check_owner(config, family=family, where=str(path))
+    return config
+
+
+def check_owner(raw: Mapping[str, Any], *, family: str, where: str) -> None:
+    """Refuses settings that name another family's classes; settings that name none pass.
+
+    Raises:
+        ConfigError: names both classes.
+    """
+    for key, kind, suffixes in (("processor_class", "Processor", ("",)), ("image_processor_type", "ImageProcessor", _SUFFIXES)):
+        due, found = f"{family}{kind}", raw.get(key)
+        if found is not None and found not in [f"{due}{suffix}" for suffix in suffixes]:
+            raise ConfigError(f"{where}: {key} = {found!r}, not {due!r}; these are the files of another model's processor")
+
+
+def check_options(given: Iterable[str], known: Iterable[str], *, what: str) -> None:
+    """Refuses options that there are not.
+
+    Raises:
+        OptionError: names them, and those that there are.
+    """
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise OptionError(f"unknown {what} option(s): {', '.join(unknown)}; there are {', '.join(sorted(known))}")

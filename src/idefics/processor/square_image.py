@@ -1,0 +1,206 @@
+"""Pixels for the first IDEFICS: every image a square of one size, bicubic, in CLIP's colours.
+
+Letters: N images, C channels, H x W pixels (S x S once square).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from PIL import Image
+
+from idefics.errors import ConfigError, ImageError, InputError, OptionError
+from idefics.processor.fetch import open_image
+from idefics.processor.image import ImageProcessor
+from idefics.processor.settings import check_options, image_settings_of
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CLIP_MEAN", "CLIP_STD", "SquareImageProcessor"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# What transformers 5 spells out and earlier releases always did; anything else would be pixels of another kind.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "do_convert_rgb": (True, None),
+    "do_normalize": (True, None),
+    "do_rescale": (True, None),
+    "do_resize": (True, None),
+    "image_num_channels": (3, None),
+    "resample": (3, None),
+    "rescale_factor": (1 / 255, None),
+}
+_INERT = ("feature_extractor_type", "image_processor_type", "processor_class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareImageProcessor:
+    """How images become squares, with the field names of the published `preprocessor_config.json`.
+
+    Images of other modes become RGB with alpha on white; EXIF orientation is ignored, of URLs too, as by the reference.
+
+    Attributes:
+        image_size: the side in pixels.
+        image_mean: one value per channel; CLIP's where a file gives none.
+        image_std: likewise.
+    """
+
+    image_num_channels: ClassVar[int] = 3
+
+    image_size: int = 224
+    image_mean: Sequence[float] = CLIP_MEAN
+    image_std: Sequence[float] = CLIP_STD
+    _squares: ImageProcessor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        side = self.image_size
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+            raise OptionError(f"image_size = {side!r} must be a positive whole number of pixels")
+        squares = ImageProcessor(
+            size={"height": side, "width": side},
+            resample=int(Image.Resampling.BICUBIC),
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+        )
+        for name, value in (("_squares", squares), ("image_mean", squares.image_mean), ("image_std", squares.image_std)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """Reads a `preprocessor_config.json`, or the `image_processor` section of a transformers 5 `processor_config.json`.
+
+        Raises:
+            ConfigError: an unknown key that may matter, or a value that cannot be honoured.
+        """
+        for key, value in raw.items():
+            if key in _FIXED and value not in _FIXED[key]:
+                raise ConfigError(f"image processor: {key} = {value!r}; this family's models are made for {_FIXED[key][0]!r}")
+            if key not in (*_options(cls), *_FIXED, *_INERT, "size") and value is not None:
+                raise ConfigError(f"image processor: the key {key!r} = {value!r} is unknown to this family of square images")
+        given = {key: raw[key] for key in _options(cls) if raw.get(key) is not None}
+        size = raw.get("size")
+        if size is not None:
+            side = given.setdefault("image_size", size.get("height") if isinstance(size, Mapping) else None)
+            if side is None or size != {"height": side, "width": side}:
+                raise ConfigError(f"image processor: size = {size!r} is not the square of image_size = {side!r}")
+        try:
+            return cls(**given)
+        except (OptionError, TypeError) as error:
+            raise ConfigError(f"image processor: {error}") from None
+
+    @classmethod
+    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
+        """Reads a checkpoint folder of any era; `overrides` are fields to change, None keeps the file's.
+
+        Raises:
+            CheckpointNotFound: neither `preprocessor_config.json` nor a `processor_config.json` with an image processor.
+            ConfigError: a file cannot be honoured, or is another family's.
+            OptionError: an override is unknown or unusable.
+        """
+        check_options(overrides, _options(cls), what="image")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return dataclasses.replace(cls.from_dict(image_settings_of(folder, family="Idefics")), **given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `preprocessor_config.json` that transformers 4.40 and 5 read."""
+        return {
+            "image_mean": list(self.image_mean),
+            "image_num_channels": self.image_num_channels,
+            "image_processor_type": "IdeficsImageProcessor",
+            "image_size": self.image_size,
+            "image_std": list(self.image_std),
+            "processor_class": "IdeficsProcessor",
+        }
+
+    def processed_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        """(width, height) of what the model sees of an image of these sides: always one square.
+
+        Raises:
+            ImageError: no such image.
+        """
+        if width < 1 or height < 1:
+            raise ImageError(f"the image has no pixels ({width}x{height})")
+        return [(self.image_size, self.image_size)]
+
+    def adjusted(self, *, max_image_size: int | None = None, split: bool | None = None) -> Self:
+        """This very processor, which has nothing to adjust.
+
+        Raises:
+            OptionError: another size than its own, or splitting, is asked for.
+        """
+        if max_image_size is not None:
+            raise OptionError(
+                f"max_image_size = {max_image_size!r}: this model's images are always squares of "
+                f"{self.image_size}x{self.image_size} pixels; leave the option out"
+            )
+        if split:
+            raise OptionError("split: this model's images are never split; leave the option out")
+        return self
+
+    def preprocess(
+        self,
+        images: Any,
+        *,
+        image_size: int | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ) -> torch.Tensor:
+        """Pixels (N, C, S, S) float32 of one image or a list of them, with options for this call.
+
+        Args:
+            images: anything `open_image` takes.
+            image_size: None keeps the processor's; so for the next two.
+            image_mean: one value per channel.
+            image_std: one value per channel.
+            transform: makes a tensor of each Pillow image instead, as in training, all of one shape.
+
+        Raises:
+            ImageError: an image cannot be used.
+            InputError: `transform` gives tensors of several shapes.
+            OptionError: an unusable option, or one that `transform` leaves without effect.
+        """
+        import torch
+
+        given = {"image_size": image_size, "image_mean": image_mean, "image_std": image_std}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        opened = [open_image(image) for image in (images if isinstance(images, list | tuple) else [images])]
+        if transform is not None:
+            if changes:
+                raise OptionError(f"{', '.join(changes)}: no effect beside a transform, which makes the pixels")
+            return _stacked([torch.as_tensor(transform(image)) for image in opened], self.image_size)
+        worker = dataclasses.replace(self, **changes) if changes else self
+        return _stacked([torch.from_numpy(pixels) for pixels in worker._squares.pixels(opened)], worker.image_size)
+
+    __call__ = preprocess
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """A Pillow image of a URL, or a list of them of a list; in its own mode and orientation, as it comes.
+
+        Raises:
+            ImageError: one cannot be fetched; names it.
+        """
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(one) for one in image_url_or_urls]
+        return open_image(image_url_or_urls)
+
+
+def _options(cls: type[SquareImageProcessor]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls) if f.init)
+
+
+def _stacked(images: list[torch.Tensor], side: int) -> torch.Tensor:
+    import torch
+
+    if not images:
+        return torch.zeros(0, SquareImageProcessor.image_num_channels, side, side)
+    if len({image.shape for image in images}) > 1:
+        shapes = ", ".join(str(tuple(image.shape)) for image in images)
+        raise InputError(f"transform gives tensors of several shapes: {shapes}; all images of a prompt need one")
+    return torch.stack(images)
