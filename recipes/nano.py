@@ -1,6 +1,6 @@
 """idefics2-nano, from nothing: the small Idefics2 that ships inside the package, trained on pictures it draws itself.
 
-    python recipes/nano.py train --out runs/nano          # tokenizer, four stages, checkpoint in the published layout
+    python recipes/nano.py train --out runs/nano          # tokenizer, six stages, checkpoint in the published layout
     python recipes/nano.py evaluate [--model runs/nano]   # the table of the README, on drawings never trained on
     python recipes/nano.py demo                           # the images of `idefics demo`
 
@@ -8,15 +8,19 @@ Joined from random weights such a model learns colours and little else, so its p
 the spirit of the real recipe, which starts from SigLIP and Mistral (arXiv 2405.02246):
 
 1. *symbols*: the decoder alone learns to read, count and compare. Where an image's latents will stand it sees symbols: one
-   vector per cell of a coarse grid, the sum of what stands in the cell, in which colour, and where the cell is;
-2. *patches*: the vision tower alone names the kind and colour of what covers each patch (the drawings know), mostly on
+   vector per cell of a coarse grid, made of the decoder's own words for what stands in the cell. Numbers grow from 1 to 4
+   digits and groups from 3 to 6 things while this stage runs;
+2. *tallies*: the same, and halfway through the decoder every symbol must know which image it is of, and how many things and
+   digits that image has shown so far;
+3. *patches*: the vision tower alone names the kind and colour of what covers each patch (the drawings know), mostly on
    crowds: pictures so full of things and digits that a patch in two has something to learn from;
-3. *latents*: the connector learns to write those symbols: latent i of the resampler becomes the symbol of cell i, and two
-   of its heads are told to look there;
-4. *answers*: everything learns to answer, from pixels; the other tasks stay on with a small weight.
+4. *nouns*: the decoder on symbols again; before its last layer every noun must know how many such things each image shows.
+   Only then does it begin to tell which of two images shows a thing (docs/log.md);
+5. *latents*: the connector learns to write the symbols: latent i of the resampler becomes the symbol of cell i, and two of
+   its heads are told to look there;
+6. *answers*: everything learns to answer, from pixels; the other tasks stay on with small weights.
 
-Numbers grow from 1 to 4 digits and groups from 3 to 6 things while the first stage runs. Loss on the answers and their
-`<end_of_utterance>` only.
+Loss on the answers and their `<end_of_utterance>` only.
 
 Matrices are trained with Muon (orthogonalised momentum), everything else with AdamW: after the same time the tower's loss
 on patches is 1.5 with Muon and 2.1 without (docs/log.md).
