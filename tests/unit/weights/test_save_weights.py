@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from tiny_models import TINY, build, logits
 
-from idefics.errors import CheckpointError
+from idefics.errors import CheckpointError, OptionError
 from idefics.weights import save
 from idefics.weights.families import FAMILIES
 from idefics.weights.load import load_config, load_model
@@ -105,3 +105,13 @@ def test_published_names_are_written(tmp_path: Path) -> None:
     save_model(build(), tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert all(FAMILIES["idefics2"].table.knows(name) for name in file.keys())  # noqa: SIM118
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    model = build()
+    with pytest.raises(OptionError, match="at least 1, not 0"):
+        save_model(model, tmp_path, max_shard_bytes=0)
+    next(model.parameters()).device_mesh = "as a divided parameter has it"  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match="divided over processes"):
+        save_model(model, tmp_path)
+    assert _names(tmp_path) == []
