@@ -34,6 +34,9 @@ from idefics.data.drawings import (
 )
 from idefics.data.drawings.shapes import PLURALS
 
+Labels = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""Kinds (indices into `PATCH_KINDS`) and colours (into `PATCH_COLORS`), of one shape."""
+
 PATCH = 14
 # Grids of patches, h x w: what 4:3, 16:9, square, portrait and smaller pictures become at 168 pixels.
 GRIDS = (
@@ -258,29 +261,30 @@ def labelled(pictures: Sequence[Drawing | Crowd], talks: Talks) -> Batch:
     """Pictures of one size with all their labels."""
     patches = [picture.patch_labels(PATCH) for picture in pictures]
     cells = [cell_labels(picture.names, [*map(box_of, picture.outlines)], picture.image.size) for picture in pictures]
-    return Batch(
-        pixels_NHWC=torch.from_numpy(np.stack([np.asarray(picture.image) for picture in pictures])),
-        kinds_NP=torch.from_numpy(np.stack([kinds for kinds, _ in patches])).flatten(1),
-        colors_NP=torch.from_numpy(np.stack([colors for _, colors in patches])).flatten(1),
-        kinds_NLS=torch.from_numpy(np.stack([kinds for kinds, _ in cells])),
-        colors_NLS=torch.from_numpy(np.stack([colors for _, colors in cells])),
-        ids_BT=padded(talks.ids, 0),
-        turns_BT=padded(talks.turns, -1),
-        counts_BTI=torch.stack([padded([[c[i] for c in row] for row in talks.counts], -1) for i in range(2)], dim=-1),
-        tasks=talks.tasks,
+    pixels_NHWC = torch.from_numpy(np.stack([np.asarray(picture.image) for picture in pictures]))
+    return batch_of(
+        cells, talks, pixels_NHWC=pixels_NHWC, patches=[(kinds.ravel(), colors.ravel()) for kinds, colors in patches]
     )
 
 
 def unpainted(scenes: Sequence[Scene], talks: Talks) -> Batch:
     """Scenes without pictures: labels of cells only."""
     cells = [cell_labels(scene.names, scene.boxes, (scene.width, scene.height)) for scene in scenes]
-    nothing = torch.zeros(len(scenes), 0, dtype=torch.long)
+    nothing = np.zeros(0, dtype=np.int64)
+    return batch_of(cells, talks, pixels_NHWC=None, patches=[(nothing, nothing)] * len(scenes))
+
+
+def batch_of(cells: Sequence[Labels], talks: Talks, *, pixels_NHWC: Tensor | None, patches: Sequence[Labels]) -> Batch:
+    """A batch of labels, one pair of kinds and colours per image, and of conversations."""
+    kinds_NP, colors_NP, kinds_NLS, colors_NLS = (
+        torch.from_numpy(np.stack([labels[which] for labels in pairs])) for pairs in (patches, cells) for which in (0, 1)
+    )
     return Batch(
-        pixels_NHWC=None,
-        kinds_NP=nothing,
-        colors_NP=nothing,
-        kinds_NLS=torch.from_numpy(np.stack([kinds for kinds, _ in cells])),
-        colors_NLS=torch.from_numpy(np.stack([colors for _, colors in cells])),
+        pixels_NHWC=pixels_NHWC,
+        kinds_NP=kinds_NP,
+        colors_NP=colors_NP,
+        kinds_NLS=kinds_NLS,
+        colors_NLS=colors_NLS,
         ids_BT=padded(talks.ids, 0),
         turns_BT=padded(talks.turns, -1),
         counts_BTI=torch.stack([padded([[c[i] for c in row] for row in talks.counts], -1) for i in range(2)], dim=-1),
@@ -288,9 +292,7 @@ def unpainted(scenes: Sequence[Scene], talks: Talks) -> Batch:
     )
 
 
-def cell_labels(
-    names: Sequence[tuple[str, str]], boxes: Sequence[Box], size: tuple[int, int]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def cell_labels(names: Sequence[tuple[str, str]], boxes: Sequence[Box], size: tuple[int, int]) -> Labels:
     """Kind and colour, (L, S) each, of what is centred in each cell of the coarse grid, row by row; 0 where nothing is.
 
     The first and the second thing from the left have a place in a cell; a third takes the second's.

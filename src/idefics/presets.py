@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from idefics.config import Config, Idefics1Config, Idefics2Config
@@ -10,27 +12,28 @@ from idefics.errors import ConfigError
 __all__ = ["preset", "preset_names"]
 
 
-def _idefics2(vision: dict[str, Any], perceiver: dict[str, Any], text: dict[str, Any], **rest: Any) -> dict[str, Any]:
-    return {"vision_config": vision, "perceiver_config": perceiver, "text_config": text, **rest}
+def _idefics2(vision: dict[str, Any], perceiver: dict[str, Any], text: dict[str, Any], **rest: Any) -> Callable[[], Config]:
+    return partial(
+        Idefics2Config.from_dict, {"vision_config": vision, "perceiver_config": perceiver, "text_config": text, **rest}
+    )
 
 
-def _idefics1(text: dict[str, Any], vision: dict[str, Any], perceiver: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model_type": "idefics", "dtype": "bfloat16", "use_resampler": True, "qk_layer_norms": True, "additional_vocab_size": 2,
-        "cross_layer_interval": 4, **text, "vision_config": vision,
-        "perceiver_config": {"use_resampler": True, "qk_layer_norms_perceiver": True, **perceiver},
+def _idefics1(text: dict[str, Any], vision: dict[str, Any], perceiver: dict[str, Any], **rest: Any) -> Callable[[], Config]:
+    published = {
+        "dtype": "bfloat16", "use_resampler": True, "qk_layer_norms": True, "additional_vocab_size": 2,
+        "cross_layer_interval": 4,
     }  # fmt: skip
+    resampler = {"use_resampler": True, "qk_layer_norms_perceiver": True, **perceiver}
+    return partial(
+        Idefics1Config.from_dict, {**published, **text, "vision_config": vision, "perceiver_config": resampler, **rest}
+    )
 
 
-# OpenCLIP's ViT-H/14 in both; the base models have no `<end_of_utterance>`, the instruct models do.
-_IDEFICS_9B = _idefics1({}, dict(embed_dim=1280), {})
-_IDEFICS_80B = _idefics1(
-    dict(hidden_size=8192, intermediate_size=22016, num_hidden_layers=80, num_attention_heads=64, alpha_type="vector"),
-    dict(embed_dim=1280),
-    {},
-)
+_VIT_H = dict(embed_dim=1280)  # OpenCLIP's ViT-H/14
+_LLAMA_65B = dict(hidden_size=8192, intermediate_size=22016, num_hidden_layers=80, num_attention_heads=64)
+_INSTRUCT = dict(additional_vocab_size=3)  # the base models have no `<end_of_utterance>`
 
-_PRESETS: dict[str, dict[str, Any]] = {
+_PRESETS: dict[str, Callable[[], Config]] = {
     "idefics2-8b": _idefics2(
         dict(
             hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
@@ -58,10 +61,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
             num_key_value_heads=2, max_position_embeddings=32768, rms_norm_eps=1e-5, sliding_window=4096, pad_token_id=0,
         ),
     ),
-    "idefics-9b": _IDEFICS_9B,
-    "idefics-9b-instruct": {**_IDEFICS_9B, "additional_vocab_size": 3},
-    "idefics-80b": _IDEFICS_80B,
-    "idefics-80b-instruct": {**_IDEFICS_80B, "additional_vocab_size": 3},
+    "idefics-9b": _idefics1({}, _VIT_H, {}),
+    "idefics-9b-instruct": _idefics1({}, _VIT_H, {}, **_INSTRUCT),
+    "idefics-80b": _idefics1(_LLAMA_65B, _VIT_H, {}, alpha_type="vector"),
+    "idefics-80b-instruct": _idefics1(_LLAMA_65B, _VIT_H, {}, alpha_type="vector", **_INSTRUCT),
     "tiny-random-idefics": _idefics1(
         dict(
             hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, cross_layer_interval=2,
@@ -92,5 +95,4 @@ def preset(name: str) -> Config:
         short = short.removesuffix(suffix)
     if short not in _PRESETS:
         raise ConfigError(f"no preset {name!r}; there are {', '.join(preset_names())}")
-    raw = _PRESETS[short]
-    return Idefics1Config.from_dict(raw) if raw.get("model_type") == "idefics" else Idefics2Config.from_dict(raw)
+    return _PRESETS[short]()
