@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,27 +16,14 @@ import idefics.model.siglip
 import idefics.model.vision_encoder
 import invariants
 from fakes import tiny_config, tiny_idefics, tiny_model
-from idefics.api import Idefics
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.model.decoder import Decoder
 from idefics.model.layers.attention import attention
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.selftest import answers, decoding, files, sight, vision
-from idefics.selftest.checks import Check
-from idefics.selftest.subject import Subject
+from mutations import registry
 
-Mutation = Callable[[Idefics, pytest.MonkeyPatch], None]
-BROKEN: list[tuple[Mutation, Callable[[Subject], Check]]] = []
-
-
-def caught_by(*checks: Callable[[Subject], Check]) -> Callable[[Mutation], Mutation]:
-    """Registers a mutation with the checks that must see it."""
-
-    def register(mutation: Mutation) -> Mutation:
-        BROKEN.extend((mutation, check) for check in checks)
-        return mutation
-
-    return register
+BROKEN, caught_by = registry()
 
 
 def _without_segments(q, k, v, *, q_lengths, k_lengths, backend):  # noqa: ARG001

@@ -21,17 +21,9 @@ from idefics.selftest.checks import Check
 from idefics.selftest.run import attempt
 from idefics.selftest.subject import Subject
 from idefics.weights.init import initialize
+from mutations import Mutation, registry
 
-Mutation = Callable[[Idefics, pytest.MonkeyPatch], None]
-BROKEN: list[tuple[Mutation, Callable[[Subject], Check]]] = []
-
-
-def caught_by(*checks: Callable[[Subject], Check]) -> Callable[[Mutation], Mutation]:
-    def register(mutation: Mutation) -> Mutation:
-        BROKEN.extend((mutation, check) for check in checks)
-        return mutation
-
-    return register
+BROKEN, caught_by = registry()
 
 
 @pytest.fixture(scope="module")
