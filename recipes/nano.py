@@ -1,6 +1,6 @@
 """idefics2-nano, from nothing: the small Idefics2 that ships inside the package, trained on pictures it draws itself.
 
-    python recipes/nano.py train --out runs/nano          # tokenizer, six stages, checkpoint in the published layout
+    python recipes/nano.py train --out runs/nano          # tokenizer, seven stages, checkpoint in the published layout
     python recipes/nano.py evaluate [--model runs/nano]   # the table of the README, on drawings never trained on
     python recipes/nano.py demo                           # the images of `idefics demo`
 
@@ -18,7 +18,8 @@ the spirit of the real recipe, which starts from SigLIP and Mistral (arXiv 2405.
    Only then does it begin to tell which of two images shows a thing (docs/log.md);
 5. *latents*: the connector learns to write the symbols: latent i of the resampler becomes the symbol of cell i, and two of
    its heads are told to look there;
-6. *answers*: everything learns to answer, from pixels; the other tasks stay on with small weights.
+6. *answers*: everything learns to answer, from pixels; the other tasks stay on with small weights;
+7. *practice*: the same once more from a lower rate, with more counting and reading; three batches in ten are symbols again.
 
 Loss on the answers and their `<end_of_utterance>` only.
 
@@ -82,16 +83,16 @@ TRAIN_SEED = 20_240_415
 STAGES = (
     Stage(
         "symbols", crowds=0.0, steps=1000, batch=48, lr=1e-3, warmup=60, decay=1, turns=(3, 6), grows=(182, 131, 261, 391),
-        symbols=1.0,
+        painted=0.0, symbols=1.0,
     ),
     Stage(
         "tallies", crowds=0.0, steps=1100, batch=48, lr=0.9e-3, warmup=20, decay=1000, turns=(3, 6), pairs=0.5,
-        symbols=1.0, tallies=0.3,
+        painted=0.0, symbols=1.0, tallies=0.3,
     ),
     Stage("patches", crowds=0.75, steps=1200, batch=48, lr=1.5e-3, warmup=60, decay=250, patches=1.0),
     Stage(
         "nouns", crowds=0.0, steps=600, batch=48, lr=0.8e-3, warmup=20, decay=500, turns=(3, 6), pairs=0.5,
-        symbols=1.0, tallies=0.2, nouns=0.5,
+        painted=0.0, symbols=1.0, tallies=0.2, nouns=0.5,
     ),
     Stage(
         "latents", crowds=0.35, steps=500, batch=48, lr=1.4e-3, warmup=30, decay=420,
@@ -100,6 +101,11 @@ STAGES = (
     Stage(
         "answers", crowds=0.0, steps=900, batch=48, lr=0.6e-3, warmup=40, decay=820, pairs=0.45,
         patches=0.1, routes=0.02, names=0.1, latents=0.4, tallies=0.1, nouns=0.2, answers=1.0,
+    ),
+    Stage(
+        "practice", crowds=0.0, steps=2400, batch=48, lr=0.5e-3, warmup=60, decay=2340, pairs=0.4, painted=0.7,
+        favor=(("count", 2.5), ("number", 1.5)),
+        symbols=1.0, patches=0.1, routes=0.02, names=0.1, latents=0.4, tallies=0.1, nouns=0.2, answers=1.0,
     ),
 )  # fmt: skip
 MUON = 14.0

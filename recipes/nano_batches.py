@@ -55,6 +55,8 @@ class Stage:
         crowds: share of batches that are crowds; the others are scenes that can be asked about.
         turns: fewest and most questions in a conversation.
         pairs: share of the conversations' batches in which they are about two images.
+        painted: share of batches whose pictures are painted; in the others the decoder sees symbols.
+        favor: tasks asked about more often than usual, and how many times as often.
         grows: steps at which groups grow from 3 to 6 things, and numbers get their second, third and fourth digit.
         lr: peak of AdamW's learning rate; Muon's is `MUON` times that.
         decay: last steps, in which the rate falls linearly to zero.
@@ -77,6 +79,8 @@ class Stage:
     decay: int
     turns: tuple[int, int] = (2, 4)
     pairs: float = 0.35
+    painted: float = 1.0
+    favor: tuple[tuple[str, float], ...] = ()
     grows: tuple[int, int, int, int] = (0, 0, 0, 0)
     symbols: float = 0.0
     tallies: float = 0.0
@@ -219,7 +223,7 @@ class Drawings(Dataset[Batch]):
         asked = self.stage.symbols + self.stage.answers > 0
         per_row = 2 if asked and rng.random() < self.stage.pairs else 1
         count = self.stage.batch // per_row * per_row
-        if self.stage.symbols:
+        if self.stage.painted == 0 or rng.random() >= self.stage.painted:
             scenes = [invent_scene(rng, width=width, height=height, max_digits=digits, max_things=things) for _ in range(count)]
             return unpainted(scenes, self.talks(rng, scenes, per_row))
         drawings = [draw_scene(rng, width=width, height=height, max_digits=digits, max_things=things) for _ in range(count)]
@@ -230,7 +234,7 @@ class Drawings(Dataset[Batch]):
         rows = [scenes[first : first + per_row] for first in range(0, len(scenes), per_row)]
         out = Talks([], [], [], [])
         turns_each = int(rng.integers(self.stage.turns[0], self.stage.turns[1] + 1))  # alike, so that little is padded
-        talks = [(row, conversation(rng, row, turns=turns_each)) for row in rows]
+        talks = [(row, conversation(rng, row, turns=turns_each, favor=dict(self.stage.favor))) for row in rows]
         talks += [((), [small_talk(rng)]) for _ in range(len(rows) // 24)]
         for row, talk in talks:
             row_ids, row_turns = [BOS], [-1]

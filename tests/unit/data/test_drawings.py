@@ -294,6 +294,16 @@ class TestQuestions:
         assert set(asked) == set(TASKS) - {"chat"}
         assert min(asked.values()) > 40
 
+    def test_favored_tasks_come_more_often(self, gallery: list[Drawing]) -> None:
+        def counted(favor: dict[str, float] | None) -> int:
+            rng = np.random.default_rng(0)
+            talks = [conversation(rng, [drawing.scene], turns=3, favor=favor) for drawing in gallery]
+            return sum(turn.task == "count" for talk in talks for turn in talk)
+
+        assert counted({"count": 4.0}) > 1.5 * counted(None) > 0
+        with pytest.raises(InputError, match="unknown tasks colour"):
+            conversation(np.random.default_rng(0), [gallery[0].scene], turns=1, favor={"colour": 2.0})
+
     def test_conversations(self, gallery: list[Drawing]) -> None:
         rng = np.random.default_rng(0)
         followed = 0

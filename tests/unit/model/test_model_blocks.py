@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from fakes import LATENTS, PATCH, tiny_config, tiny_model
-from idefics.config import ACTIVATIONS as CONFIGURABLE
 from idefics.errors import InputError
 from idefics.model.layers.activation import ACTIVATIONS
 from idefics.model.layers.norm import RMSNorm
@@ -15,6 +14,7 @@ from idefics.model.layers.rope import rotary_angles, rotate
 from idefics.model.merge import merge_latents
 from idefics.model.siglip import patch_position_ids
 from idefics.model.vision_encoder import PatchEmbedding, patchify
+from idefics.sections import ACTIVATIONS as CONFIGURABLE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -61,7 +61,9 @@ def tasks_of(scenes: Sequence[Scene]) -> tuple[str, ...]:
     return tuple(task for task, (ask, _) in _ASKERS.items() if ask(np.random.default_rng(0), scenes) is not None)
 
 
-def conversation(rng: np.random.Generator, scenes: Sequence[Scene], *, turns: int) -> list[Turn]:
+def conversation(
+    rng: np.random.Generator, scenes: Sequence[Scene], *, turns: int, favor: Mapping[str, float] | None = None
+) -> list[Turn]:
     """A conversation about one or two scenes.
 
     Half of the turns that leave something open about one thing are followed up ("And what color is it?").
@@ -70,11 +72,15 @@ def conversation(rng: np.random.Generator, scenes: Sequence[Scene], *, turns: in
         rng: source of chance.
         scenes: one or two, in the order in which the prompt shows them.
         turns: how many questions, at least 1.
+        favor: tasks that are asked about this many times as often as usual.
 
     Raises:
-        InputError: no scene, more than two, or `turns` below 1.
+        InputError: no scene, more than two, an unknown task, or `turns` below 1.
     """
     _check(scenes)
+    if unknown := set(favor or ()) - set(_ASKERS):
+        raise InputError(f"unknown tasks {', '.join(sorted(unknown))}; choose from {', '.join(_ASKERS)}")
+    weights = {task: weight * (favor or {}).get(task, 1.0) for task, (_, weight) in _ASKERS.items()}
     if turns < 1:
         raise InputError(f"turns is {turns}; a conversation has at least 1")
     done: list[Turn] = []
@@ -86,7 +92,7 @@ def conversation(rng: np.random.Generator, scenes: Sequence[Scene], *, turns: in
             answer, phrasings = next(talk for talk in SMALL_TALK if talk[0] == "you are welcome")
             last = Asked(Turn("chat", typed(rng, pick(rng, phrasings)), answer))
         else:
-            last = _fresh(rng, scenes, done)
+            last = _fresh(rng, scenes, done, weights)
         done.append(last.turn)
     return done
 
@@ -118,9 +124,9 @@ def _check(scenes: Sequence[Scene]) -> None:
         raise InputError(f"questions are about 1 or 2 scenes, not {len(scenes)}")
 
 
-def _fresh(rng: np.random.Generator, scenes: Sequence[Scene], done: Sequence[Turn]) -> Asked:
+def _fresh(rng: np.random.Generator, scenes: Sequence[Scene], done: Sequence[Turn], weights: Mapping[str, float]) -> Asked:
     """A question that differs from the earlier ones, unless luck fails eight times."""
-    open_tasks = {task: weight for task, (_, weight) in _ASKERS.items()}
+    open_tasks = dict(weights)
     if all(len(scene.things) <= 1 for scene in scenes):
         open_tasks["count"] = _COUNT_OF_ONE
     asked: Asked | None = None

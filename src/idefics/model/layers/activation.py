@@ -19,7 +19,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-# Keys equal `config.ACTIVATIONS`, which refuses all others before a model is built.
+# Keys equal `sections.ACTIVATIONS`, which refuses all others before a model is built.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
