@@ -26,7 +26,6 @@ from gated import (
     tiny_config,
 )  # fmt: skip
 from idefics.engine.prefill import positions
-from idefics.model.decoder import geometry_of
 from idefics.model.gated_cross_attention import route
 
 TOLERANCE = 1e-4  # fp32 logits; see docs/numerics.md
@@ -100,8 +99,8 @@ def test_decoder_layer(models: Pair) -> None:
     sees = (torch.ones(7, 7).tril().bool() & mask.bool()[:, None]) | torch.eye(7, dtype=torch.bool)
     theirs = models.reference.model.layers[2](hidden, attention_mask=_additive(sees)[:, None], position_ids=positions(mask))
     text = models.ours.model.text_model
-    geometry = geometry_of(hidden, text.config, positions_BT=positions(mask), key_mask_BS=mask.bool(), cache=None)
-    ours = text.layers[2](hidden, geometry, None)
+    angles, cache = text.begin(hidden, positions_BT=positions(mask), key_mask_BS=mask.bool(), cache=None)
+    ours = text.layers[2](hidden, angles, cache)
     torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], atol=1e-5, rtol=1e-5)
 
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from idefics.config import TextConfig
+from idefics.model.cache import RowCache
 
 __all__ = ["StaticKVCache"]
 
 
-class StaticKVCache:
-    """A cache of fixed capacity for rows of equal length (`model/cache.py` says what a decoder asks of it).
+class StaticKVCache(RowCache):
+    """A cache of fixed capacity for rows of equal length.
 
     Args:
         config: the decoder's sizes.
@@ -34,6 +35,7 @@ class StaticKVCache:
         devices: Sequence[torch.device],
         heads: int | None = None,
     ) -> None:
+        super().__init__(config.sliding_window)
         shape = (rows, config.num_key_value_heads if heads is None else heads, capacity, config.head_dim)
         self._keys = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
         self._values = [torch.empty(shape, dtype=dtype, device=device) for device in devices]

@@ -11,35 +11,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from idefics.config import TextConfig
-from idefics.model.cache import KVCache
-from idefics.model.layers.attention import Backend, attention, causal_mask
+from idefics.model.cache import KVCache, NoCache
+from idefics.model.layers.attention import Backend
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.layers.rope import rotary_angles, rotate
 
-__all__ = ["Decoder", "DecoderAttention", "DecoderLayer", "Geometry", "geometry_of"]
+__all__ = ["Angles", "Decoder", "DecoderAttention", "DecoderLayer"]
 
 
 @dataclass(frozen=True, eq=False)
-class Geometry:
-    """What all layers of one pass share: angles of the new tokens' positions, and what they may see."""
+class Angles:
+    """By what all layers of one pass turn queries and keys: cosines and sines of the new tokens' positions."""
 
     cos: Tensor
     sin: Tensor
-    mask_BTS: Tensor | None
-    causal: bool
-
-
-def geometry_of(
-    x_BTD: Tensor, config: TextConfig, *, positions_BT: Tensor, key_mask_BS: Tensor | None, cache: KVCache | None
-) -> Geometry:
-    """What all layers of a pass over these new tokens share; arguments as of `Decoder.forward`."""
-    tokens, past = x_BTD.shape[1], 0 if cache is None else cache.length
-    mask_BTS = causal_mask(
-        queries=tokens, past=past, window=config.sliding_window, key_mask_BS=key_mask_BS, device=x_BTD.device
-    )
-    cos, sin = rotary_angles(positions_BT, head_dim=config.head_dim, theta=config.rope_theta, dtype=x_BTD.dtype)
-    return Geometry(cos=cos, sin=sin, mask_BTS=mask_BTS, causal=mask_BTS is None and tokens > 1)
 
 
 class DecoderAttention(nn.Module):
@@ -56,14 +42,12 @@ class DecoderAttention(nn.Module):
         self.layer = layer
         self.backend = backend
 
-    def forward(self, x_BTD: Tensor, geometry: Geometry, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, angles: Angles, cache: KVCache) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         q, k, v = (proj(x_BTD).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, geometry.cos, geometry.sin), rotate(k, geometry.cos, geometry.sin)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        out_BHTK = attention(q, k, v, mask_BTS=geometry.mask_BTS, causal=geometry.causal, backend=self.backend)
+        q, k = rotate(q, angles.cos, angles.sin), rotate(k, angles.cos, angles.sin)
+        out_BHTK = cache.attend(self.layer, q, k, v, backend=self.backend)
         out: Tensor = self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
         return out
 
@@ -78,9 +62,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_size, activation=config.hidden_act)
 
-    def forward(self, x_BTD: Tensor, geometry: Geometry, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, angles: Angles, cache: KVCache) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), geometry, cache)
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), angles, cache)
         out: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
         return out
 
@@ -106,6 +90,16 @@ class Decoder(nn.Module):
         yield from ((f"layers.{index}", layer) for index, layer in enumerate(self.layers))
         yield "norm", self.norm
 
+    def begin(
+        self, x_BTD: Tensor, *, positions_BT: Tensor, key_mask_BS: Tensor | None, cache: KVCache | None
+    ) -> tuple[Angles, KVCache]:
+        """What all layers of a pass over these new tokens share; arguments as of `forward`."""
+        if cache is None:
+            cache = NoCache(self.config.sliding_window)
+        cache.start(x_BTD.shape[1], key_mask_BS, x_BTD.device)
+        cos, sin = rotary_angles(positions_BT, head_dim=self.config.head_dim, theta=self.config.rope_theta, dtype=x_BTD.dtype)
+        return Angles(cos=cos, sin=sin), cache
+
     def forward(self, x_BTD: Tensor, *, positions_BT: Tensor, key_mask_BS: Tensor | None, cache: KVCache | None) -> Tensor:
         """Runs T new tokens through all layers.
 
@@ -118,10 +112,9 @@ class Decoder(nn.Module):
         Returns:
             Normed hidden states (B, T, D).
         """
-        geometry = geometry_of(x_BTD, self.config, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
+        angles, cache = self.begin(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, geometry, cache)
-        if cache is not None:
-            cache.advance(x_BTD.shape[1])
+            x_BTD = layer(x_BTD, angles, cache)
+        cache.advance(x_BTD.shape[1])
         out: Tensor = self.norm(x_BTD)
         return out

@@ -17,7 +17,7 @@ from idefics.inputs import ModelInputs
 from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.clip import ClipTower
-from idefics.model.decoder import Decoder, geometry_of
+from idefics.model.decoder import Decoder
 from idefics.model.flamingo_resampler import FlamingoResampler
 from idefics.model.gated_cross_attention import GatedCrossAttention, Sight, route
 from idefics.model.layers.attention import Backend
@@ -57,7 +57,7 @@ class GatedDecoder(Decoder):
         sight: Sight | None = None,
     ) -> Tensor:
         """As `Decoder.forward`; `sight` is what the new tokens can see of their images."""
-        geometry = geometry_of(x_BTD, self.config, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
+        angles, cache = self.begin(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         routes = None
         if sight is not None:
             images = len(sight.keys[0])
@@ -67,9 +67,8 @@ class GatedDecoder(Decoder):
                 block = index // self.interval
                 keys, values = (None, None) if sight is None else (sight.keys[block], sight.values[block])
                 x_BTD = self.gated_cross_attn_layers[block](x_BTD, keys, values, routes)
-            x_BTD = layer(x_BTD, geometry, cache)
-        if cache is not None:
-            cache.advance(x_BTD.shape[1])
+            x_BTD = layer(x_BTD, angles, cache)
+        cache.advance(x_BTD.shape[1])
         out: Tensor = self.norm(x_BTD)
         return out
 

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from idefics.config import Config
 from idefics.errors import OptionError, OutOfMemory
 from idefics.model.base import VisionLanguageModel
-from idefics.model.decoder import Decoder, Geometry
+from idefics.model.decoder import Angles, Decoder
 from idefics.model.gated_cross_attention import Routes
 from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.families import build_on_meta
@@ -177,7 +177,7 @@ class _Mover:
     """Forward pre-hooks that move arguments; what a pass shares is copied once per device, not once per layer."""
 
     def __init__(self) -> None:
-        self._copies: WeakKeyDictionary[Geometry | Routes, dict[torch.device, Geometry | Routes]] = WeakKeyDictionary()
+        self._copies: WeakKeyDictionary[Angles | Routes, dict[torch.device, Angles | Routes]] = WeakKeyDictionary()
 
     def before(self, module: nn.Module, device: torch.device) -> RemovableHandle:
         """Moves every argument of `module` to `device` from now on."""
@@ -190,9 +190,9 @@ class _Mover:
     def _moved(self, argument: Any, device: torch.device) -> Any:
         if isinstance(argument, Tensor):
             return argument.to(device)
-        if not isinstance(argument, Geometry | Routes):
+        if not isinstance(argument, Angles | Routes):
             return argument
-        # Weakly: once the pass is over, its masks are not kept alive here.
+        # Weakly: once the pass is over, they are not kept alive here.
         copies = self._copies.setdefault(argument, {})
         if device not in copies:
             values = {field.name: getattr(argument, field.name) for field in fields(argument)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.prefill import Prefill
 from idefics.inputs import ModelInputs
+from idefics.model.cache import RowCache
 from idefics.parallel.device_map import layer_devices
 from idefics.selftest.checks import Check, disagreements, distance, inapplicable, judge, number
 from idefics.selftest.subject import Run, Subject
@@ -151,18 +152,24 @@ def window_respected(subject: Subject) -> Check:
     )
 
 
-class PlantedCache:
+class PlantedCache(RowCache):
     """A cache of silent keys with at most one loud value, one buffer for all layers (a window may be thousands long)."""
 
     def __init__(self, subject: Subject, *, past: int, loud: int | None) -> None:
         text = subject.config.text_config
+        super().__init__(text.sliding_window)
         self._values = torch.zeros(
             1, text.num_key_value_heads, past, text.head_dim, dtype=subject.model.dtype, device=subject.device
         )
         self._keys = torch.zeros_like(self._values)
         if loud is not None:
             self._values[:, :, loud] = 1000.0  # even one part in thousands is heard
-        self.length = past
+        self._past = past
+
+    @property
+    def length(self) -> int:
+        """Of the planted keys."""
+        return self._past
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """The planted keys and values, alike for every layer, and the new ones; nothing is kept."""

@@ -61,29 +61,29 @@ def causal_mask_dropped(_, patch):
     def everything(*, queries, past, window, key_mask_BS, device):  # noqa: ARG001
         return torch.ones(1, queries, past + queries, dtype=torch.bool, device=device)
 
-    patch.setattr(idefics.model.decoder, "causal_mask", everything)
+    patch.setattr(idefics.model.cache, "causal_mask", everything)
 
 
 @caught_by(decoding.window_respected)
 def sliding_window_ignored(_, patch):
-    mask = idefics.model.decoder.causal_mask
-    patch.setattr(idefics.model.decoder, "causal_mask", lambda **given: mask(**{**given, "window": None}))
+    mask = idefics.model.cache.causal_mask
+    patch.setattr(idefics.model.cache, "causal_mask", lambda **given: mask(**{**given, "window": None}))
 
 
 @caught_by(decoding.window_respected)
 def sliding_window_one_too_long(_, patch):
-    mask = idefics.model.decoder.causal_mask
-    patch.setattr(idefics.model.decoder, "causal_mask", lambda **given: mask(**{**given, "window": given["window"] + 1}))
+    mask = idefics.model.cache.causal_mask
+    patch.setattr(idefics.model.cache, "causal_mask", lambda **given: mask(**{**given, "window": given["window"] + 1}))
 
 
 @caught_by(decoding.window_respected, decoding.cache_equals_full)
 def sliding_window_one_too_short_when_cached(_, patch):
-    mask = idefics.model.decoder.causal_mask
+    mask = idefics.model.cache.causal_mask
 
     def short(**given):
         return mask(**{**given, "window": given["window"] - (given["past"] > 0)})
 
-    patch.setattr(idefics.model.decoder, "causal_mask", short)
+    patch.setattr(idefics.model.cache, "causal_mask", short)
 
 
 @caught_by(decoding.batch_equals_single, decoding.positions_count_tokens)
