@@ -22,10 +22,10 @@ def test_greedy_tokens_of_200_prompts(models: Pair, seed: int) -> None:
 
 
 def test_a_shifted_position_would_be_seen(models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from idefics.engine import prefill
+    from idefics.model import decoder
 
-    honest = prefill.positions
-    monkeypatch.setattr(prefill, "positions", lambda mask: honest(mask) + (mask.cumsum(1) > 5))
+    honest = decoder.rotary_angles
+    monkeypatch.setattr(decoder, "rotary_angles", lambda places, **sizes: honest(places + (places > 5), **sizes))
     generator = torch.Generator().manual_seed(0)
     prompts = [random_prompt(generator) for _ in range(8)]
     inputs = batch([ids for ids, _ in prompts], [images for _, images in prompts])

@@ -15,7 +15,6 @@ from oracle import Pair, greedy_pair, pair
 from gated import BOS, EDGES, FAKE, IMAGE, block, pictures, random_batch, reference_inputs, tiny_config
 from idefics.engine.beam import beam_search
 from idefics.engine.sampling_params import sampling_params
-from idefics.model.gated_cross_attention import Sight
 from idefics.model.idefics1 import Idefics1
 
 
@@ -31,19 +30,14 @@ def test_greedy_tokens_of_200_prompts(models: Pair, seed: int) -> None:
 
 
 def test_answers_that_forget_their_image_would_be_seen(models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Idefics1, "after", lambda *_: None)
+    monkeypatch.setattr(Idefics1, "sources_remain", False)
     theirs, ours = greedy_pair(models, reference_inputs(*random_batch(0, 8)), max_new_tokens=12, do_sample=False)
     assert ours != theirs
 
 
 def test_answers_that_look_at_another_rows_image_would_be_seen(models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Idefics1.after
-
-    def confused(self: Idefics1, seen: Sight | None, rows_R: torch.Tensor) -> Sight | None:
-        found = honest(self, seen, rows_R)
-        return found and Sight(keys=found.keys, values=found.values, image_BT=found.image_BT.flip(0))
-
-    monkeypatch.setattr(Idefics1, "after", confused)
+    honest = Idefics1.sight
+    monkeypatch.setattr(Idefics1, "sight", lambda self, images, source_BT: honest(self, images, source_BT.flip(1)))
     theirs, ours = greedy_pair(models, reference_inputs(*random_batch(0, 8)), max_new_tokens=12, do_sample=False)
     assert ours != theirs
 

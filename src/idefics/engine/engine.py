@@ -1,27 +1,55 @@
-"""Continues prompts: prefill once, then one token per answer and step, all prompts of a call together.
+"""Continues prompts: requests join and leave at every step, and share one cache.
 
-This engine takes a batch and finishes it. Requests that join and leave at any step come with the scheduler.
+    engine = Engine(model)
+    number = engine.add(inputs, params)      # one prompt; any time, from any thread
+    while engine.busy:
+        for event in engine.step(): ...      # tokens, and answers that ended without one
+    engine.cancel(number)
+
+`stream` and `generate` do that for a batch of prompts, and may run beside each other.
 """
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from idefics.engine.beam import beam_search
-from idefics.engine.prefill import Prefill
-from idefics.engine.request import Completion, FinishReason, StopCheck, Token
-from idefics.engine.sampling import Sampler
+from idefics.engine.blocks import BlockPool
+from idefics.engine.limits import Limits, check_room
+from idefics.engine.prefill import Prefill, left_aligned
+from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
+from idefics.engine.runner import Runner, Source, pictures
+from idefics.engine.sampling import Choice, Sampler, choose
 from idefics.engine.sampling_params import SamplingParams
-from idefics.errors import OptionError
+from idefics.engine.scheduler import Scheduler
+from idefics.engine.sequences import AnswerInMaking, Slice
+from idefics.engine.speculative import look_up
+from idefics.errors import IdeficsError, OptionError, OutOfMemory
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.launch import agreed_seed
+from idefics.weights.memory import explain_out_of_memory
 
 __all__ = ["Engine"]
+
+LESS = "use smaller images (max_image_size), no splitting, fewer prompts or new tokens, or a smaller dtype"
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What the engine knows of an answer beside its tokens."""
+
+    params: SamplingParams
+    source: Source
+    sampler: Sampler
+    stop: StopCheck | None
+    deadline: float | None
 
 
 class Engine:
@@ -29,12 +57,128 @@ class Engine:
 
     Args:
         model: in eval mode, on the device(s) where it shall run.
+        limits: how much to take on at once.
     """
 
-    def __init__(self, model: VisionLanguageModel) -> None:
+    def __init__(self, model: VisionLanguageModel, limits: Limits | None = None) -> None:
         self.model = model
+        self.limits = limits or Limits()
+        self._lock = threading.RLock()
+        self._runner: Runner | None = None
+        self._scheduler: Scheduler | None = None
+        self._answers: dict[int, list[AnswerInMaking]] = {}
+        self._queues: dict[int, deque[Event]] = {}
+        self._numbers = self._arrivals = 0
 
-    @torch.inference_mode()
+    @property
+    def busy(self) -> bool:
+        """Whether any answer is unfinished."""
+        return bool(self._answers)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Who waits and runs; made, with the cache, when it is first needed."""
+        if self._scheduler is None:
+            with self._lock, explain_out_of_memory("making room for keys and values", reduce="give cache_bytes"):
+                self._runner = Runner(self.model, self.limits)
+                pool = BlockPool(self._runner.blocks, self.limits.block)
+                self._scheduler = Scheduler(pool, tokens=self.limits.tokens, rows=self.limits.rows)
+        return self._scheduler
+
+    @property
+    def runner(self) -> Runner:
+        """The model with its cache."""
+        assert self.scheduler is not None
+        assert self._runner is not None
+        return self._runner
+
+    def add(
+        self,
+        inputs: ModelInputs,
+        params: SamplingParams,
+        *,
+        stops: Sequence[StopCheck] | None = None,
+        deadline: float | None = None,
+        stream: int = 0,
+    ) -> int:
+        """Takes in one prompt; `step` works on it from now on.
+
+        Args:
+            inputs: one row, without padding.
+            params: how to continue it; no beams.
+            stops: one per answer, `params.candidates` of them.
+            deadline: in seconds of `time.monotonic`; what is unfinished then ends with `"deadline"`.
+            stream: which of a seed's streams of random numbers the first answer draws from.
+
+        Returns:
+            The request's number, which its events bear.
+
+        Raises:
+            InputError: prompt and images do not match, or they can never fit the model's positions or the cache.
+            OptionError: an id to be banned does not exist, or beams are asked for.
+        """
+        if params.num_beams > 1:
+            raise OptionError(f"num_beams = {params.num_beams}: beams are searched by generate, one prompt after the other")
+        self.model.check(inputs)
+        check_ids(self.model, [params])
+        ids = inputs.input_ids_BT[0].tolist()
+        with self._lock:
+            held = self.scheduler.pool.blocks * self.limits.block
+            room = self._room(params, len(ids), held=held)
+            source, drawn = self._source(inputs)
+            number = self._numbers
+            self._numbers += 1
+            answers: list[AnswerInMaking] = []
+            for candidate in range(params.candidates):
+                sampler = Sampler(params, ids, stream=stream + candidate)
+                stop = None if stops is None else stops[candidate]
+                answers.append(
+                    AnswerInMaking(
+                        row=number,
+                        candidate=candidate,
+                        arrival=self._arrivals,
+                        ids=list(ids),
+                        prompt=len(ids),
+                        drawn=drawn,
+                        drawn_after=drawn[-1] if self.model.sources_remain else None,
+                        leader=answers[0] if answers else None,
+                        most=len(ids) + room,
+                        state=State(params, source, sampler, stop, deadline),
+                    )
+                )
+                self._arrivals += 1
+            for answer in answers:
+                self.scheduler.add(answer)
+            self._answers[number] = answers
+        return number
+
+    def cancel(self, number: int) -> list[Event]:
+        """Ends a request whatever it is doing; nothing happens if it has ended already.
+
+        Returns:
+            One `Ended` for each answer that was unfinished.
+        """
+        with self._lock:
+            unfinished = [a for a in self._answers.get(number, ()) if not a.done]
+            return [self._end(answer, "cancelled") for answer in unfinished]
+
+    def step(self) -> list[Event]:
+        """One pass: every running answer gets its next token, and prompts are read as far as the pass has room.
+
+        Returns:
+            What happened, in order of arrival. An error that concerns one request ends that request and is in its
+            `Ended`; the others go on.
+        """
+        with self._lock, torch.inference_mode():
+            events = self._expire()
+            for answer in self.scheduler.running:
+                answer.drafts = self._drafts(answer)
+            slices, failed = self._encoded(self.scheduler.plan())
+            events += failed
+            if slices:
+                events += self._pass(slices)
+            return events
+
     def stream(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
     ) -> Iterator[Token]:
@@ -46,38 +190,39 @@ class Engine:
             stops: one per answer (prompts in order, each `params.candidates` times).
 
         Raises:
-            InputError: prompts and images do not match, or prompt and answer exceed the model's positions.
+            InputError: prompts and images do not match, or prompt and answer exceed the model's positions or the cache.
             OptionError: an id to be banned does not exist.
             NumericsError: NaN or infinite logits.
+            OutOfMemory: the machine is too small for a request.
         """
         assert all(p.num_beams == 1 for p in params), "beams have no tokens before the end"
         if any(p.do_sample and p.seed is None for p in params):
             seed = agreed_seed(self.model)  # processes that compute one model must draw the same tokens
             params = [replace(p, seed=seed) if p.seed is None else p for p in params]
-        answers = [
-            Answer(row, candidate, p, stream=row * 1_000 + candidate)
-            for row, p in enumerate(params)
-            for candidate in range(p.candidates)
-        ]
-        self._check_ids(params)
-        rooms = self._rooms(inputs, params)
-        prefill = Prefill(self.model, inputs, rows=[a.row for a in answers], rooms=rooms)
-        for answer in answers:
-            answer.sampler = Sampler(answer.params, prefill.prompt_ids[answer.row], stream=answer.stream)
-            answer.room = rooms[answer.row]
-        logits_RV = prefill.logits_RV
-        live = list(range(len(answers)))
-        pad = torch.zeros(len(answers), 1, dtype=torch.int64, device=logits_RV.device)
-        while True:
-            for index in list(live):
-                token = answers[index].next(logits_RV[index], None if stops is None else stops[index])
-                pad[index] = token.id
-                if token.finish is not None:
-                    live.remove(index)
-                yield token
-            if not live:
-                return
-            logits_RV = prefill.step(pad)
+        self.model.check(inputs)
+        inputs = left_aligned(inputs)
+        remaining = list(stops or ())
+        rows: dict[int, int] = {}
+        events: deque[Event] = deque()
+        try:
+            with self._lock:
+                for row, p in enumerate(params):
+                    own, remaining = remaining[: p.candidates], remaining[p.candidates :]
+                    number = self.add(unpadded(inputs.row(row)), p, stops=own or None, stream=row * 1_000)
+                    rows[number] = row
+                    self._queues[number] = events
+            while events or any(number in self._answers for number in rows):
+                if not events:
+                    self._distribute(self.step())
+                while events:
+                    event = events.popleft()
+                    if isinstance(event, Ended):
+                        raise event.error or OptionError(f"the request was {event.finish}")
+                    yield replace(event, row=rows[event.row])
+        finally:
+            for number in rows:
+                self.cancel(number)
+                self._queues.pop(number, None)
 
     def generate(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
@@ -101,52 +246,169 @@ class Engine:
 
     @torch.inference_mode()
     def _beams(self, prompt: ModelInputs, params: SamplingParams, stop: StopCheck | None) -> list[Completion]:
-        self._check_ids([params])
-        rooms = self._rooms(prompt, [params])
-        prefill = Prefill(self.model, prompt, rows=[0] * params.num_beams, rooms=rooms)
-        return beam_search(prefill, params, stop, room=rooms[0])
+        check_ids(self.model, [params])
+        room = self._room(params, int(prompt.attention_mask_BT.sum()))
+        prefill = Prefill(self.model, prompt, rows=[0] * params.num_beams, rooms=[room])
+        return beam_search(prefill, params, stop, room=room)
 
-    def _check_ids(self, params: Sequence[SamplingParams]) -> None:
-        """Refuses ids that would be banned and do not exist."""
-        size = self.model.config.text_config.vocab_size
-        for p in params:
-            banned = [("bad_words_ids", i) for word in p.bad_words_ids for i in word]
-            banned += [("eos_token_id", i) for i in p.eos_token_id if p.min_new_tokens]
-            for name, token_id in banned:
-                if not 0 <= token_id < size:
-                    raise OptionError(f"{name} names {token_id}, which is outside the model's vocabulary of {size}")
-
-    def _rooms(self, inputs: ModelInputs, params: Sequence[SamplingParams]) -> list[int]:
-        """New tokens of each prompt at most."""
+    def _room(self, params: SamplingParams, prompt: int, *, held: int | None = None) -> int:
+        """New tokens after a prompt of so many, at most."""
         positions = self.model.config.text_config.max_position_embeddings
-        lengths = inputs.attention_mask_BT.sum(1).tolist()
-        return [p.new_tokens(length, positions=positions) for p, length in zip(params, lengths, strict=True)]
+        room = params.new_tokens(prompt, positions=positions if held is None else min(positions, held))
+        check_room(self.model, prompt=prompt, new=room, held=held)
+        return room
+
+    def _source(self, inputs: ModelInputs) -> tuple[Source, list[bytes | None]]:
+        """What the prompt's tokens draw on, and by which digests their blocks are told apart."""
+        shown, drawn = pictures(inputs), self.model.sources(inputs)[0].tolist()
+        per_image = self.model.sources_per_image
+        digests = [shown[place // per_image].digest if place >= 0 else None for place in drawn]
+        return Source(shown, drawn, drawn[-1] if self.model.sources_remain else -1), digests
+
+    def _drafts(self, answer: AnswerInMaking) -> list[int]:
+        params: SamplingParams = answer.state.params
+        if not params.prompt_lookup_num_tokens or not answer.decoding:
+            return []
+        room = answer.most - len(answer.ids) - 1
+        return look_up(answer.ids, min(params.prompt_lookup_num_tokens, room)) if room > 0 else []
+
+    def _encoded(self, slices: list[Slice]) -> tuple[list[Slice], list[Event]]:
+        """Encodes the images that slices need; requests whose images cannot be encoded end."""
+        wanted = [picture for piece in slices for picture in self.runner.needed(piece)]
+        try:
+            self.runner.encode(wanted)
+        except (IdeficsError, RuntimeError):
+            return self._encoded_one_by_one(slices)
+        return slices, []
+
+    def _encoded_one_by_one(self, slices: list[Slice]) -> tuple[list[Slice], list[Event]]:
+        good: list[Slice] = []
+        events: list[Event] = []
+        for piece in slices:
+            if piece.answer.done:
+                continue
+            try:
+                with explain_out_of_memory("encoding a request's images", reduce=LESS):
+                    self.runner.encode(self.runner.needed(piece))
+                good.append(piece)
+            except (IdeficsError, RuntimeError) as error:
+                events += self._fail(piece.answer, error)
+        return good, events
+
+    def _pass(self, slices: list[Slice]) -> list[Event]:
+        tokens = sum(len(piece.ids) for piece in slices)
+        try:
+            with explain_out_of_memory(f"computing {tokens} tokens of {len(slices)} answer(s)", reduce=LESS):
+                logits = self.runner.run(slices)
+        except OutOfMemory as error:
+            if self.scheduler.interrupt_youngest():
+                return []
+            return self._fail(slices[0].answer, error)
+        events: list[Event] = []
+        choosing = [(piece, rows) for piece, rows in zip(slices, logits, strict=True) if piece.chooses]
+        first = choose([(p.answer.state.sampler, rows[0], p.answer.ids[p.answer.prompt :]) for p, rows in choosing])
+        chosen = {id(piece): choice for (piece, _), choice in zip(choosing, first, strict=True)}
+        for piece, rows in sorted(zip(slices, logits, strict=True), key=lambda pair: pair[0].answer.arrival):
+            if piece.answer.done:
+                continue
+            if piece.chooses:
+                events += self._chosen(piece, rows, chosen[id(piece)])
+            else:
+                self.scheduler.advance(piece)
+        return events
+
+    def _chosen(self, piece: Slice, logits_RV: torch.Tensor, choice: Choice | IdeficsError) -> list[Event]:
+        """Appends the token chosen after the newest one, and as many drafts as are what would be chosen anyway."""
+        answer, state = piece.answer, piece.answer.state
+        events: list[Event] = []
+        accepted = 0
+        while True:
+            if isinstance(choice, IdeficsError):
+                return events + self._fail(answer, choice)
+            answer.ids.append(choice.token)
+            finish = self._finish(answer)
+            events.append(
+                Token(
+                    row=answer.row,
+                    candidate=answer.candidate,
+                    id=choice.token,
+                    logprob=choice.logprob,
+                    top=choice.top,
+                    finish=finish,
+                )
+            )
+            right = accepted < piece.drafts and choice.token == piece.ids[len(piece.ids) - piece.drafts + accepted]
+            if finish is not None or not right:
+                break
+            accepted += 1
+            (choice,) = choose([(state.sampler, logits_RV[accepted], answer.ids[answer.prompt :])])
+        self.scheduler.advance(piece, accepted=accepted)
+        if finish is not None:
+            self._forget(answer)
+        return events
+
+    def _finish(self, answer: AnswerInMaking) -> FinishReason | None:
+        state: State = answer.state
+        if answer.ids[-1] in state.params.eos_token_id:
+            return "eos"
+        if state.stop is not None and state.stop(answer.ids[answer.prompt :]):
+            return "stop"
+        return "length" if len(answer.ids) >= answer.most else None
+
+    def _expire(self) -> list[Event]:
+        now = time.monotonic()
+        late = [
+            answer
+            for answers in list(self._answers.values())
+            for answer in answers
+            if not answer.done and answer.state.deadline is not None and answer.state.deadline <= now
+        ]
+        return [self._end(answer, "deadline") for answer in late]
+
+    def _fail(self, answer: AnswerInMaking, error: Exception) -> list[Event]:
+        """Ends all of a request's answers."""
+        unfinished = [a for a in self._answers[answer.row] if not a.done]
+        self.runner.wipe([block for a in unfinished for block in a.blocks if self.scheduler.pool.users(block) == 1])
+        return [self._end(a, "error", error) for a in unfinished]
+
+    def _end(self, answer: AnswerInMaking, finish: FinishReason, error: Exception | None = None) -> Ended:
+        self._forget(answer)
+        return Ended(row=answer.row, candidate=answer.candidate, finish=finish, error=error)
+
+    def _forget(self, answer: AnswerInMaking) -> None:
+        self.scheduler.remove(answer)
+        if all(a.done for a in self._answers[answer.row]):
+            del self._answers[answer.row]
+
+    def _distribute(self, events: Sequence[Event]) -> None:
+        """Hands events to whoever streams their requests; several may do so side by side, each stepping in turn."""
+        for event in events:
+            queue = self._queues.get(event.row)
+            if queue is not None:
+                queue.append(event)
 
 
-class Answer:
-    """One answer in the making."""
+def check_ids(model: VisionLanguageModel, params: Sequence[SamplingParams]) -> None:
+    """Refuses ids that would be banned and do not exist.
 
-    sampler: Sampler
-    room: int
+    Raises:
+        OptionError: the id and the size of the vocabulary are named.
+    """
+    size = model.config.text_config.vocab_size
+    for p in params:
+        banned = [("bad_words_ids", i) for word in p.bad_words_ids for i in word]
+        banned += [("eos_token_id", i) for i in p.eos_token_id if p.min_new_tokens]
+        for name, token_id in banned:
+            if not 0 <= token_id < size:
+                raise OptionError(f"{name} names {token_id}, which is outside the model's vocabulary of {size}")
 
-    def __init__(self, row: int, candidate: int, params: SamplingParams, *, stream: int) -> None:
-        self.row = row
-        self.candidate = candidate
-        self.params = params
-        self.stream = stream
-        self.ids: list[int] = []
 
-    def next(self, logits_V: Tensor, stop: StopCheck | None) -> Token:
-        """Chooses this answer's next token and says whether it is the last."""
-        choice = self.sampler.choose(logits_V, self.ids)
-        self.ids.append(choice.token)
-        finish: FinishReason | None = None
-        if choice.token in self.params.eos_token_id:
-            finish = "eos"
-        elif stop is not None and stop(self.ids):
-            finish = "stop"
-        elif len(self.ids) >= self.room:
-            finish = "length"
-        return Token(
-            row=self.row, candidate=self.candidate, id=choice.token, logprob=choice.logprob, top=choice.top, finish=finish
-        )
+def unpadded(inputs: ModelInputs) -> ModelInputs:
+    """One row without its padding."""
+    real_T = inputs.attention_mask_BT[0].bool()
+    return replace(
+        inputs,
+        input_ids_BT=inputs.input_ids_BT[:, real_T],
+        attention_mask_BT=inputs.attention_mask_BT[:, real_T],
+        seen_BT=None if inputs.seen_BT is None else inputs.seen_BT[:, real_T],
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from idefics.engine.kv_cache import StaticKVCache
+from idefics.engine.limits import check_room
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
@@ -40,18 +41,8 @@ class Prefill:
         inputs = left_aligned(inputs).to(device)
         ids_BT, mask_BT = inputs.input_ids_BT, inputs.attention_mask_BT
         self.prompt_ids: list[list[int]] = [ids[mask].tolist() for ids, mask in zip(ids_BT, mask_BT, strict=True)]
-        limit = model.config.text_config.max_position_embeddings
         for ids, room in zip(self.prompt_ids, rooms, strict=True):
-            if len(ids) >= limit:
-                raise InputError(
-                    f"a prompt of {len(ids)} tokens (images included) does not fit the model's {limit} positions; "
-                    "shorten it, use fewer images or turn splitting off"
-                )
-            if len(ids) + room > limit:
-                raise InputError(
-                    f"a prompt of {len(ids)} tokens (images included) and {room} new ones exceed the model's {limit} "
-                    f"positions; ask for at most {limit - len(ids)} new tokens"
-                )
+            check_room(model, prompt=len(ids), new=room)
         new_tokens = max(rooms)
         self._model = model
         padded = bool((~mask_BT).any())

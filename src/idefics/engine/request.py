@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Completion", "FinishReason", "StopCheck", "Token"]
+__all__ = ["Completion", "Ended", "Event", "FinishReason", "StopCheck", "Token"]
 
-FinishReason = Literal["eos", "stop", "length"]
-"""Why an answer ended: an end token, a stop string, or no room."""
+FinishReason = Literal["eos", "stop", "length", "cancelled", "deadline", "error"]
+"""Why an answer ended: an end token, a stop string, or no room; or from outside: nobody wants it any more, its time is over,
+or it cannot be computed."""
 
 StopCheck = Callable[[Sequence[int]], bool]
 """Given an answer's ids after each new one, says whether it ends here. The engine knows no text: whoever does, watches
@@ -21,7 +22,7 @@ class Token:
     """One generated token.
 
     Attributes:
-        row: which prompt.
+        row: which prompt: its place in a batch, or the number that `Engine.add` returned.
         candidate: which of its answers.
         id: token id.
         logprob: log-probability under the model, before temperature and filters.
@@ -35,6 +36,26 @@ class Token:
     logprob: float
     top: tuple[tuple[int, float], ...]
     finish: FinishReason | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """One answer ended without a token.
+
+    Attributes:
+        row: as of `Token`.
+        candidate: as of `Token`.
+        finish: `"cancelled"`, `"deadline"` or `"error"`.
+        error: what went wrong, for the latter.
+    """
+
+    row: int
+    candidate: int
+    finish: FinishReason
+    error: Exception | None = None
+
+
+Event = Token | Ended
 
 
 @dataclass(frozen=True, kw_only=True)

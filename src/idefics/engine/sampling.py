@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from idefics.engine.sampling_params import SamplingParams
-from idefics.errors import NumericsError
+from idefics.errors import IdeficsError, NumericsError
 
-__all__ = ["Choice", "Sampler", "history_filters", "require_finite"]
+__all__ = ["Choice", "Sampler", "choose", "history_filters", "require_finite"]
 
 BANNED = float("-inf")
 
@@ -188,6 +188,7 @@ class Sampler:
         self.params = params
         self.prompt = list(prompt)
         self.filters = history_filters(params)
+        self.plain = plain_bans(params)
         self.generator = torch.Generator()
         if params.seed is None:
             self.generator.seed()
@@ -224,3 +225,44 @@ class Sampler:
             values, ids = logprobs.topk(min(self.params.logprobs, len(logprobs)))
             top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         return Choice(token=token, logprob=float(logprobs[token]), top=top)
+
+
+def plain_bans(params: SamplingParams) -> tuple[int, ...] | None:
+    """The ids that greedy decoding without history must not choose; None where choosing is not as simple as that."""
+    rest = replace(params, bad_words_ids=())
+    if params.do_sample or params.logprobs or history_filters(rest) or any(len(word) > 1 for word in params.bad_words_ids):
+        return None
+    return tuple(word[0] for word in params.bad_words_ids)
+
+
+def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice | IdeficsError]:
+    """The next token of several answers; plain greedy ones are chosen together.
+
+    Args:
+        rows: of each answer its sampler, float32 logits (V,) on one device, and the tokens chosen so far.
+
+    Returns:
+        Of each its choice, or the error that concerns it alone.
+    """
+    together = [i for i, (sampler, _, _) in enumerate(rows) if sampler.plain is not None]
+    chosen: list[Choice | IdeficsError | None] = [None] * len(rows)
+    if len(together) > 1:
+        logits_RV = torch.stack([rows[i][1] for i in together])
+        allowed_RV = logits_RV.clone()
+        banned = [(r, token) for r, i in enumerate(together) for token in rows[i][0].plain or ()]
+        if banned:
+            at_R, token_R = torch.tensor(banned, device=logits_RV.device).unbind(1)
+            allowed_RV[at_R, token_R] = BANNED
+        best = allowed_RV.max(1)
+        logprobs = logits_RV.gather(1, best.indices[:, None])[:, 0] - logits_RV.logsumexp(1)
+        good = torch.isfinite(logits_RV).all(1) & torch.isfinite(best.values)
+        for i, token, logprob, fine in zip(together, best.indices.tolist(), logprobs.tolist(), good.tolist(), strict=True):
+            chosen[i] = Choice(token=token, logprob=logprob) if fine else None
+    return [found if found is not None else _alone(*row) for found, row in zip(chosen, rows, strict=True)]
+
+
+def _alone(sampler: Sampler, logits_V: Tensor, answer: Sequence[int]) -> Choice | IdeficsError:
+    try:
+        return sampler.choose(logits_V, answer)
+    except IdeficsError as error:
+        return error

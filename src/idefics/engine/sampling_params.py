@@ -56,6 +56,8 @@ class SamplingParams:
         n: answers per prompt.
         best_of: answers drawn per prompt, of which the `n` likeliest per token are returned.
         logprobs: alternatives reported with each token; None reports nothing.
+        prompt_lookup_num_tokens: tokens that are guessed from the prompt and checked in one pass; None guesses nothing. The
+            answer is the same, sooner where it quotes the prompt.
     """
 
     max_new_tokens: int | None = None
@@ -82,6 +84,7 @@ class SamplingParams:
     n: int = 1
     best_of: int | None = None
     logprobs: int | None = None
+    prompt_lookup_num_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -125,6 +128,7 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (None,),
     "stop": (None,),
     "eos_token_id": (None,),
+    "prompt_lookup_num_tokens": (0,),
 }
 
 
@@ -241,6 +245,7 @@ def _check_ranges(params: SamplingParams) -> None:
         ("n", "at least 1", lambda v: v >= 1),
         ("best_of", "at least 1", lambda v: v >= 1),
         ("logprobs", "from 0 to 100", lambda v: 0 <= v <= 100),
+        ("prompt_lookup_num_tokens", "at least 1", lambda v: v >= 1),
         ("stop", "non-empty strings", lambda v: all(isinstance(s, str) and s for s in v)),
         (
             "bad_words_ids",
@@ -263,6 +268,9 @@ def _check_contradictions(params: SamplingParams) -> None:
         raise OptionError(f"num_beams={params.num_beams} contradicts best_of={params.best_of}; use n")
     if params.num_beams > 1 and params.logprobs is not None:
         raise OptionError(f"num_beams={params.num_beams} contradicts logprobs={params.logprobs}; beams report scores only")
+    if params.num_beams > 1 and params.prompt_lookup_num_tokens is not None:
+        lookup = params.prompt_lookup_num_tokens
+        raise OptionError(f"num_beams={params.num_beams} contradicts prompt_lookup_num_tokens={lookup}; beams guess nothing")
     if params.num_beams > 1 and params.n > params.num_beams:
         raise OptionError(f"n={params.n} is above num_beams={params.num_beams}")
     if params.num_beams == 1 and not params.do_sample and params.candidates > 1:

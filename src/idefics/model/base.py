@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,31 @@ class VisionLanguageModel(nn.Module, ABC):
         Args:
             seen: from `see`.
             rows_R: which prompt each continued row belongs to.
+        """
+
+    sources_remain: ClassVar[bool]
+    """Whether tokens after the prompt draw on the source that its last token draws on, or on none."""
+
+    @property
+    @abstractmethod
+    def sources_per_image(self) -> int:
+        """What tokens draw on: an image is one source, or as many as it has latents if each latent is a token's own."""
+
+    @abstractmethod
+    def sources(self, inputs: ModelInputs) -> Tensor:
+        """Which of its row's sources each token draws on, or -1 (B, T); an image's sources are consecutive."""
+
+    @abstractmethod
+    def project(self, latents_NLD: Tensor) -> tuple[Tensor, ...]:
+        """Everything that decoders compute of images alone, to be kept: tensors whose first dimension is that of images."""
+
+    @abstractmethod
+    def sight(self, projected: tuple[Tensor, ...], source_BT: Tensor) -> Any:
+        """What `forward` wants as `seen` for tokens that draw on these sources of these images.
+
+        Args:
+            projected: of one or more images, from `project`.
+            source_BT: sources counted over those images, or -1.
         """
 
     @abstractmethod

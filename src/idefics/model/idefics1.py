@@ -150,14 +150,9 @@ class Idefics1(VisionLanguageModel):
         for first in range(0, len(images_CHW), together):
             yield self.vision_model([image.to(table) for image in images_CHW[first : first + together]])
 
-    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight:
+    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight | None:
         """Keys and values of every image for every gated block, and which image each token sees."""
-        assert inputs.seen_BT is not None, "check() refuses images that nobody sees"
-        image_BT = global_images(inputs.seen_BT, inputs.images_per_row).to(self.device)
-        blocks = cast("Iterable[GatedCrossAttention]", self.text_model.gated_cross_attn_layers)
-        projected = [block.cross_attn.project(latents_NLD) for block in blocks]
-        keys, values = zip(*projected, strict=True)
-        return Sight(keys=keys, values=values, image_BT=image_BT)
+        return self.sight(self.project(latents_NLD), global_images(self.sources(inputs), inputs.images_per_row))
 
     def after(self, seen: Sight | None, rows_R: Tensor) -> Sight | None:
         """The image that each row's last token saw, which all tokens that follow see."""
@@ -176,6 +171,26 @@ class Idefics1(VisionLanguageModel):
             values=tuple(v[kept] for v in seen.values),
             image_BT=places[:, None],
         )
+
+    sources_remain = True
+    sources_per_image = 1
+
+    def sources(self, inputs: ModelInputs) -> Tensor:
+        """The images that the tokens see."""
+        return torch.full_like(inputs.input_ids_BT, -1) if inputs.seen_BT is None else inputs.seen_BT
+
+    def project(self, latents_NLD: Tensor) -> tuple[Tensor, ...]:
+        """Keys, then values, of every gated block, (N, L, H, K) each."""
+        blocks = cast("Iterable[GatedCrossAttention]", self.text_model.gated_cross_attn_layers)
+        keys, values = zip(*(block.cross_attn.project(latents_NLD) for block in blocks), strict=True)
+        return (*keys, *values)
+
+    def sight(self, projected: tuple[Tensor, ...], source_BT: Tensor) -> Sight | None:
+        """The images' keys and values, and who sees which; None if nobody sees any."""
+        if not (source_BT >= 0).any():
+            return None
+        blocks = len(projected) // 2
+        return Sight(keys=projected[:blocks], values=projected[blocks:], image_BT=source_BT.to(self.device))
 
     def forward(
         self,

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from idefics.errors import InputError
 
-__all__ = ["merge_latents"]
+__all__ = ["Placed", "merge_latents"]
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Latents, and the tokens that they take the places of: an image token that a model wrote itself is no place.
+
+    Attributes:
+        latents_XD: in order of their places.
+        places_BT: True at X tokens.
+    """
+
+    latents_XD: Tensor
+    places_BT: Tensor
+
+    def into(self, embedded_BTD: Tensor) -> Tensor:
+        """The embeddings with the latents in their places, a new tensor."""
+        return embedded_BTD.masked_scatter(self.places_BT.to(embedded_BTD.device)[..., None], self.latents_XD.to(embedded_BTD))
 
 
 def merge_latents(embedded_BTD: Tensor, input_ids_BT: Tensor, latents_NLD: Tensor, *, image_token_id: int) -> Tensor:

@@ -16,7 +16,9 @@ import idefics.model.siglip
 import idefics.model.vision_encoder
 import invariants
 from fakes import tiny_config, tiny_idefics, tiny_model
+from idefics.engine.blocks import BlockPool
 from idefics.engine.kv_cache import StaticKVCache
+from idefics.engine.paged_cache import PagedPass
 from idefics.model.decoder import Decoder
 from idefics.model.layers.attention import attention
 from idefics.processor.idefics2 import Idefics2Processor
@@ -42,7 +44,7 @@ def vision_mask_dropped(_, patch):
     patch.setattr(idefics.model.vision_encoder, "segmented_attention", _without_segments)
 
 
-@caught_by(decoding.batch_equals_single, answers.greedy_repeatable, decoding.positions_count_tokens)
+@caught_by(decoding.batch_equals_single, decoding.positions_count_tokens)
 def position_shifted_by_one(_, patch):
     """The first appended token takes the place of the prompt's last."""
     extend = idefics.engine.prefill.Prefill.extend
@@ -100,7 +102,7 @@ def padding_seen(_, patch):
     patch.setattr(Decoder, "forward", lambda self, x, **given: forward(self, x, **{**given, "key_mask_BS": None}))
 
 
-@caught_by(decoding.cache_equals_full, decoding.batch_equals_single, answers.greedy_repeatable)
+@caught_by(decoding.cache_equals_full, decoding.batch_equals_single)
 def cache_offset_off_by_one(_, patch):
     append = StaticKVCache.append
 
@@ -115,6 +117,39 @@ def cache_offset_off_by_one(_, patch):
         return keys, values
 
     patch.setattr(StaticKVCache, "append", late)
+
+
+@caught_by(answers.greedy_repeatable)
+def single_new_tokens_are_placed_one_too_far(_, patch):
+    angles = idefics.model.decoder.rotary_angles
+    shift = lambda places: places + (places.shape[1] == 1)  # noqa: E731
+    patch.setattr(idefics.model.decoder, "rotary_angles", lambda places, **sizes: angles(shift(places), **sizes))
+
+
+@caught_by(answers.greedy_repeatable)
+def new_tokens_do_not_see_themselves(_, patch):
+    groups = PagedPass._groups
+
+    def blind(self, singles):
+        found = groups(self, singles)
+        for group in found:
+            group.mask_R1S[..., :-1] &= group.mask_R1S[..., 1:].clone()
+            group.mask_R1S[..., -1] = False
+        return found
+
+    patch.setattr(PagedPass, "_groups", blind)
+
+
+@caught_by(answers.greedy_repeatable)
+def known_blocks_are_another_prompts(_, patch):
+    """The second time the prompt's first block is found in the cache, but it holds what came second."""
+    find = BlockPool.find
+
+    def swapped(self, digests):
+        found = find(self, digests)
+        return [*found[1:2], *found[:1], *found[2:]] if len(found) > 1 else found
+
+    patch.setattr(BlockPool, "find", swapped)
 
 
 @caught_by(vision.swapped_images, vision.images_isolated)

@@ -1,0 +1,172 @@
+"""From what the scheduler planned to logits: one pass over the packed new tokens of all answers.
+
+Letters: P packed tokens, R tokens after which a next one is chosen, D hidden size, V vocabulary, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from idefics.engine.image_cache import Encoded, ImageCache, image_digest
+from idefics.engine.limits import Limits, cache_blocks
+from idefics.engine.paged_cache import PagedKVCache, Segment
+from idefics.engine.sequences import Slice
+from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
+from idefics.parallel.device_map import held_heads, layer_devices
+
+__all__ = ["Picture", "Runner", "Source", "pictures"]
+
+
+@dataclass(eq=False)
+class Picture:
+    """One image of a request: its pixels, their digest, and what the model made of them once it was needed."""
+
+    pixels_CHW: Tensor
+    digest: bytes
+    encoded: Encoded | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a request's tokens draw on.
+
+    Attributes:
+        pictures: the request's images.
+        drawn: of each prompt token the source, as `VisionLanguageModel.sources` counts them.
+        remains: of every token after the prompt.
+    """
+
+    pictures: Sequence[Picture]
+    drawn: Sequence[int]
+    remains: int
+
+    def of(self, start: int, tokens: int) -> list[int]:
+        """Sources of consecutive tokens."""
+        prompt = list(self.drawn[start : start + tokens])
+        return prompt + [self.remains] * (tokens - len(prompt))
+
+
+def pictures(inputs: ModelInputs) -> list[Picture]:
+    """The images of a prompt; equal ones are one."""
+    found: dict[bytes, Picture] = {}
+    every = []
+    for image in inputs.images_CHW:
+        digest = image_digest(image)
+        every.append(found.setdefault(digest, Picture(image, digest)))
+    return every
+
+
+class Runner:
+    """A model and its cache.
+
+    Args:
+        model: in eval mode.
+        limits: what to make room for.
+
+    Attributes:
+        blocks: of the cache.
+        images: encoded ones.
+    """
+
+    def __init__(self, model: VisionLanguageModel, limits: Limits) -> None:
+        self.model = model
+        self.blocks = cache_blocks(model, limits)
+        self.images = ImageCache(limits.image_bytes)
+        self._cache = PagedKVCache(
+            model.config.text_config,
+            blocks=self.blocks,
+            size=limits.block,
+            dtype=model.dtype,
+            devices=layer_devices(model),
+            heads=held_heads(model),
+        )
+        self._stacked: tuple[list[Picture], Encoded] | None = None
+
+    def wipe(self, blocks: Sequence[int]) -> None:
+        """Makes blocks of a failed answer harmless."""
+        self._cache.wipe(blocks)
+
+    def encode(self, wanted: Sequence[Picture]) -> None:
+        """Makes sure that these images are encoded, all that are not in one go."""
+        missing = []
+        for picture in wanted:
+            if picture.encoded is None:
+                picture.encoded = self.images.get(picture.digest)
+            if picture.encoded is None and picture not in missing:
+                missing.append(picture)
+        if not missing:
+            return
+        projected = self.model.project(self.model.encode_images([picture.pixels_CHW for picture in missing]))
+        for index, picture in enumerate(missing):
+            # Copies: a view would keep the whole group alive as long as any of its images.
+            picture.encoded = tuple(part[index : index + 1].clone() for part in projected)
+            self.images.put(picture.digest, picture.encoded)
+
+    def needed(self, piece: Slice) -> list[Picture]:
+        """The images that a slice's tokens draw on."""
+        source: Source = piece.answer.state.source
+        per_image = self.model.sources_per_image
+        used = {drawn // per_image for drawn in source.of(piece.start, len(piece.ids)) if drawn >= 0}
+        return [source.pictures[image] for image in sorted(used)]
+
+    def run(self, slices: Sequence[Slice]) -> list[Tensor]:
+        """Computes the slices; their images must be encoded.
+
+        Returns:
+            Of each slice float32 logits (tokens after which one is chosen, V): after its newest known token and each
+            draft if it ends with the newest, none if it does not.
+        """
+        order = sorted(range(len(slices)), key=lambda i: (len(slices[i].ids) > 1, slices[i].start))
+        ordered = [slices[i] for i in order]
+        device = self.model.device
+        ids = [token for piece in ordered for token in piece.ids]
+        positions = [place for piece in ordered for place in range(piece.start, piece.start + len(piece.ids))]
+        segments = [Segment(piece.answer.blocks, piece.start, len(piece.ids)) for piece in ordered]
+        hidden_1PD = self.model(
+            torch.tensor([ids], device=device),
+            positions_BT=torch.tensor([positions], device=device),
+            seen=self._seen(ordered),
+            cache=self._cache.pass_over(segments),
+        )
+        chosen: list[int] = []
+        counts: list[int] = []
+        at = 0
+        for piece in ordered:
+            at += len(piece.ids)
+            counts.append(1 + piece.drafts if piece.chooses else 0)
+            chosen += range(at - counts[-1], at)
+        if not chosen:
+            return [torch.empty(0)] * len(slices)
+        logits_RV = self.model.logits(hidden_1PD[0, torch.tensor(chosen, device=hidden_1PD.device)]).float()
+        parts = dict(zip(order, torch.split(logits_RV, counts), strict=True))
+        return [parts[i] for i in range(len(slices))]
+
+    def _seen(self, ordered: Sequence[Slice]) -> object:
+        per_image = self.model.sources_per_image
+        stack: list[Picture] = []
+        places: dict[int, int] = {}
+        sources: list[int] = []
+        for piece in ordered:
+            source: Source = piece.answer.state.source
+            for drawn in source.of(piece.start, len(piece.ids)):
+                if drawn < 0:
+                    sources.append(-1)
+                    continue
+                picture = source.pictures[drawn // per_image]
+                if id(picture) not in places:
+                    places[id(picture)] = len(stack)
+                    stack.append(picture)
+                sources.append(places[id(picture)] * per_image + drawn % per_image)
+        if not stack:
+            self._stacked = None
+            return None
+        if self._stacked is None or self._stacked[0] != stack:
+            every = [picture.encoded for picture in stack]
+            parts = zip(*(encoded for encoded in every if encoded is not None), strict=True)
+            self._stacked = (stack, tuple(part[0] if len(part) == 1 else torch.cat(part) for part in parts))
+        return self.model.sight(self._stacked[1], torch.tensor([sources]))

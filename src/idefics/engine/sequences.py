@@ -1,0 +1,95 @@
+"""One answer in the making, as the scheduler sees it. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from idefics.engine.blocks import block_digest
+
+__all__ = ["AnswerInMaking", "Slice"]
+
+
+@dataclass(eq=False, kw_only=True)
+class AnswerInMaking:
+    """Tokens known so far, and how far they are computed.
+
+    Attributes:
+        row: the request's number.
+        candidate: which of its answers.
+        arrival: order in which the engine serves; the lower the earlier.
+        ids: prompt and answer so far.
+        prompt: tokens of the prompt.
+        drawn: of each prompt token, the digest of the image it draws on, or None.
+        drawn_after: likewise of every token after the prompt.
+        leader: the same request's first answer, whose prompt is computed first; None for itself.
+        most: tokens that prompt and answer may become.
+        computed: tokens whose keys and values are in `blocks`.
+        blocks: of the pool, in order.
+        drafts: guesses at what comes after `ids`, to be checked in one pass.
+        done: ended, in whatever way.
+    """
+
+    row: int
+    candidate: int = 0
+    arrival: int
+    ids: list[int]
+    prompt: int
+    drawn: Sequence[bytes | None]
+    drawn_after: bytes | None = None
+    leader: AnswerInMaking | None = None
+    most: int
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
+    done: bool = False
+    digests: list[bytes] = field(default_factory=list)
+    state: Any = None
+
+    @property
+    def decoding(self) -> bool:
+        """Whether only the newest token is left to compute."""
+        return self.computed == len(self.ids) - 1 and len(self.ids) > self.prompt
+
+    @property
+    def waits(self) -> bool:
+        """Whether the prompt is about to be computed by the request's first answer, to be shared."""
+        leader = self.leader
+        return leader is not None and not leader.done and leader.computed < leader.prompt
+
+    def named(self, blocks: int, size: int) -> list[bytes]:
+        """Digests of the first `blocks` blocks of size `size`; they must be full of known tokens."""
+        for first in range(len(self.digests) * size, blocks * size, size):
+            end = first + size
+            drawn = [*self.drawn[first:end], *[self.drawn_after] * (end - max(first, self.prompt))]
+            before = self.digests[-1] if self.digests else b""
+            self.digests.append(block_digest(before, self.ids[first:end], drawn))
+        return self.digests[:blocks]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """What one pass computes of one answer.
+
+    Attributes:
+        answer: whose tokens.
+        start: the first, counted from the prompt's beginning.
+        ids: the tokens, drafts included.
+        drafts: how many of them are guesses.
+    """
+
+    answer: AnswerInMaking
+    start: int
+    ids: tuple[int, ...]
+    drafts: int
+
+    @property
+    def end(self) -> int:
+        """Just past the last known token."""
+        return self.start + len(self.ids) - self.drafts
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the pass ends with the newest token, so that the next one can be chosen."""
+        return self.end == len(self.answer.ids)

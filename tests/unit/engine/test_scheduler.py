@@ -1,0 +1,233 @@
+"""The scheduler and its blocks, against a cache that notes what was written where: random traces, in milliseconds each."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import pytest
+
+from idefics.engine.blocks import BlockPool, block_digest
+from idefics.engine.scheduler import Scheduler
+from idefics.engine.sequences import AnswerInMaking, Slice
+from idefics.engine.speculative import look_up
+
+TRACES = 400
+VOCABULARY = 5  # few words, so that prompts share beginnings and guesses come true
+IMAGES = (None, None, None, b"one", b"two")
+
+
+def said(history: bytes) -> int:
+    """What a model that knows everything before says next."""
+    return blake2b(history, digest_size=2).digest()[0] % VOCABULARY
+
+
+def history(answer: AnswerInMaking, length: int) -> bytes:
+    """Everything that the token before `length` depends on."""
+    drawn = [*answer.drawn, *[answer.drawn_after] * length][:length]
+    return repr(list(zip(answer.ids[:length], drawn, strict=True))).encode()
+
+
+@dataclass
+class World:
+    """A scheduler, and a cache whose slots hold what was true when they were written."""
+
+    scheduler: Scheduler
+    slots: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    passes: int = 0
+    computed: int = 0
+    shared: int = 0
+    order: list[int] = field(default_factory=list)
+
+    def run(self, *, guesses: int = 0) -> list[Slice]:
+        """One pass: reads what it must, writes what it computes, says what comes next."""
+        for answer in self.scheduler.running:
+            answer.drafts = look_up(answer.ids, guesses) if answer.decoding else []
+            answer.drafts = answer.drafts[: answer.most - len(answer.ids) - 1] if guesses else []
+        before = {id(a) for a in self.scheduler.waiting}
+        plan = self.scheduler.plan()
+        size = self.scheduler.pool.size
+        assert sum(len(piece.ids) for piece in plan) <= self.scheduler.tokens
+        assert len(self.scheduler.running) <= self.scheduler.rows
+        for piece in plan:
+            answer = piece.answer
+            if id(answer) in before:
+                self.shared += piece.start
+            for place in range(piece.start):
+                assert self.slots[answer.blocks[place // size], place % size] == history(answer, place + 1), "a wrong block"
+            known = answer.ids
+            answer.ids = [*known[: piece.start], *piece.ids]
+            for place in range(piece.start, piece.start + len(piece.ids)):
+                block = answer.blocks[place // size]
+                assert self.scheduler.pool.users(block) == 1, "a shared block is written to"
+                self.slots[block, place % size] = history(answer, place + 1)
+                self.computed += 1
+            guessed, answer.ids = answer.ids, known
+            self._choose(piece, guessed)
+        self.passes += bool(plan)
+        self.check()
+        return plan
+
+    def _choose(self, piece: Slice, guessed: list[int]) -> None:
+        answer, accepted = piece.answer, 0
+        ended = False
+        if piece.chooses:
+            while True:
+                answer.ids.append(said(history(answer, len(answer.ids))))
+                ended = len(answer.ids) == answer.most
+                right = accepted < piece.drafts and answer.ids[-1] == guessed[len(answer.ids) - 1]
+                if ended or not right:
+                    break
+                accepted += 1
+        self.scheduler.advance(piece, accepted=accepted)
+        if ended:
+            self.order.append(answer.row)
+            self.scheduler.remove(answer)
+
+    def check(self) -> None:
+        """Every block is held as often as answers say, and the rest is free."""
+        pool = self.scheduler.pool
+        holds = [block for answer in self.scheduler.running for block in answer.blocks]
+        assert all(pool.users(block) == holds.count(block) for block in range(pool.blocks))
+        assert pool.free == pool.blocks - len(set(holds))
+        assert not any(answer.blocks for answer in self.scheduler.waiting)
+
+
+def request(rng: random.Random, arrival: int, *, longest: int) -> AnswerInMaking:
+    """Prompts begin alike more often than not."""
+    length = rng.randint(1, longest - 1)
+    shared = random.Random(rng.randint(0, 2))
+    common = [shared.randrange(VOCABULARY) for _ in range(length)]
+    cut = rng.randint(0, length)
+    ids = [*common[:cut], *(rng.randrange(VOCABULARY) for _ in range(length - cut))]
+    image, start = rng.choice(IMAGES), rng.randint(0, length)
+    drawn = [None if place < start else image for place in range(length)]
+    most = min(longest, length + rng.randint(1, 12))
+    after = image if rng.random() < 0.5 else None
+    return AnswerInMaking(row=arrival, arrival=arrival, ids=ids, prompt=length, drawn=drawn, drawn_after=after, most=most)
+
+
+def alone(answer: AnswerInMaking) -> list[int]:
+    """The answer's ids, had it been the only one."""
+    copy = AnswerInMaking(
+        row=0, arrival=0, ids=answer.ids[: answer.prompt], prompt=answer.prompt, drawn=answer.drawn,
+        drawn_after=answer.drawn_after, most=answer.most,
+    )  # fmt: skip
+    while len(copy.ids) < copy.most:
+        copy.ids.append(said(history(copy, len(copy.ids))))
+    return copy.ids
+
+
+def trace(seed: int) -> World:
+    """Requests of all kinds join, leave and are cancelled at random."""
+    rng = random.Random(seed)
+    size, blocks = rng.choice((1, 2, 4, 8)), rng.randint(2, 24)
+    rows = rng.randint(1, 6)
+    world = World(Scheduler(BlockPool(blocks, size), tokens=rng.randint(rows, 30), rows=rows))
+    guesses = rng.choice((0, 0, 3))
+    answers: list[AnswerInMaking] = []
+    while len(answers) < 12 or world.scheduler.running or world.scheduler.waiting:
+        if len(answers) < 12 and rng.random() < 0.5:
+            answer = request(rng, len(answers), longest=min(blocks * size, 40))
+            answer.leader = answers[-1] if answers and rng.random() < 0.2 else None
+            if answer.leader is not None:  # another answer to the same prompt
+                answer.leader = answer.leader.leader or answer.leader
+                first = answer.leader
+                answer.ids, answer.prompt, answer.drawn = first.ids[: first.prompt], first.prompt, first.drawn
+                answer.drawn_after, answer.most = first.drawn_after, first.most
+            answers.append(answer)
+            world.scheduler.add(answer)
+        if answers and rng.random() < 0.05:
+            world.scheduler.remove(rng.choice(answers))
+        if rng.random() < 0.02:
+            world.scheduler.interrupt_youngest()
+        plan = world.run(guesses=guesses)
+        assert plan or not (world.scheduler.running or world.scheduler.waiting), "nothing moves"
+        assert world.passes < 5_000, "it does not end"
+    for answer in answers:
+        assert answer.done
+        assert alone(answer)[: len(answer.ids)] == answer.ids, "what was said depends on the company"
+    assert world.scheduler.pool.free == blocks, "a block is lost"
+    return world
+
+
+def test_random_traces() -> None:
+    worlds = [trace(seed) for seed in range(TRACES)]
+    assert sum(world.scheduler.preemptions for world in worlds) > TRACES / 4, "nobody was interrupted"
+    assert sum(world.shared for world in worlds) > TRACES, "nothing was shared"
+
+
+def test_the_eldest_ends_first_and_nobody_waits_for_ever() -> None:
+    rng = random.Random(0)
+    world = World(Scheduler(BlockPool(6, 4), tokens=8, rows=4))
+    oldest = request(rng, 0, longest=24)
+    oldest.most = 24
+    world.scheduler.add(oldest)
+    arrival = 1
+    while not oldest.done:  # newcomers without end
+        world.scheduler.add(request(rng, arrival, longest=12))
+        arrival += 1
+        world.run()
+        assert world.passes < 200
+    assert world.passes < 60
+
+
+def test_a_long_prompt_does_not_stall_the_others() -> None:
+    world = World(Scheduler(BlockPool(100, 4), tokens=8, rows=4))
+    short = AnswerInMaking(row=0, arrival=0, ids=[1], prompt=1, drawn=[None], most=40)
+    world.scheduler.add(short)
+    world.run()
+    world.scheduler.add(AnswerInMaking(row=1, arrival=1, ids=[2] * 100, prompt=100, drawn=[None] * 100, most=101))
+    for _ in range(10):
+        before = len(short.ids)
+        plan = world.run()
+        assert len(short.ids) == before + 1
+        assert [len(piece.ids) for piece in plan] == [1, 7]
+
+
+def test_a_second_turn_computes_only_what_is_new() -> None:
+    world = World(Scheduler(BlockPool(50, 4), tokens=100, rows=2))
+    first = AnswerInMaking(row=0, arrival=0, ids=[1, 2, 3] * 8, prompt=24, drawn=[b"i"] * 24, most=30)
+    world.scheduler.add(first)
+    while not first.done:
+        world.run()
+    before = world.computed
+    ids = [*first.ids, 4, 4, 4]
+    drawn = [*[b"i"] * 24, *[None] * 9]
+    second = AnswerInMaking(row=1, arrival=1, ids=list(ids), prompt=33, drawn=drawn, most=34)
+    world.scheduler.add(second)
+    world.run()
+    assert world.computed - before == 33 - 28  # seven blocks of four were there
+    other = AnswerInMaking(row=2, arrival=2, ids=list(ids), prompt=33, drawn=[*[b"j"] * 24, *[None] * 9], most=34)
+    world.scheduler.add(other)
+    before = world.computed
+    world.run()
+    assert world.computed - before == 33, "another image's blocks were taken"
+
+
+def test_right_guesses_save_passes() -> None:
+    passes = []
+    for guesses in (0, 4):
+        world = World(Scheduler(BlockPool(200, 4), tokens=50, rows=2))
+        answer = AnswerInMaking(row=0, arrival=0, ids=[0], prompt=1, drawn=[None], most=120)
+        world.scheduler.add(answer)
+        while not answer.done:
+            world.run(guesses=guesses)
+        passes.append(world.passes)
+    assert passes[1] < passes[0]
+
+
+def test_digests_tell_tokens_images_and_beginnings_apart() -> None:
+    names = [
+        block_digest(before, ids, drawn)
+        for before in (b"", b"x" * 16)
+        for ids in ((1, 2), (2, 1))
+        for drawn in ((None, None), (b"a", None), (None, b"a"), (b"a", b"a"), (b"b", b"b"))
+    ]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("ids", "count", "guess"), [([1, 2, 3, 1, 2], 2, [3, 1]), ([1, 2, 3], 2, []), ([5, 5], 3, [5])])
+def test_guesses(ids: list[int], count: int, guess: list[int]) -> None:
+    assert look_up(ids, count) == guess
