@@ -301,9 +301,10 @@ class Engine:
             with explain_out_of_memory(f"computing {tokens} tokens of {len(slices)} answer(s)", reduce=LESS):
                 logits = self.runner.run(slices)
         except OutOfMemory as error:
-            if self.scheduler.interrupt_youngest():
-                return []
-            return self._fail(slices[0].answer, error)
+            if len(slices) == 1:
+                return self._fail(slices[0].answer, error)
+            half = len(slices) // 2
+            return self._pass(slices[:half]) + self._pass([piece for piece in slices[half:] if not piece.answer.done])
         events: list[Event] = []
         choosing = [(piece, rows) for piece, rows in zip(slices, logits, strict=True) if piece.chooses]
         first = choose([(p.answer.state.sampler, rows[0], p.answer.ids[p.answer.prompt :]) for p, rows in choosing])

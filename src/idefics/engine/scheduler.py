@@ -84,13 +84,6 @@ class Scheduler:
         for block, digest in zip(answer.blocks, answer.named(full, self.pool.size), strict=False):
             self.pool.name(block, digest)
 
-    def interrupt_youngest(self) -> bool:
-        """Takes all blocks from the youngest running answer, unless it is the only one; says whether it did."""
-        if len(self.running) < 2:
-            return False
-        self._interrupt(self.running[-1])
-        return True
-
     def _slice(self, answer: AnswerInMaking, left: int) -> Slice:
         known = answer.ids[answer.computed : answer.computed + left]
         drafts = answer.drafts[: left - len(known)] if answer.decoding else []

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from idefics.engine.engine import Engine
+from idefics.engine.limits import Limits
 from idefics.engine.sampling_params import sampling_params
 from idefics.selftest.checks import Check, disagreements, distance, number
 from idefics.selftest.subject import Subject
@@ -54,8 +55,11 @@ def logits_finite(subject: Subject) -> Check:
 
 
 def greedy_repeatable(subject: Subject) -> Check:
-    """Greedy decoding twice gives one answer, and each of its tokens is the likeliest of a full forward."""
-    engine = Engine(subject.model)
+    """Greedy decoding twice gives one answer, and each of its tokens is the likeliest of a full forward.
+
+    Small blocks and passes, so that the prompt is read in pieces the first time and found in the cache the second.
+    """
+    engine = Engine(subject.model, Limits(rows=2, tokens=7, block=2))
     params = [sampling_params({}, {"max_new_tokens": ANSWER})]
     first, second = (engine.generate(subject.row(1), params)[0][0] for _ in range(2))
     ids_T = subject.runs[1].ids_T[: subject.runs[1].prompt]

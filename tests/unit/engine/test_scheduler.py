@@ -140,8 +140,6 @@ def trace(seed: int) -> World:
             world.scheduler.add(answer)
         if answers and rng.random() < 0.05:
             world.scheduler.remove(rng.choice(answers))
-        if rng.random() < 0.02:
-            world.scheduler.interrupt_youngest()
         plan = world.run(guesses=guesses)
         assert plan or not (world.scheduler.running or world.scheduler.waiting), "nothing moves"
         assert world.passes < 5_000, "it does not end"

@@ -127,29 +127,31 @@ def single_new_tokens_are_placed_one_too_far(_, patch):
 
 
 @caught_by(answers.greedy_repeatable)
-def new_tokens_do_not_see_themselves(_, patch):
+def new_tokens_see_only_themselves(_, patch):
     groups = PagedPass._groups
 
     def blind(self, singles):
         found = groups(self, singles)
         for group in found:
-            group.mask_R1S[..., :-1] &= group.mask_R1S[..., 1:].clone()
-            group.mask_R1S[..., -1] = False
+            group.mask_R1S[..., :-1] &= ~group.mask_R1S[..., 1:].clone()
         return found
 
     patch.setattr(PagedPass, "_groups", blind)
 
 
 @caught_by(answers.greedy_repeatable)
-def known_blocks_are_another_prompts(_, patch):
-    """The second time the prompt's first block is found in the cache, but it holds what came second."""
+def found_blocks_hold_something_else(_, patch):
+    """The second time the prompt's blocks are found in the cache, but they are all the first."""
     find = BlockPool.find
 
-    def swapped(self, digests):
+    def first_only(self, digests):
         found = find(self, digests)
-        return [*found[1:2], *found[:1], *found[2:]] if len(found) > 1 else found
+        same = found[:1] * len(found)
+        for block in same[1:]:
+            self._users[block] += 1
+        return same
 
-    patch.setattr(BlockPool, "find", swapped)
+    patch.setattr(BlockPool, "find", first_only)
 
 
 @caught_by(vision.swapped_images, vision.images_isolated)

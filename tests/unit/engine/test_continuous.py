@@ -1,0 +1,382 @@
+"""Requests that join, share, are interrupted and leave: what each answers is what it answers alone, on the plain path."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import gated
+from fakes import LATENTS, PATCH, tiny_config, tiny_model
+from idefics.engine.engine import Engine
+from idefics.engine.limits import Limits, token_bytes
+from idefics.engine.prefill import Prefill
+from idefics.engine.request import Ended, Event, Token
+from idefics.engine.runner import Runner
+from idefics.engine.sampling_params import SamplingParams
+from idefics.engine.sequences import Slice
+from idefics.errors import InputError, NumericsError, OptionError, OutOfMemory
+from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
+
+FAMILIES = ("idefics2", "idefics")
+SMALL = Limits(rows=6, tokens=16, block=4)
+CONFIG = tiny_config()
+IMAGE = CONFIG.image_token_id
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
+    if request.param == "idefics":
+        return gated.tiny_model(seed=1)
+    return tiny_model(CONFIG, seed=1, std=0.3)
+
+
+def prompt(model: VisionLanguageModel, seed: int, *, images: int | None = None, shared: int = 0) -> ModelInputs:
+    """Words and images in any order.
+
+    Args:
+        model: whose prompt it is.
+        seed: of everything that is not shared.
+        images: how many; None chooses 0 to 3.
+        shared: seed of a beginning that prompts of one such seed have in common; 0 for none.
+    """
+    rng = random.Random(seed)
+    count = rng.randint(0, 3) if images is None else images
+    crossed = isinstance(model, gated.Idefics1)
+    ids, pictures = [1], []
+    parts = [("word", rng.randint(1, 6)) for _ in range(2)] + [("image", i) for i in range(count)]
+    rng.shuffle(parts)
+    if shared:
+        source = random.Random(-shared)
+        ids += [source.randint(10, 60) for _ in range(9)]
+        parts.insert(0, ("shared", shared))
+    for kind, size in parts:
+        if kind == "word":
+            ids += [rng.randint(10, 60) for _ in range(size)]
+            continue
+        generator = torch.Generator().manual_seed(seed * 10 + size if kind == "image" else -size % 1000)
+        side = (gated.SIDE, gated.SIDE) if crossed else (PATCH * rng.randint(4, 7), PATCH * rng.randint(4, 7))
+        if kind == "shared" and not crossed:
+            side = (PATCH * 5, PATCH * 4)
+        pictures.append(torch.randn(3, *side, generator=generator))
+        ids += [gated.FAKE, gated.IMAGE, gated.FAKE] if crossed else [9, *([IMAGE] * LATENTS), 9]
+    if crossed:
+        return gated.model_inputs([ids], [pictures])
+    ids_1T = torch.tensor([ids])
+    return ModelInputs(
+        input_ids_BT=ids_1T,
+        attention_mask_BT=torch.ones_like(ids_1T),
+        images_CHW=tuple(pictures),
+        images_per_row=(len(pictures),),
+    )
+
+
+@torch.inference_mode()
+def plain(model: VisionLanguageModel, inputs: ModelInputs, tokens: int) -> list[int]:
+    """The likeliest tokens on the plain path: one prompt, a cache of its own, one token after the other."""
+    prefill = Prefill(model, inputs, rows=[0], rooms=[tokens])
+    ids: list[int] = []
+    logits_1V = prefill.logits_RV
+    while True:
+        ids.append(int(logits_1V[0].argmax()))
+        if len(ids) == tokens:
+            return ids
+        logits_1V = prefill.step(torch.tensor([ids[-1:]]))
+
+
+def drain(engine: Engine, *, found: dict[int, list[Event]] | None = None) -> dict[int, list[Event]]:
+    found = defaultdict(list) if found is None else found
+    while engine.busy:
+        for event in engine.step():
+            found[event.row].append(event)
+    return found
+
+
+def said(events: list[Event]) -> list[int]:
+    return [event.id for event in events if isinstance(event, Token)]
+
+
+def assert_nothing_held(engine: Engine) -> None:
+    pool = engine.scheduler.pool
+    assert pool.free == pool.blocks
+    assert not engine.scheduler.waiting
+    assert not engine.scheduler.running
+
+
+def greedy(tokens: int = 8, **options: Any) -> SamplingParams:
+    return SamplingParams(max_new_tokens=tokens, **options)
+
+
+@pytest.mark.parametrize("together", [1, 2, 5, 16])
+def test_answers_are_those_of_the_plain_path(model: VisionLanguageModel, together: int) -> None:
+    engine = Engine(model, SMALL)
+    prompts = [prompt(model, 100 * together + seed, shared=seed % 2) for seed in range(16)]
+    for first in range(0, 16, together):
+        batch = prompts[first : first + together]
+        numbers = [engine.add(inputs, greedy(4 + i % 5)) for i, inputs in enumerate(batch)]
+        found = drain(engine)
+        for i, (number, inputs) in enumerate(zip(numbers, batch, strict=True)):
+            assert said(found[number]) == plain(model, inputs, 4 + i % 5)
+    assert_nothing_held(engine)
+
+
+def test_joining_late_and_a_cache_too_small_change_nothing(model: VisionLanguageModel) -> None:
+    engine = Engine(model, Limits(rows=6, tokens=16, block=4, cache_bytes=80 * token_bytes(model)[torch.device("cpu")]))
+    prompts = [prompt(model, seed, shared=seed % 3) for seed in range(20)]
+    found: dict[int, list[Event]] = defaultdict(list)
+    numbers = []
+    for inputs in prompts:
+        numbers.append(engine.add(inputs, greedy(12)))
+        for event in engine.step():
+            found[event.row].append(event)
+    drain(engine, found=found)
+    assert engine.scheduler.preemptions > 0
+    for number, inputs in zip(numbers, prompts, strict=True):
+        assert said(found[number]) == plain(model, inputs, 12)
+    assert_nothing_held(engine)
+
+
+def test_a_second_turn_encodes_and_computes_only_what_is_new(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, SMALL)
+    first = prompt(model, 3, images=2)
+    number = engine.add(first, greedy(6))
+    answer = said(drain(engine)[number])
+    assert engine.runner.images.misses == 2
+    more = torch.tensor([[*answer, 20, 21, 22]])
+    ids = torch.cat((first.input_ids_BT, more), dim=1)
+    seen = None if first.seen_BT is None else torch.cat((first.seen_BT, first.seen_BT[:, -1:].expand_as(more)), dim=1)
+    second = ModelInputs(
+        input_ids_BT=ids,
+        attention_mask_BT=torch.ones_like(ids),
+        images_CHW=first.images_CHW,
+        images_per_row=(2,),
+        seen_BT=seen,
+    )
+    computed: list[int] = []
+    run = engine.runner.run
+
+    def counted(slices: Sequence[Slice]) -> list[torch.Tensor]:
+        computed.append(sum(len(piece.ids) for piece in slices))
+        return run(slices)
+
+    monkeypatch.setattr(engine.runner, "run", counted)
+    number = engine.add(second, greedy(1))
+    assert said(drain(engine)[number]) == plain(model, second, 1)
+    known = (first.input_ids_BT.shape[1] + 5) // 4 * 4
+    assert sum(computed) == ids.shape[1] - known
+    assert engine.runner.images.misses == 2, "an image was encoded again"
+
+
+def test_another_image_is_another_prompt(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    first = prompt(model, 5, images=1)
+    other = ModelInputs(
+        input_ids_BT=first.input_ids_BT,
+        attention_mask_BT=first.attention_mask_BT,
+        images_CHW=(first.images_CHW[0].flip(2),),
+        images_per_row=(1,),
+        seen_BT=first.seen_BT,
+    )
+    for inputs in (first, other):
+        number = engine.add(inputs, greedy(8))
+        assert said(drain(engine)[number]) == plain(model, inputs, 8)
+    assert plain(model, first, 8) != plain(model, other, 8), "the images do not matter"
+
+
+def test_guesses_change_nothing_and_save_passes(model: VisionLanguageModel) -> None:
+    passes = []
+    for lookup in (None, 4):
+        engine = Engine(model, SMALL)
+        count = 0
+        prompts = [prompt(model, seed) for seed in range(6)]
+        numbers = [engine.add(inputs, greedy(40, prompt_lookup_num_tokens=lookup)) for inputs in prompts]
+        found: dict[int, list[Event]] = defaultdict(list)
+        while engine.busy:
+            count += 1
+            for event in engine.step():
+                found[event.row].append(event)
+        passes.append(count)
+        for number, inputs in zip(numbers, prompts, strict=True):
+            assert said(found[number]) == plain(model, inputs, 40)
+        assert_nothing_held(engine)
+    assert passes[1] < passes[0]
+
+
+def test_guesses_draw_the_same_tokens(model: VisionLanguageModel) -> None:
+    drawn = []
+    for lookup in (None, 3):
+        engine = Engine(model, SMALL)
+        params = greedy(20, do_sample=True, temperature=0.7, seed=3, prompt_lookup_num_tokens=lookup)
+        number = engine.add(prompt(model, 1), params)
+        drawn.append(said(drain(engine)[number]))
+    assert drawn[0] == drawn[1]
+
+
+def test_answers_to_one_prompt_share_it(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    inputs = prompt(model, 7, images=2)
+    length = inputs.input_ids_BT.shape[1]
+    number = engine.add(inputs, greedy(30, do_sample=True, temperature=5.0, seed=0, n=4))
+    while engine.busy and len(engine.scheduler.running) < 4:
+        engine.step()
+    blocks = [tuple(answer.blocks[: (length - 1) // 4]) for answer in engine.scheduler.running]
+    assert len(set(blocks)) == 1
+    assert set(drain(engine)) == {number}
+
+
+def test_cancelled_at_any_time_and_others_go_on(model: VisionLanguageModel) -> None:
+    for wait in range(6):
+        engine = Engine(model, SMALL)
+        kept, left = prompt(model, 1), prompt(model, 2)
+        numbers = [engine.add(inputs, greedy(6)) for inputs in (left, kept)]
+        found: dict[int, list[Event]] = defaultdict(list)
+        for _ in range(wait):
+            for event in engine.step():
+                found[event.row].append(event)
+        ended = engine.cancel(numbers[0])
+        assert [(event.row, event.finish) for event in ended if isinstance(event, Ended)] == [(numbers[0], "cancelled")]
+        assert engine.cancel(numbers[0]) == []
+        assert said(drain(engine, found=found)[numbers[1]]) == plain(model, kept, 6)
+        assert said(found[numbers[0]]) == plain(model, left, 6)[: len(said(found[numbers[0]]))]
+        assert_nothing_held(engine)
+
+
+def test_time_is_over(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    late = engine.add(prompt(model, 1), greedy(100), deadline=time.monotonic() + 0.02)
+    found: dict[int, list[Event]] = defaultdict(list)
+    while engine.busy:
+        for event in engine.step():
+            found[event.row].append(event)
+        time.sleep(0.001)
+    assert found[late][-1] == Ended(row=late, candidate=0, finish="deadline")
+    assert_nothing_held(engine)
+
+
+def test_streams_side_by_side(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    prompts = [prompt(model, seed) for seed in (1, 2)]
+    streams = [engine.stream(inputs, [greedy(6)]) for inputs in prompts]
+    found: list[list[int]] = [[], []]
+    for tokens in zip(*streams, strict=True):
+        for index, token in enumerate(tokens):
+            found[index].append(token.id)
+    assert found == [plain(model, inputs, 6) for inputs in prompts]
+    unfinished = engine.stream(prompts[0], [greedy(6)])
+    next(unfinished)
+    unfinished.close()
+    assert not engine.busy
+    assert_nothing_held(engine)
+
+
+def test_an_image_that_fails_ends_its_own_request_only(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    good, bad = prompt(model, 1, images=1), prompt(model, 2, images=1)
+    bad = ModelInputs(
+        input_ids_BT=bad.input_ids_BT,
+        attention_mask_BT=bad.attention_mask_BT,
+        images_CHW=(torch.zeros(3, 2, 2),),
+        images_per_row=(1,),
+        seen_BT=bad.seen_BT,
+    )
+    numbers = [engine.add(inputs, greedy(5)) for inputs in (bad, good)]
+    found = drain(engine)
+    (ended,) = found[numbers[0]]
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, InputError)
+    assert said(found[numbers[1]]) == plain(model, good, 5)
+    assert_nothing_held(engine)
+
+
+def test_what_is_no_number_ends_its_own_request_and_leaves_nothing_behind(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    bad, good = prompt(model, 1, images=1), prompt(model, 2, images=0)
+    bad = ModelInputs(
+        input_ids_BT=bad.input_ids_BT,
+        attention_mask_BT=bad.attention_mask_BT,
+        images_CHW=(bad.images_CHW[0] * float("nan"),),
+        images_per_row=(1,),
+        seen_BT=bad.seen_BT,
+    )
+    numbers = [engine.add(inputs, greedy(5)) for inputs in (bad, good)]
+    found = drain(engine)
+    assert isinstance(found[numbers[0]][-1], Ended)
+    assert isinstance(found[numbers[0]][-1].error, NumericsError)
+    assert said(found[numbers[1]]) == plain(model, good, 5)
+    for seed in range(8):  # others take its blocks
+        inputs = prompt(model, 30 + seed)
+        number = engine.add(inputs, greedy(9))
+        assert said(drain(engine)[number]) == plain(model, inputs, 9)
+
+
+def test_memory_that_ends_halves_the_pass_and_then_fails(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, SMALL)
+    prompts = [prompt(model, seed) for seed in (1, 2)]
+    numbers = [engine.add(inputs, greedy(6)) for inputs in prompts]
+    run = Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, slices: _full() if len(slices) > 1 else run(self, slices))
+    found = drain(engine)
+    assert [said(found[number]) for number in numbers] == [plain(model, inputs, 6) for inputs in prompts]
+    monkeypatch.setattr(Runner, "run", lambda *_: _full())
+    with pytest.raises(OutOfMemory, match=r"out of memory while computing .* use smaller images"):
+        engine.generate(prompts[0], [greedy(2)])
+    assert_nothing_held(engine)
+
+
+def _full() -> Any:
+    raise MemoryError
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers(model: VisionLanguageModel) -> None:
+    engine = Engine(model, Limits(rows=2, tokens=8, block=4, cache_bytes=20 * token_bytes(model)[torch.device("cpu")]))
+    held = engine.scheduler.pool.blocks * 4
+    assert held == 20
+    with pytest.raises(InputError, match=rf"and {held} new ones exceed the cache of {held} tokens; ask for at most"):
+        engine.add(prompt(model, 1, images=0), greedy(held))
+    with pytest.raises(OptionError, match="do not hold one block of 4 tokens"):
+        Engine(model, Limits(cache_bytes=10, block=4)).add(prompt(model, 1), greedy(1))
+    with pytest.raises(OptionError, match="beams are searched by generate"):
+        engine.add(prompt(model, 1), greedy(2, num_beams=2))
+    assert not engine.busy
+
+
+@pytest.mark.parametrize(("given", "message"), [({"rows": 0}, "rows = 0"), ({"rows": 9, "tokens": 8}, "tokens = 8 is below")])
+def test_limits_are_checked(given: dict[str, int], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Limits(**given)
+
+
+def test_soak(model: VisionLanguageModel) -> None:
+    """Many mixed requests that join, leave, fail and are cancelled; nothing is held in the end."""
+    rng = random.Random(0)
+    engine = Engine(model, Limits(rows=6, tokens=16, block=4, cache_bytes=60_000, image_bytes=4_000))
+    due: dict[int, tuple[ModelInputs, int]] = {}
+    found: dict[int, list[Event]] = defaultdict(list)
+    for seed in range(120):
+        inputs, tokens = prompt(model, seed % 40, shared=seed % 3), rng.randint(1, 10)
+        params = greedy(tokens, prompt_lookup_num_tokens=rng.choice((None, 3)))
+        due[engine.add(inputs, params)] = (inputs, tokens)
+        if rng.random() < 0.15:
+            for event in engine.cancel(rng.choice(list(due))):
+                found[event.row].append(event)
+        for _ in range(rng.randint(0, 3)):
+            for event in engine.step():
+                found[event.row].append(event)
+    drain(engine, found=found)
+    assert len(found) == len(due)
+    whole = 0
+    for number, (inputs, tokens) in due.items():
+        expected = plain(model, inputs, tokens) if number % 4 == 0 else None
+        if expected is not None:
+            assert said(found[number]) == expected[: len(said(found[number]))]
+        whole += len(said(found[number])) == tokens
+    assert whole > 80
+    assert_nothing_held(engine)
