@@ -1,0 +1,189 @@
+"""Requests from pictures and words to text: a second turn about the same picture, and many at once, against transformers.
+
+    python benchmarks/engine.py                  # the embedded model
+    python benchmarks/engine.py --model FOLDER
+
+Both sides load the same files in the same dtype, prepare the same pictures and write the same number of tokens. Pictures
+are new in every round, so that nothing is found in a cache that the round itself did not put there. Answers are compared
+before anything is timed. transformers answers one by one and in one padded batch; the faster of the two counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import idefics
+from idefics.api import Idefics
+from idefics.weights.files import EMBEDDED
+from measure import Case, Side, compare, report
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import transformers
+
+SIZES = ((640, 480), (480, 640), (800, 600), (320, 240), (600, 800), (512, 512), (1024, 576), (300, 400))
+QUESTIONS = ("What is in the picture?", "How many objects are there?", "Describe the image.", "What color is it?")
+SECOND = "And what else can you tell me about it?"
+TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A prompt as the chat template writes it, and its pictures."""
+
+    prompt: str
+    images: list[Image.Image]
+
+
+class Peer:
+    """transformers with the same files."""
+
+    def __init__(self, folder: str, dtype: torch.dtype) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.processor = transformers.AutoProcessor.from_pretrained(folder)
+            self.model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+        self.processor.tokenizer.padding_side = "left"
+        self.dtype = dtype
+
+    @torch.inference_mode()
+    def answer(self, talks: list[Talk], tokens: int) -> list[list[int]]:
+        """Exactly so many tokens for each, all in one padded batch."""
+        images = [talk.images for talk in talks]
+        inputs = self.processor(text=[talk.prompt for talk in talks], images=images, padding=True, return_tensors="pt")
+        inputs = {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        out = self.model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        return [row[inputs["input_ids"].shape[1] :].tolist() for row in out]
+
+
+class Bench:
+    """Both sides, and talks that nobody has seen before."""
+
+    def __init__(self, folder: str, dtype: str) -> None:
+        self.ours: Idefics = idefics.load(folder, dtype=dtype, device="cpu")
+        self.theirs = Peer(folder, getattr(torch, dtype))
+        self.numbers = count()
+
+    def picture(self) -> Image.Image:
+        """Smooth noise of an ordinary size."""
+        number = next(self.numbers)
+        width, height = SIZES[number % len(SIZES)]
+        noise = np.random.default_rng(number).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+    def prompt(self, turns: list[str], images: int) -> str:
+        """Questions and, between them, answers."""
+        messages: list[dict[str, Any]] = []
+        for place, text in enumerate(turns):
+            pictures = [{"type": "image"}] * images if place == 0 else []
+            role = "assistant" if place % 2 else "user"
+            messages.append({"role": role, "content": [*pictures, {"type": "text", "text": text}]})
+        return str(self.ours.processor.apply_chat_template(messages, add_generation_prompt=True))
+
+    def talks(self, many: int) -> list[Talk]:
+        """Questions about one picture, or about two."""
+        made = []
+        for place in range(many):
+            images = [self.picture() for _ in range(1 + place % 2)]
+            made.append(Talk(self.prompt([QUESTIONS[place % len(QUESTIONS)]], len(images)), images))
+        return made
+
+    def answer(self, talks: list[Talk], tokens: int) -> list[list[int]]:
+        """Our exactly so many tokens for each."""
+        prompts, images = [talk.prompt for talk in talks], [talk.images for talk in talks]
+        options: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+        return [list(a.token_ids) for a in self.ours.generate(prompts, images, raw=True, details=True, **options)]
+
+    def agreement(self, talks: list[Talk]) -> float:
+        """The share of tokens before the first that differs; in bfloat16 near ties fall either way."""
+        pairs = list(zip(self.answer(talks, TOKENS), [self.theirs.answer([talk], TOKENS)[0] for talk in talks], strict=True))
+        same = [next((i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), TOKENS) for pair in pairs]
+        return sum(same) / TOKENS / len(pairs)
+
+
+def timed(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def second_turn(bench: Bench, rounds: int) -> Case:
+    """Seconds to the first token of a second question about a picture that the first was about."""
+    ours, theirs = [], []
+
+    def turns() -> Iterator[tuple[Talk, Talk]]:
+        for _ in range(rounds + 1):
+            image = bench.picture()
+            first = bench.prompt([QUESTIONS[0]], 1)
+            yield Talk(first, [image]), Talk(bench.prompt([QUESTIONS[0], "a thing", SECOND], 1), [image])
+
+    for number, (first, second) in enumerate(turns()):
+        bench.answer([first], TOKENS)
+        pair = [lambda s=second: bench.answer([s], 1), lambda s=second: bench.theirs.answer([s], 1)]
+        order = (0, 1) if number % 2 else (1, 0)
+        seconds = {side: timed(pair[side]) for side in order}
+        if number:  # the first warms both up
+            ours.append(seconds[0])
+            theirs.append(seconds[1])
+    ratio = median(b / a for a, b in zip(ours, theirs, strict=True))
+    return Case(name="second turn, first token", ours=Side.of(ours), theirs=Side.of(theirs), ratio=ratio, target=20.0)
+
+
+def together(bench: Bench, many: int, rounds: int, *, target: float | None) -> Case:
+    """Seconds for so many requests at once; theirs the faster of one by one and one padded batch."""
+
+    def one_by_one() -> None:
+        for talk in bench.talks(many):
+            bench.theirs.answer([talk], TOKENS)
+
+    name = f"{many} requests, {TOKENS} tokens each"
+    case = compare(name, lambda: bench.answer(bench.talks(many), TOKENS), one_by_one, rounds=rounds)
+    if many == 1:
+        return replace(case, target=target)
+    batch = compare(
+        name,
+        lambda: bench.answer(bench.talks(many), TOKENS),
+        lambda: bench.theirs.answer(bench.talks(many), TOKENS),
+        rounds=rounds,
+    )
+    assert case.ratio is not None
+    assert batch.ratio is not None
+    better, way = (case, "one by one") if case.ratio < batch.ratio else (batch, "one padded batch")
+    both = {"one by one": case.ratio, "one padded batch": batch.ratio}
+    speed = many / better.ours.median
+    return replace(better, target=target, facts={"peer": way, "ratios": both, "requests_per_second": speed})
+
+
+def main() -> None:
+    """Reads the command line, measures, reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(EMBEDDED), help="a folder in the published layout")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-save", action="store_true")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.model, arguments.dtype)
+    agreement = bench.agreement(bench.talks(8))
+    assert agreement > (0.999 if arguments.dtype == "float32" else 0.8), f"answers agree for {agreement:.1%} of tokens only"
+    cases = [
+        second_turn(bench, arguments.rounds * 2),
+        together(bench, 1, arguments.rounds, target=None),
+        together(bench, 16, arguments.rounds, target=4.0),
+    ]
+    cases = [replace(case, facts={**case.facts, "agreement": agreement, "dtype": arguments.dtype}) for case in cases]
+    report("engine", cases, save=not arguments.no_save)
+
+
+if __name__ == "__main__":
+    main()
