@@ -45,9 +45,12 @@ class Levels:
 
     def pixels(self) -> torch.Tensor:
         """Normalised pixels (C, H, W) in the dtype of `values_CG`."""
+        import torch
+
         pixels_CHW = self.values_CG.new_empty(self.shape)
-        for channel, (values_G, levels_HW) in enumerate(zip(self.values_CG, self.levels_CHW, strict=True)):
-            pixels_CHW[channel] = values_G.index_select(0, levels_HW.flatten().int()).view(levels_HW.shape)
+        indices_CP = self.levels_CHW.flatten(1).int()
+        for values_G, indices_P, out_P in zip(self.values_CG, indices_CP, pixels_CHW.flatten(1), strict=True):
+            torch.index_select(values_G, 0, indices_P, out=out_P)
         return pixels_CHW
 
 
