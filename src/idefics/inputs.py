@@ -1,7 +1,7 @@
 """The one value that goes from a processor (or a data set) to a model.
 
 Letters used in names, here and in every file below: B rows (prompts), T tokens, N images, C channels, H x W pixels,
-P patches, L latents, D hidden size, V vocabulary.
+P patches, L latents, D hidden size, V vocabulary, G the 256 levels of a byte.
 """
 
 from __future__ import annotations
@@ -12,7 +12,53 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ModelInputs"]
+__all__ = ["Levels", "ModelInputs", "pixels_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """An image in bytes, as Pillow has it, and the pixel that each level stands for.
+
+    Rescaling and normalisation are a function of one byte, so they wait until a model takes the image (`pixels_of`): up to
+    then it is a quarter of its size, to resize, to move and to compare. The pixels are those of float arithmetic to the bit.
+
+    Attributes:
+        levels_CHW: uint8.
+        values_CG: floating, (C, 256): the normalised pixel of every level, per channel.
+    """
+
+    levels_CHW: torch.Tensor
+    values_CG: torch.Tensor
+
+    def __post_init__(self) -> None:
+        assert str(self.levels_CHW.dtype) == "torch.uint8", f"levels are bytes, not {self.levels_CHW.dtype}"
+        assert self.values_CG.shape == (len(self.levels_CHW), 256), "a value per channel and level is due"
+
+    @property
+    def shape(self) -> torch.Size:
+        """(C, H, W), as of a tensor of pixels."""
+        return self.levels_CHW.shape
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Levels:
+        """The same image on `device`, whose pixels will be in `dtype`."""
+        return Levels(levels_CHW=self.levels_CHW.to(device=device), values_CG=self.values_CG.to(device=device, dtype=dtype))
+
+    def pixels(self) -> torch.Tensor:
+        """Normalised pixels (C, H, W) in the dtype of `values_CG`."""
+        import torch
+
+        pixels_CHW = self.values_CG.new_empty(self.shape)
+        indices_CP = self.levels_CHW.flatten(1).int()
+        for values_G, indices_P, out_P in zip(self.values_CG, indices_CP, pixels_CHW.flatten(1), strict=True):
+            torch.index_select(values_G, 0, indices_P, out=out_P)
+        return pixels_CHW
+
+
+def pixels_of(image: torch.Tensor | Levels, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Normalised pixels (C, H, W) of an image in either form, in `dtype`; None keeps its own."""
+    if isinstance(image, Levels):
+        return image.to(dtype=dtype).pixels()
+    return image.to(dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +68,8 @@ class ModelInputs:
     Attributes:
         input_ids_BT: int64, padded with any id where `attention_mask_BT` is 0.
         attention_mask_BT: int64, 1 for tokens, 0 for padding (left or right, never inside).
-        images_CHW: normalised pixels of every image (sub-images count as images), each in its own size, all
-            prompts' images in reading order; `images_per_row` says where each prompt's begin.
+        images_CHW: every image (sub-images count as images), each in its own size, as `Levels` or as normalised pixels;
+            all prompts' images in reading order; `images_per_row` says where each prompt's begin.
         images_per_row: images of each prompt; sums to `len(images_CHW)`.
         seen_BT: int64; for models whose tokens look at images apart from the text: which of its row's images each token
             sees, from 0, or -1 for none. None for models whose images stand among the tokens.
@@ -31,7 +77,7 @@ class ModelInputs:
 
     input_ids_BT: torch.Tensor
     attention_mask_BT: torch.Tensor
-    images_CHW: tuple[torch.Tensor, ...] = ()
+    images_CHW: tuple[torch.Tensor | Levels, ...] = ()
     images_per_row: tuple[int, ...] = ()
     seen_BT: torch.Tensor | None = None
 

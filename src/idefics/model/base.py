@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from idefics.config import Config
 from idefics.errors import InputError
-from idefics.inputs import ModelInputs
+from idefics.inputs import Levels, ModelInputs
 from idefics.model.cache import KVCache
 from idefics.model.decoder import Decoder
 
@@ -67,11 +67,11 @@ class VisionLanguageModel(nn.Module, ABC):
             )
 
     @abstractmethod
-    def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
+    def encode_images(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """Encodes images, each alone, to (N, L, features) that a decoder can look at."""
 
     @abstractmethod
-    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+    def image_vectors(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """One vector per image (N, F) of the tower, by which images can be compared."""
 
     def see(self, inputs: ModelInputs) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from idefics.config import Idefics1Config
 from idefics.errors import InputError
-from idefics.inputs import ModelInputs
+from idefics.inputs import Levels, ModelInputs, pixels_of
 from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.clip import ClipTower
@@ -118,11 +118,11 @@ class Idefics1(VisionLanguageModel):
             raise InputError("there are images, but nothing says which token sees which; use this family's processor")
         super().check(inputs)
 
-    def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
+    def encode_images(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """Encodes images, each alone, to what the decoder looks at: latents (N, L, F), or all features without resampler.
 
         Args:
-            images_CHW: normalised pixels of squares of `image_size`.
+            images_CHW: normalised pixels, or their levels, of squares of `image_size`.
 
         Raises:
             InputError: an image has another size, or there is none.
@@ -135,11 +135,11 @@ class Idefics1(VisionLanguageModel):
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+    def image_vectors(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """The normed class token of each image (N, F)."""
         return torch.cat([self.vision_model.pooled(features_NPF) for features_NPF in self._features(images_CHW)])
 
-    def _features(self, images_CHW: Sequence[Tensor]) -> Iterator[Tensor]:
+    def _features(self, images_CHW: Sequence[Tensor | Levels]) -> Iterator[Tensor]:
         """The tower's features (N, P, F) of as many images together as fit."""
         side = self.config.vision_config.image_size
         for image in images_CHW:
@@ -148,7 +148,9 @@ class Idefics1(VisionLanguageModel):
         together = max(1, PATCHES_AT_ONCE // self.config.vision_config.patches_per_side**2)
         table = self.vision_model.embeddings.class_embedding
         for first in range(0, len(images_CHW), together):
-            yield self.vision_model([image.to(table) for image in images_CHW[first : first + together]])
+            yield self.vision_model(
+                [pixels_of(image.to(table.device), table.dtype) for image in images_CHW[first : first + together]]
+            )
 
     def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight | None:
         """Keys and values of every image for every gated block, and which image each token sees."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from idefics.config import Idefics2Config
 from idefics.errors import InputError
-from idefics.inputs import ModelInputs
+from idefics.inputs import Levels, ModelInputs, pixels_of
 from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.connector import Connector
@@ -46,14 +46,15 @@ class Idefics2(VisionLanguageModel):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.text_model.embed_tokens.weight
 
-    def encode_images(self, images_CHW: Sequence[Tensor]) -> Tensor:
+    def encode_images(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """Encodes images of any sizes, each alone, to latents (N, L, D).
 
         Images go through the tower in groups of at most `PATCHES_AT_ONCE` patches (a larger image alone), so that the
         memory needed does not grow with their number.
 
         Args:
-            images_CHW: normalised pixels, at least one patch on each side. Sides beyond `image_size` share positions.
+            images_CHW: normalised pixels or their levels, at least one patch on each side. Sides beyond `image_size`
+                share positions.
 
         Raises:
             InputError: an image is smaller than a patch, or there is none.
@@ -71,18 +72,18 @@ class Idefics2(VisionLanguageModel):
         encoded = [self._encode(images_CHW[first:last]) for first, last in _groups(counts, limit=PATCHES_AT_ONCE)]
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded)
 
-    def _encode(self, images_CHW: Sequence[Tensor]) -> Tensor:
+    def _encode(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         features_PD, lengths = self._features(images_CHW)
         latents_NLD: Tensor = self.connector(features_PD, lengths)
         return latents_NLD
 
-    def _features(self, images_CHW: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    def _features(self, images_CHW: Sequence[Tensor | Levels]) -> tuple[Tensor, list[int]]:
         """The tower's packed features (P, F), and how many are each image's."""
         patch = self.config.vision_config.patch_size
-        pieces, grids = zip(*(patchify(image.to(self.dtype), patch=patch) for image in images_CHW), strict=True)
+        pieces, grids = zip(*(patchify(pixels_of(image, self.dtype), patch=patch) for image in images_CHW), strict=True)
         return self.vision_model(torch.cat(pieces), grids), [h * w for h, w in grids]
 
-    def image_vectors(self, images_CHW: Sequence[Tensor]) -> Tensor:
+    def image_vectors(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """The mean of each image's features (N, F), one image at a time; sub-images count as images."""
         device = self.vision_model.post_layernorm.weight.device
         return torch.stack([self._features([image.to(device)])[0].mean(0) for image in images_CHW])

@@ -12,10 +12,13 @@ from idefics.config import read_json, write_json
 from idefics.errors import ConfigError, OptionError, TemplateError
 from idefics.processor.batch import BatchFeature
 from idefics.processor.messages import fill_images, normalise
+from idefics.processor.prepared import LevelMaker, PreparedImage, prepared
 from idefics.processor.template import IDEFICS2_TEMPLATE, render
 from idefics.processor.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from idefics.config import Config
     from idefics.inputs import ModelInputs
 
@@ -26,7 +29,7 @@ IMAGE_TOKEN = "<image>"
 END_OF_UTTERANCE = "<end_of_utterance>"
 
 
-class Images(Protocol):
+class Images(LevelMaker, Protocol):
     """How images become pixels, as far as all families agree."""
 
     def processed_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
@@ -118,9 +121,34 @@ class Processor(ABC):
     def inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]], *, padding_side: str = "left") -> ModelInputs:
         """The engine's inputs of prompts with one `image_token` per image.
 
+        Args:
+            prompts: with one `image_token` per image.
+            images: a list per prompt: what `prepare` made, or anything it takes.
+            padding_side: of the ids.
+
         Raises:
             ImageCountError: a prompt's placeholders and images differ in number.
         """
+
+    def prepare(self, image: Any) -> PreparedImage:
+        """One image opened, split and resized by the calling thread alone; `inputs` takes it like any other image.
+
+        Raises:
+            ImageError: it cannot be used; names it.
+        """
+        return self._prepared([[image]], workers=1)[0][0]
+
+    def _prepared(self, rows: Sequence[Sequence[Any]], *, workers: int | None = None) -> list[list[PreparedImage]]:
+        return prepared(rows, self._open_image, self.image_processor, parts=self._parts_per_image, workers=workers)
+
+    @abstractmethod
+    def _open_image(self, image: Any) -> Image.Image:
+        """The image decoded, as this family reads it."""
+
+    @property
+    @abstractmethod
+    def _parts_per_image(self) -> int:
+        """Sub-images that one image becomes."""
 
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> BatchFeature:

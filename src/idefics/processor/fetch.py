@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from idefics.errors import ImageError
 from idefics.processor.modes import array_to_image, to_rgb
 from idefics.processor.quiet import quiet
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "TIMEOUT", "is_image", "is_image_reference", "load_image", "open_image"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "TIMEOUT", "is_image", "is_image_reference", "load_image", "open_image", "upright_image"]
 
 MAX_PIXELS = 178_956_970
 """Largest width x height that is decoded: Pillow's own refusal of a decompression bomb (537 MB as RGB)."""
@@ -35,7 +35,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
 def load_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
-    """An upright RGB image, as the reference's `load_image` makes it.
+    """An upright RGB image of its own, as the reference's `load_image` makes it.
 
     EXIF orientation is applied and alpha dropped; of an animation the first frame is taken. This is the route of the
     Idefics2 processor. `open_image` followed by `ImageProcessor` is the other one.
@@ -47,10 +47,17 @@ def load_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
     Raises:
         ImageError: the image cannot be found, fetched, decoded or used; one line that names it.
     """
+    image = upright_image(source, timeout=timeout)
+    return image.copy() if image is source else image
+
+
+def upright_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
+    """As `load_image`, but an image that is upright RGB already is returned itself: to be read, not to be drawn on."""
     image = open_image(source, timeout=timeout)
     try:
         with quiet():
-            upright = ImageOps.exif_transpose(image)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            upright = ImageOps.exif_transpose(image) if turned else image
     except MemoryError:
         raise
     except Exception:

@@ -15,6 +15,7 @@ from idefics.errors import ConfigError, ImageCountError, InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.batch import BatchFeature
+from idefics.processor.fetch import open_image
 from idefics.processor.image_mask import mask_of, seen_images
 from idefics.processor.interleaved import Piece, pieces_apart, pieces_between, pieces_of_text
 from idefics.processor.rows import arrange
@@ -199,7 +200,7 @@ class IdeficsProcessor(Processor):
 
         Args:
             prompts: texts with one `<image>` per image, taken as they are: nothing is fetched or stripped.
-            images: a list per prompt.
+            images: a list per prompt: what `prepare` made, or anything `open_image` takes.
             padding_side: of the ids.
 
         Raises:
@@ -217,7 +218,7 @@ class IdeficsProcessor(Processor):
         return ModelInputs(
             input_ids_BT=batch["input_ids"],
             attention_mask_BT=batch["attention_mask"],
-            images_CHW=tuple(image for row in rows for image in self.image_processor.preprocess(row)),
+            images_CHW=tuple(part for row in self._prepared(rows) for image in row for part in image.parts),
             images_per_row=tuple(len(row) for row in rows),
             seen_BT=torch.where(batch["attention_mask"] == 0, -1, seen_BT),
         )
@@ -228,6 +229,13 @@ class IdeficsProcessor(Processor):
         What `tokenizer.encode` makes of it begins with one `<s>`, whatever the tokenizer's files say.
         """
         return self._lead + _spelled(pieces_of_text(prompt.removeprefix(self._bos)))
+
+    def _open_image(self, image: Any) -> Image.Image:
+        return open_image(image)
+
+    @property
+    def _parts_per_image(self) -> int:
+        return 1
 
     def _chat_batch(self, prompts: list[str], rows: list[list[Any]], **options: Any) -> BatchFeature:
         return self(text=prompts, images=rows, **options)

@@ -16,7 +16,7 @@ from idefics.errors import ConfigError, InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.batch import BatchFeature
-from idefics.processor.fetch import load_image
+from idefics.processor.fetch import upright_image
 from idefics.processor.image import ImageProcessor, Pixels
 from idefics.processor.rows import arrange, unswap
 from idefics.processor.settings import processor_settings_of
@@ -207,25 +207,23 @@ class Idefics2Processor(Processor):
 
         Args:
             prompts: texts with one `<image>` per image.
-            images: a list per prompt.
+            images: a list per prompt: what `prepare` made, or anything `load_image` takes.
             padding_side: of the ids.
 
         Raises:
             ImageCountError: a prompt's placeholders and images differ in number.
         """
-        import torch
-
         texts, rows = arrange(prompts, images, placeholder=IMAGE_TOKEN)
         if texts is None or rows is None:
             raise InputError("prompts must be a list of texts, not None")
         ids = [self.tokenizer.encode(self.expand(text)) for text in texts]
         batch = self.tokenizer.pad(ids, padding_side=padding_side, return_tensors="pt")
-        pixels = [self._pixels(row, self.image_processor) for row in rows]
+        ready = self._prepared(rows)
         return ModelInputs(
             input_ids_BT=batch["input_ids"],
             attention_mask_BT=batch["attention_mask"],
-            images_CHW=tuple(torch.from_numpy(image_CHW) for row in pixels for image_CHW in row),
-            images_per_row=tuple(len(row) for row in pixels),
+            images_CHW=tuple(part for row in ready for image in row for part in image.parts),
+            images_per_row=tuple(len(row) * self._parts_per_image for row in ready),
         )
 
     def expand(self, prompt: str) -> str:
@@ -255,5 +253,11 @@ class Idefics2Processor(Processor):
         return ids
 
     def _pixels(self, row: Sequence[Any], worker: ImageProcessor) -> list[Pixels]:
-        loaded: list[Image.Image] = [load_image(image) for image in row]
-        return worker.pixels(loaded)
+        return worker.pixels([upright_image(image) for image in row])
+
+    def _open_image(self, image: Any) -> Image.Image:
+        return upright_image(image)
+
+    @property
+    def _parts_per_image(self) -> int:
+        return sub_images(do_image_splitting=self.image_processor.do_image_splitting)

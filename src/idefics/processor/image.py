@@ -1,6 +1,6 @@
 """Pixels for the model: split, resize, rescale, normalise, pad, equal to the reference's Pillow backend.
 
-Letters: B rows, N images, C channels, H x W pixels.
+Letters: B rows, N images, C channels, H x W pixels, G the 256 levels of a byte.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
 from idefics.processor.fetch import open_image
 from idefics.processor.modes import to_rgb
+from idefics.processor.pool import in_parallel
 from idefics.processor.settings import check_options, image_settings_of
-from idefics.processor.sizes import check_size, processed_sizes, resized_size, sub_image_boxes, with_longest_edge
+from idefics.processor.sizes import Box, check_size, processed_sizes, resized_size, sub_image_boxes, with_longest_edge
 
 __all__ = ["ImageProcessor", "Pixels", "pad_images"]
 
 Pixels = NDArray[np.float32]
+
+_ONE_THREAD = 2**20
+"""Pixels in all from which threads save more than they cost."""
 
 # Keys that published files carry and that change nothing here. `data_format` and `do_center_crop` are checked below.
 _INERT = frozenset(
@@ -167,21 +171,44 @@ class ImageProcessor:
             return [(right - left, bottom - top) for left, top, right, bottom in boxes]
         return processed_sizes(width, height, size=self.size, do_image_splitting=self.do_image_splitting)
 
-    def pixels(self, images: Sequence[Image.Image]) -> list[Pixels]:
-        """Every image's pixels as the model takes them, each in its own size.
+    def levels(self, images: Sequence[Image.Image], *, workers: int | None = None) -> list[NDArray[np.uint8]]:
+        """Every image split and resized, each in its own size, in the bytes that `level_values` turns into pixels.
 
         Args:
             images: of any mode; alpha goes on white, so use `load_image` for the processor's route.
+            workers: threads at most; None for as many as there are usable CPUs.
 
         Returns:
-            float32 arrays (C, H, W): one per image, or five when splitting (top-left, top-right, bottom-left,
+            uint8 arrays (C, H, W): one per image, or five when splitting (top-left, top-right, bottom-left,
             bottom-right, whole).
 
         Raises:
             ImageError: an image has no pixels, is too small to split, or is not RGB while `do_convert_rgb` is off.
         """
-        levels = self._levels()
-        return [self._pixels(part, levels) for image in images for part in self._parts(image)]
+        parts = [part for image in images for part in self._parts(image)]
+        work = [(right - left) * (bottom - top) for _, (left, top, right, bottom) in parts]
+        longest_first = sorted(range(len(parts)), key=work.__getitem__, reverse=True)
+        made = in_parallel(
+            lambda index: (index, self._levels(*parts[index])),
+            longest_first,
+            workers=workers if sum(work) >= _ONE_THREAD else 1,
+        )
+        return [levels_CHW for _, levels_CHW in sorted(made, key=lambda pair: pair[0])]
+
+    @property
+    def level_values(self) -> Pixels:
+        """What each of the 256 levels becomes in each channel (C, G), rounded in the order the reference rounds."""
+        level = np.arange(256)
+        values = (level * self.rescale_factor if self.do_rescale else level).astype(np.float32)
+        if not self.do_normalize:
+            return np.stack([values] * 3)
+        mean_C1, std_C1 = (np.array(one, dtype=np.float32)[:, None] for one in (self.image_mean, self.image_std))
+        return (values - mean_C1) / std_C1
+
+    def pixels(self, images: Sequence[Image.Image]) -> list[Pixels]:
+        """Every image's pixels as the model takes them, each in its own size: float32 (C, H, W); see `levels`."""
+        values_CG = self.level_values
+        return [_through(values_CG, levels_CHW) for levels_CHW in self.levels(images)]
 
     def __call__(
         self,
@@ -226,31 +253,29 @@ class ImageProcessor:
             raise OptionError(f"return_tensors = {return_tensors!r} is not one of 'pt', 'np', None")
         return out
 
-    def _parts(self, image: Image.Image) -> list[Image.Image]:
+    def _parts(self, image: Image.Image) -> list[tuple[Image.Image, Box]]:
         if not isinstance(image, Image.Image):
             raise ImageError(f"a Pillow image is due, not {type(image).__name__}; load_image() makes one")
         if image.mode != "RGB" and not self.do_convert_rgb:
             raise ImageError(f"the image is of mode {image.mode} and do_convert_rgb is off; convert it to RGB")
         rgb = to_rgb(image, alpha="white")
-        if not self.do_image_splitting:
-            return [rgb]
-        return [rgb.crop(box) for box in sub_image_boxes(*rgb.size, do_image_splitting=True)]
+        rgb.load()  # a file that is not decoded yet must not be by two threads
+        return [(rgb, box) for box in sub_image_boxes(*rgb.size, do_image_splitting=self.do_image_splitting)]
 
-    def _pixels(self, image: Image.Image, levels: list[Pixels]) -> Pixels:
-        if image.width < 1 or image.height < 1:
-            raise ImageError(f"the image has no pixels ({image.width}x{image.height})")
-        if self.do_resize:
-            image = image.resize(resized_size(*image.size, self.size), Image.Resampling(self.resample))
-        rgb_HWC = np.asarray(image)
-        return np.stack([levels[c][rgb_HWC[..., c]] for c in range(3)])
+    def _levels(self, image: Image.Image, box: Box) -> NDArray[np.uint8]:
+        if box != (0, 0, *image.size):
+            image = image.crop(box)  # resize(box=...) would let pixels beyond the cut in
+        size = resized_size(*image.size, self.size) if self.do_resize else image.size
+        if size != image.size:
+            image = image.resize(size, Image.Resampling(self.resample))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
-    def _levels(self) -> list[Pixels]:
-        """What each of the 256 levels becomes in each channel, rounded in the order the reference rounds."""
-        level = np.arange(256)
-        values = (level * self.rescale_factor if self.do_rescale else level).astype(np.float32)
-        if not self.do_normalize:
-            return [values] * 3
-        return [(values - np.float32(m)) / np.float32(s) for m, s in zip(self.image_mean, self.image_std, strict=True)]
+
+def _through(values_CG: Pixels, levels_CHW: NDArray[np.uint8]) -> Pixels:
+    pixels_CHW = np.empty(levels_CHW.shape, dtype=np.float32)
+    for values_G, levels_HW, out_HW in zip(values_CG, levels_CHW, pixels_CHW, strict=True):
+        values_G.take(levels_HW, out=out_HW, mode="clip")  # nothing to clip, but "raise" copies once more
+    return pixels_CHW
 
 
 def pad_images(rows: Sequence[Sequence[Pixels]]) -> tuple[Pixels, NDArray[np.int64]]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from idefics.errors import ImageError, OptionError
 
 __all__ = [
-    "check_size", "image_tokens", "processed_sizes", "prompt_tokens", "resized_size", "sub_image_boxes", "sub_images",
+    "Box", "check_size", "image_tokens", "processed_sizes", "prompt_tokens", "resized_size", "sub_image_boxes", "sub_images",
     "with_longest_edge",
 ]  # fmt: skip
 
 Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels, as Pillow has it."""
 
 SPLIT = 5  # four quarters and the whole
 

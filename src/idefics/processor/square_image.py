@@ -19,7 +19,9 @@ from idefics.processor.image import ImageProcessor
 from idefics.processor.settings import check_options, image_settings_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "SquareImageProcessor"]
 
@@ -142,6 +144,15 @@ class SquareImageProcessor:
         if split:
             raise OptionError("split: this model's images are never split; leave the option out")
         return self
+
+    @property
+    def level_values(self) -> NDArray[np.float32]:
+        """What each of the 256 levels becomes in each channel; see `ImageProcessor`."""
+        return self._squares.level_values
+
+    def levels(self, images: Sequence[Image.Image], *, workers: int | None = None) -> list[NDArray[np.uint8]]:
+        """Every image as a square of bytes (C, S, S); see `ImageProcessor`."""
+        return self._squares.levels(images, workers=workers)
 
     def preprocess(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from idefics.api import Idefics
 from idefics.engine.prefill import Prefill
-from idefics.inputs import ModelInputs
+from idefics.inputs import ModelInputs, pixels_of
 from idefics.selftest.checks import distance, tolerance
 from idefics.selftest.pictures import draw
 
@@ -121,7 +121,7 @@ class Subject:
     def pixels(self) -> tuple[Tensor, ...]:
         """The pictures' pixels, on the device."""
         found = self.inputs([3 * "{i}"], [self.pictures]).images_CHW
-        return tuple(image.to(self.device) for image in found)
+        return tuple(pixels_of(image.to(self.device)) for image in found)
 
     def whole(self, row: int) -> ModelInputs:
         """A prompt without padding, and the appended tokens."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from idefics.inputs import pixels_of
 from idefics.selftest.checks import Check, distance, inapplicable, judge
 from idefics.selftest.subject import Subject
 
@@ -121,7 +122,7 @@ def _changed_by_padding(subject: Subject) -> int:
     padded = subject.small.adjusted(split=False)(text=prompts, images=rows, padding=True, return_tensors="pt")
     if "pixel_attention_mask" not in padded:  # a checkpoint whose images are not padded
         return 0
-    unpadded = iter(subject.inputs(texts, rows).images_CHW)
+    unpadded = map(pixels_of, subject.inputs(texts, rows).images_CHW)
     wrong = 0
     for row, pixels_NCHW, mask_NHW in zip(rows, padded["pixel_values"], padded["pixel_attention_mask"], strict=True):
         for n, (pixels_CHW, mask_HW) in enumerate(zip(pixels_NCHW, mask_NHW, strict=True)):
@@ -206,8 +207,8 @@ def split_parity(subject: Subject) -> Check:
             allowed=f"{5 * length} tokens, 5 sub-images",
             explanation="tokens and pixels of a split image do not belong together",
         )
-    same = all(torch.equal(one, other) for one, other in zip(inputs.images_CHW, alone, strict=True))
-    pixels: list[Tensor] = [one.to(subject.device) for one in inputs.images_CHW]
+    same = all(torch.equal(pixels_of(one), pixels_of(other)) for one, other in zip(inputs.images_CHW, alone, strict=True))
+    pixels: list[Tensor] = [pixels_of(one.to(subject.device)) for one in inputs.images_CHW]
     together = subject.model.encode_images(pixels)
     measured = max(distance(together[i : i + 1], subject.model.encode_images([pixels[i]])) for i in range(5))
     return judge(

@@ -14,6 +14,7 @@ from PIL import Image
 import mistral_tokenizer
 from golden.make_processor_golden import picture
 from idefics.errors import ConfigError, ImageCountError, ImageError, InputError, OptionError, TemplateError
+from idefics.inputs import pixels_of
 from idefics.presets import preset
 from idefics.processor import fetch
 from idefics.processor.families import load_processor, processor_class
@@ -154,7 +155,9 @@ def test_inputs_are_the_calls_without_padding(processor: IdeficsProcessor) -> No
         assert torch.equal(batch.input_ids_BT, called.input_ids)
         assert torch.equal(batch.attention_mask_BT, called.attention_mask)
         assert batch.images_per_row == (3, 0, 1)
-        assert torch.equal(torch.stack(batch.images_CHW), called.pixel_values[[0, 0, 0, 2], [0, 1, 2, 0]])
+        assert torch.equal(
+            torch.stack([pixels_of(image) for image in batch.images_CHW]), called.pixel_values[[0, 0, 0, 2], [0, 1, 2, 0]]
+        )
         assert batch.seen_BT is not None
         real = batch.attention_mask_BT == 1
         assert torch.equal(mask_of(batch.seen_BT, 3)[real], called.image_attention_mask[real])

@@ -13,6 +13,7 @@ import torch
 import mistral_tokenizer
 from golden.make_processor_golden import picture
 from idefics.errors import CheckpointNotFound, ConfigError, ImageCountError, ImageError, InputError, OptionError, TemplateError
+from idefics.inputs import pixels_of
 from idefics.presets import preset
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.image import ImageProcessor
@@ -133,7 +134,7 @@ def test_inputs_for_the_engine(processor: Idefics2Processor) -> None:
     padded = processor(prompts, images, padding=True, padding_side="left", return_tensors="pt", do_image_splitting=False)
     assert torch.equal(batch.input_ids_BT, padded.input_ids)
     assert torch.equal(batch.attention_mask_BT, padded.attention_mask)
-    assert torch.equal(batch.images_CHW[0], padded.pixel_values[1, 0, :, :37, :56])
+    assert torch.equal(pixels_of(batch.images_CHW[0]), padded.pixel_values[1, 0, :, :37, :56])
     split = processor.adjusted(max_image_size=8).inputs(prompts, images, padding_side="right")
     assert {max(image.shape) for image in split.images_CHW} == {8}
     assert split.images_per_row == (0, 10)
