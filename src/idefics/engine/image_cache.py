@@ -9,16 +9,20 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from idefics.inputs import Levels
+
 __all__ = ["Encoded", "ImageCache", "image_digest"]
 
 Encoded = tuple[Tensor, ...]
 """What a decoder needs of one image: tensors whose first dimension is 1 (`VisionLanguageModel.project`)."""
 
 
-def image_digest(pixels_CHW: Tensor) -> bytes:
-    """A name for these pixels: equal for equal pixels, and practically never for others."""
-    digest = blake2b(f"{pixels_CHW.dtype} {tuple(pixels_CHW.shape)}".encode(), digest_size=16)
-    digest.update(pixels_CHW.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+def image_digest(image: Tensor | Levels) -> bytes:
+    """A name for what an image shows: equal for equal pixels in one form, and practically never for others."""
+    digest = blake2b(digest_size=16)
+    for part in (image.levels_CHW, image.values_CG) if isinstance(image, Levels) else (image,):
+        digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+        digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

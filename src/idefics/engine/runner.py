@@ -15,7 +15,7 @@ from idefics.engine.image_cache import Encoded, ImageCache, image_digest
 from idefics.engine.limits import Limits, cache_blocks
 from idefics.engine.paged_cache import PagedKVCache, Segment
 from idefics.engine.sequences import Slice
-from idefics.inputs import ModelInputs
+from idefics.inputs import Levels, ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
 
@@ -24,9 +24,9 @@ __all__ = ["Picture", "Runner", "Source", "pictures"]
 
 @dataclass(eq=False)
 class Picture:
-    """One image of a request: its pixels, their digest, and what the model made of them once it was needed."""
+    """One image of a request, its digest, and what the model made of them once it was needed."""
 
-    pixels_CHW: Tensor
+    image: Tensor | Levels
     digest: bytes
     encoded: Encoded | None = None
 
@@ -101,7 +101,7 @@ class Runner:
                 missing.append(picture)
         if not missing:
             return
-        projected = self.model.project(self.model.encode_images([picture.pixels_CHW for picture in missing]))
+        projected = self.model.project(self.model.encode_images([picture.image for picture in missing]))
         for index, picture in enumerate(missing):
             # Copies: a view would keep the whole group alive as long as any of its images.
             picture.encoded = tuple(part[index : index + 1].clone() for part in projected)
