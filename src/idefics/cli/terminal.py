@@ -6,8 +6,8 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import typer
 
 from idefics.errors import InputError
 
-__all__ = ["one_line", "one_voice", "say", "write"]
+__all__ = ["one_line", "one_voice", "say", "status", "write"]
 
 # Control characters but tab and newline. A model that reads text off an image must not drive the terminal with it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -29,6 +29,21 @@ def write(text: str, *, end: str = "") -> None:
 def say(text: str) -> None:
     """Tells the user something that is no answer."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def status(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A line on stderr that says what is being done, of how much; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn(doing + " {task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda name, done, total: shown.update(task, description=name, completed=done, total=total)
 
 
 def one_line(error: BaseException) -> str:
