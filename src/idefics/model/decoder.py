@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from idefics.config import TextConfig
 from idefics.model.cache import KVCache
 from idefics.model.layers.attention import Backend, attention, causal_mask
+from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.layers.rope import rotary_angles, rotate
@@ -42,8 +43,10 @@ def geometry_of(
     return Geometry(cos=cos, sin=sin, mask_BTS=mask_BTS, causal=mask_BTS is None and tokens > 1)
 
 
-class DecoderAttention(nn.Module):
+class DecoderAttention(SharedInput):
     """Causal attention of new tokens over themselves and the cache."""
+
+    shared = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: TextConfig, layer: int, backend: Backend) -> None:
         super().__init__()
@@ -59,7 +62,7 @@ class DecoderAttention(nn.Module):
     def forward(self, x_BTD: Tensor, geometry: Geometry, cache: KVCache | None) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q, k, v = (proj(x_BTD).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (made.view(heads).transpose(1, 2) for made in self.projections(x_BTD))
         q, k = rotate(q, geometry.cos, geometry.sin), rotate(k, geometry.cos, geometry.sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
