@@ -188,7 +188,7 @@ class Sampler:
         self.params = params
         self.prompt = list(prompt)
         self.filters = history_filters(params)
-        self.plain = plain_bans(params)
+        self.plain = PlainBans.of(params)
         self.generator = torch.Generator()
         if params.seed is None:
             self.generator.seed()
@@ -227,12 +227,56 @@ class Sampler:
         return Choice(token=token, logprob=float(logprobs[token]), top=top)
 
 
-def plain_bans(params: SamplingParams) -> tuple[int, ...] | None:
-    """The ids that greedy decoding without history must not choose; None where choosing is not as simple as that."""
-    rest = replace(params, bad_words_ids=())
-    if params.do_sample or params.logprobs or history_filters(rest) or any(len(word) > 1 for word in params.bad_words_ids):
-        return None
-    return tuple(word[0] for word in params.bad_words_ids)
+def choose(self, logits_V: Tensor, answer: Sequence[int]) -> Choice:
+    """Picks the next token.
+
+    Args:
+        logits_V: float32, the model's own; not changed.
+        answer: tokens chosen so far.
+
+    Raises:
+        NumericsError: the logits hold NaN or infinities, or nothing is left to choose.
+    """
+    require_finite(logits_V)
+    filtered = logits_V.clone()
+    for apply in self.filters:
+        filtered = apply(filtered, self.prompt, answer)
+    if self.params.do_sample:
+        probabilities = cut_tail(filtered, self.params).softmax(-1).cpu()
+        if torch.isnan(probabilities).any():
+            raise NumericsError("every token is forbidden by bad_words_ids, min_new_tokens or n-grams; loosen them")
+        token = int(torch.multinomial(probabilities, 1, generator=self.generator))
+    else:
+        token = int(filtered.argmax())
+        if filtered[token] == BANNED:
+            raise NumericsError("every token is forbidden by bad_words_ids, min_new_tokens or n-grams; loosen them")
+    logprobs = logits_V.log_softmax(-1)
+    top: tuple[tuple[int, float], ...] = ()
+    if self.params.logprobs:
+        values, ids = logprobs.topk(min(self.params.logprobs, len(logprobs)))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Choice(token=token, logprob=float(logprobs[token]), top=top)
+
+
+@dataclass(frozen=True)
+class PlainBans:
+    """What greedy decoding must not choose, where that follows from the answer's length alone."""
+
+    always: tuple[int, ...]
+    ends: tuple[int, ...]
+    minimum: int
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> PlainBans | None:
+        """None where choosing is not as simple as that."""
+        rest = replace(params, bad_words_ids=(), min_new_tokens=0)
+        if params.do_sample or params.logprobs or history_filters(rest) or any(len(word) > 1 for word in params.bad_words_ids):
+            return None
+        return cls(tuple(word[0] for word in params.bad_words_ids), params.eos_token_id, params.min_new_tokens)
+
+    def after(self, tokens: int) -> tuple[int, ...]:
+        """The ids that must not come after so many."""
+        return self.always if tokens >= self.minimum else (*self.always, *self.ends)
 
 
 def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice | IdeficsError]:
@@ -244,21 +288,22 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
     Returns:
         Of each its choice, or the error that concerns it alone.
     """
-    together = [i for i, (sampler, _, _) in enumerate(rows) if sampler.plain is not None]
+    plain = [(i, sampler.plain, answer) for i, (sampler, _, answer) in enumerate(rows) if sampler.plain is not None]
     chosen: list[Choice | IdeficsError | None] = [None] * len(rows)
-    if len(together) > 1:
-        logits_RV = torch.stack([rows[i][1] for i in together])
+    if len(plain) > 1:
+        logits_RV = torch.stack([rows[i][1] for i, _, _ in plain])
         allowed_RV = logits_RV.clone()
-        banned = [(r, token) for r, i in enumerate(together) for token in rows[i][0].plain or ()]
+        banned = [(r, token) for r, (_, bans, answer) in enumerate(plain) for token in bans.after(len(answer))]
         if banned:
             at_R, token_R = torch.tensor(banned, device=logits_RV.device).unbind(1)
             allowed_RV[at_R, token_R] = BANNED
         best = allowed_RV.max(1)
         logprobs = logits_RV.gather(1, best.indices[:, None])[:, 0] - logits_RV.logsumexp(1)
         good = torch.isfinite(logits_RV).all(1) & torch.isfinite(best.values)
-        for i, token, logprob, fine in zip(together, best.indices.tolist(), logprobs.tolist(), good.tolist(), strict=True):
+        found = zip(best.indices.tolist(), logprobs.tolist(), good.tolist(), strict=True)
+        for (i, _, _), (token, logprob, fine) in zip(plain, found, strict=True):
             chosen[i] = Choice(token=token, logprob=logprob) if fine else None
-    return [found if found is not None else _alone(*row) for found, row in zip(chosen, rows, strict=True)]
+    return [choice if choice is not None else _alone(*row) for choice, row in zip(chosen, rows, strict=True)]
 
 
 def _alone(sampler: Sampler, logits_V: Tensor, answer: Sequence[int]) -> Choice | IdeficsError:
