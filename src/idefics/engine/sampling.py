@@ -181,6 +181,27 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True)
+class PlainBans:
+    """What greedy decoding must not choose, where that follows from the answer's length alone."""
+
+    always: tuple[int, ...]
+    ends: tuple[int, ...]
+    minimum: int
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> PlainBans | None:
+        """None where choosing is not as simple as that."""
+        rest = replace(params, bad_words_ids=(), min_new_tokens=0)
+        if params.do_sample or params.logprobs or history_filters(rest) or any(len(word) > 1 for word in params.bad_words_ids):
+            return None
+        return cls(tuple(word[0] for word in params.bad_words_ids), params.eos_token_id, params.min_new_tokens)
+
+    def after(self, tokens: int) -> tuple[int, ...]:
+        """The ids that must not come after so many."""
+        return self.always if tokens >= self.minimum else (*self.always, *self.ends)
+
+
 class Sampler:
     """One request's way of choosing tokens, with its own generator."""
 
@@ -225,58 +246,6 @@ class Sampler:
             values, ids = logprobs.topk(min(self.params.logprobs, len(logprobs)))
             top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         return Choice(token=token, logprob=float(logprobs[token]), top=top)
-
-
-def choose(self, logits_V: Tensor, answer: Sequence[int]) -> Choice:
-    """Picks the next token.
-
-    Args:
-        logits_V: float32, the model's own; not changed.
-        answer: tokens chosen so far.
-
-    Raises:
-        NumericsError: the logits hold NaN or infinities, or nothing is left to choose.
-    """
-    require_finite(logits_V)
-    filtered = logits_V.clone()
-    for apply in self.filters:
-        filtered = apply(filtered, self.prompt, answer)
-    if self.params.do_sample:
-        probabilities = cut_tail(filtered, self.params).softmax(-1).cpu()
-        if torch.isnan(probabilities).any():
-            raise NumericsError("every token is forbidden by bad_words_ids, min_new_tokens or n-grams; loosen them")
-        token = int(torch.multinomial(probabilities, 1, generator=self.generator))
-    else:
-        token = int(filtered.argmax())
-        if filtered[token] == BANNED:
-            raise NumericsError("every token is forbidden by bad_words_ids, min_new_tokens or n-grams; loosen them")
-    logprobs = logits_V.log_softmax(-1)
-    top: tuple[tuple[int, float], ...] = ()
-    if self.params.logprobs:
-        values, ids = logprobs.topk(min(self.params.logprobs, len(logprobs)))
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Choice(token=token, logprob=float(logprobs[token]), top=top)
-
-
-@dataclass(frozen=True)
-class PlainBans:
-    """What greedy decoding must not choose, where that follows from the answer's length alone."""
-
-    always: tuple[int, ...]
-    ends: tuple[int, ...]
-    minimum: int
-
-    @classmethod
-    def of(cls, params: SamplingParams) -> PlainBans | None:
-        """None where choosing is not as simple as that."""
-        rest = replace(params, bad_words_ids=(), min_new_tokens=0)
-        if params.do_sample or params.logprobs or history_filters(rest) or any(len(word) > 1 for word in params.bad_words_ids):
-            return None
-        return cls(tuple(word[0] for word in params.bad_words_ids), params.eos_token_id, params.min_new_tokens)
-
-    def after(self, tokens: int) -> tuple[int, ...]:
-        """The ids that must not come after so many."""
-        return self.always if tokens >= self.minimum else (*self.always, *self.ends)
 
 
 def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice | IdeficsError]:
