@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from idefics.cli.images import attach
+from idefics.cli.images import reference
 from idefics.cli.options import ImageOptions
 from idefics.errors import ImageError, OptionError, OutOfMemory
 from idefics.plan import ASSUMED_TEXT_TOKENS, PRECISIONS, Plan, Precision, Share, Subject, make_plan, make_shares, subject
@@ -128,8 +128,10 @@ def _size(image: str) -> tuple[int, int]:
     pixels = re.fullmatch(r"(\d+)[xX\u00d7](\d+)", image)
     if pixels and not Path(image).exists():
         return int(pixels[1]), int(pixels[2])
+    from idefics.processor.fetch import load_image
+
     try:
-        opened = attach(image).image
+        opened = load_image(reference(image))  # upright, as those see it whose tokens depend on its sides
     except ImageError as error:
         raise ImageError(f"{error}; give a file, a URL, or a size such as 1920x1080") from None
     return opened.width, opened.height

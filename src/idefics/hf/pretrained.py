@@ -162,7 +162,13 @@ class PretrainedModel(nn.Module, ABC):
 
         Raises:
             InputError: shapes do not agree.
+            OptionError: an image input of another name.
         """
+
+    def _check_names(self, images: Mapping[str, Tensor | None]) -> None:
+        refuse(
+            f"{type(self).__name__}.inputs", {name: value for name, value in images.items() if name not in self.image_inputs}
+        )
 
     def generate(
         self,

@@ -17,7 +17,7 @@ from gated import BOS, EDGES, EOS, FAKE, IMAGE, SIDE, block, pictures, random_ba
 from idefics import AutoConfig, AutoModelForImageTextToText, AutoModelForVision2Seq, IdeficsConfig, IdeficsForVisionText2Text
 from idefics.config import Idefics1Config
 from idefics.errors import ConfigError, InputError, OptionError
-from idefics.hf.padded import seen_images
+from idefics.hf.padded import used_images
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,10 @@ def test_images_that_nobody_sees_are_not_encoded(
 
 def test_what_each_token_sees() -> None:
     mask = torch.tensor([[[0, 1, 0], [0, 0, 0], [0, 0, 1]], [[1, 0, 0], [1, 0, 0], [1, 0, 0]]])
-    seen, used = seen_images(torch.zeros(2, 3, 3, 2, 2), mask, torch.tensor([[1, 1, 1], [0, 1, 1]]))
+    seen, used = used_images(torch.zeros(2, 3, 3, 2, 2), mask, torch.tensor([[1, 1, 1], [0, 1, 1]]))
     assert seen.tolist() == [[0, -1, 1], [-1, 0, 0]]
     assert used.tolist() == [[False, True, True], [True, False, False]]
-    boolean, _ = seen_images(torch.zeros(2, 3, 3, 2, 2), mask.bool(), torch.ones(2, 3))
+    boolean, _ = used_images(torch.zeros(2, 3, 3, 2, 2), mask.bool(), torch.ones(2, 3))
     assert boolean.tolist() == [[0, -1, 1], [0, 0, 0]]
 
 

@@ -14,7 +14,7 @@ import invariants
 from gated import BOS, EDGES, block, model_inputs, pictures, random_batch, tiny_config, tiny_model
 from idefics.errors import InputError, NumericsError
 from idefics.model import gated_cross_attention, idefics1
-from idefics.model.gated_cross_attention import Routes, Sight, route
+from idefics.model.gated_cross_attention import Routes, Sight, View, route
 from idefics.model.idefics1 import Idefics1, global_images
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -59,10 +59,11 @@ def _shuffled(image_BT: torch.Tensor, *, images: int) -> Routes:
     return dataclasses.replace(routes, lengths=routes.lengths[::-1])
 
 
-def _all_at_once(self: Any, x_BTD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, routes: Routes) -> torch.Tensor:
+def _all_at_once(self: Any, x_BTD: torch.Tensor, view: View) -> torch.Tensor:
     """The mask over images is dropped: tokens that see one see all."""
-    one = Routes(tokens_P=routes.tokens_P, lengths=[len(routes.tokens_P)], images=None)
-    return HONEST_FORWARD(self, x_BTD, keys.flatten(0, 1)[None], values.flatten(0, 1)[None], one)
+    tokens_P = view.routes.tokens_P
+    one = Routes(tokens_P=tokens_P, lengths=[len(tokens_P)], images=None)
+    return HONEST_FORWARD(self, x_BTD, View(view.keys_NLHK.flatten(0, 1)[None], view.values_NLHK.flatten(0, 1)[None], one))
 
 
 def _first_row_for_all(self: Idefics1, seen: Sight | None, rows_R: torch.Tensor) -> Sight | None:

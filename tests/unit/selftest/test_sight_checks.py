@@ -90,8 +90,8 @@ def rows_look_at_the_first_rows_images(_: Idefics, patch: pytest.MonkeyPatch) ->
 def blind_tokens_get_a_mean(_: Idefics, patch: pytest.MonkeyPatch) -> None:
     forward = gated_cross_attention.CrossAttention.forward
 
-    def leaking(self, x_BTD, keys, values, routes):  # type: ignore[no-untyped-def]
-        out = forward(self, x_BTD, keys, values, routes)
+    def leaking(self, x_BTD, view):  # type: ignore[no-untyped-def]
+        out = forward(self, x_BTD, view)
         return out + out.mean(dim=(0, 1), keepdim=True)
 
     patch.setattr(gated_cross_attention.CrossAttention, "forward", leaking)
