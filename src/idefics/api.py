@@ -270,17 +270,14 @@ class Idefics:
         """
         if isinstance(continuations, str):
             raise InputError("continuations must be a list of texts, not one text")
-        place = self.processor.image_token
-        for continuation in continuations:
-            if place in continuation:
-                raise InputError(f"the continuation {continuation!r} holds {place}; images belong to the prompt")
+        if any(self.processor.image_token in continuation for continuation in continuations):
+            raise InputError(f"a continuation holds {self.processor.image_token}; images belong to the prompt")
         row = _rows(images, [prompt], single=True)[0]
         text = self._prompt(prompt, len(row), raw)
         inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
         expanded = self.processor.adjusted(split=split).expand(text)
         encoded = [self.processor.tokenizer.encode(expanded + continuation) for continuation in continuations]
-        end = self.processor.tokenizer.eos_token_id
-        scored = score_continuations(self.model, inputs, encoded, document_end=end)
+        scored = score_continuations(self.model, inputs, encoded, document_end=self.processor.tokenizer.eos_token_id)
         return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
 
     def _prompt(self, text: str, images: int, raw: bool | None) -> str:

@@ -16,6 +16,7 @@ from idefics.model import gated_cross_attention
 from idefics.model import idefics1 as network
 from idefics.model.gated_cross_attention import route
 from idefics.model.idefics1 import Idefics1
+from idefics.processor import idefics1, image_mask
 from idefics.selftest import CHECKS, answers, decoding, sight, verify
 from idefics.selftest.checks import Check
 from idefics.selftest.run import attempt
@@ -95,6 +96,11 @@ def blind_tokens_get_a_mean(_: Idefics, patch: pytest.MonkeyPatch) -> None:
         return out + out.mean(dim=(0, 1), keepdim=True)
 
     patch.setattr(gated_cross_attention.CrossAttention, "forward", leaking)
+
+
+@caught_by(sight.documents_apart)
+def documents_run_into_each_other(_: Idefics, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(idefics1, "seen_images", lambda ids, **names: image_mask.seen_images(ids, **{**names, "eos_token_id": None}))
 
 
 @pytest.mark.parametrize(("mutation", "check"), BROKEN, ids=lambda f: f.__name__)
