@@ -260,3 +260,28 @@ def test_processors_of_either_family_by_their_folder(card: Path, tiny_checkpoint
     assert type(idefics.IdeficsImageProcessor.from_pretrained(card)) is idefics.IdeficsImageProcessor
     idefics.AutoProcessor.from_pretrained(card).save_pretrained(tmp_path)
     assert type(idefics.AutoProcessor.from_pretrained(tmp_path)) is idefics.IdeficsProcessor, "a folder without a model"
+
+
+def test_images_are_never_dropped_in_silence(model: IdeficsForVisionText2Text, several: dict[str, torch.Tensor]) -> None:
+    ids, mask = several["input_ids"], several["attention_mask"]
+    for ask in (model, model.generate, model.inputs):
+        with pytest.raises(InputError, match="give pixel_values too"):
+            ask(ids, mask, image_attention_mask=several["image_attention_mask"])
+    with pytest.raises(InputError, match=r"prompt 1 holds 3 image token\(s\) but no token sees an image"):
+        model(ids, mask)
+    with pytest.raises(InputError, match="no token sees an image"):
+        model.generate(ids, mask, max_new_tokens=1)
+    nobody = torch.zeros_like(several["image_attention_mask"])
+    with pytest.raises(InputError, match="no token sees an image"):
+        model(ids, mask, pixel_values=several["pixel_values"], image_attention_mask=nobody)
+
+
+def test_inputs_of_the_wrong_name_or_size(model: IdeficsForVisionText2Text) -> None:
+    ids = torch.tensor([[BOS, 5]])
+    with pytest.raises(OptionError, match="does not know pixel_value"):
+        model.inputs(ids, pixel_value=torch.zeros(1, 1, 3, SIDE, SIDE))
+    with pytest.raises(InputError, match="hold no images"):
+        model(ids, pixel_values=torch.zeros(1, 0, 3, SIDE, SIDE), image_attention_mask=torch.zeros(1, 2, 0))
+    with pytest.raises(InputError, match="empty"):
+        model(torch.zeros(1, 0, dtype=torch.long), pixel_values=torch.zeros(1, 1, 3, SIDE, SIDE),
+              image_attention_mask=torch.zeros(1, 0, 1))  # fmt: skip

@@ -196,3 +196,16 @@ def test_added_ids_have_tables_of_their_own() -> None:
     plain = tiny_model(additional_vocab_size=0)
     assert plain.text_model.embed_tokens.additional_embedding is None
     assert plain.lm_head.weight.shape[0] == tiny_config().text_config.vocab_size
+
+
+def test_prompts_whose_images_are_missing() -> None:
+    inputs = model_inputs([[BOS, 5, 6], [BOS, *block(2), 7]], [[], []])
+    for seen_BT in (None, torch.full_like(inputs.input_ids_BT, -1)):
+        with pytest.raises(InputError, match=r"prompt 2 holds 2 image token\(s\) but no token sees an image"):
+            tiny_model().check(dataclasses.replace(inputs, seen_BT=seen_BT))
+    for added in (0, 1):  # a model of text has no such id: it is a word like another
+        tiny_model(additional_vocab_size=added).check(dataclasses.replace(inputs, seen_BT=None))
+    empty = model_inputs([[BOS]], [pictures(1)]).row(0)
+    none = {"input_ids_BT": empty.input_ids_BT[:, :0], "attention_mask_BT": empty.attention_mask_BT[:, :0]}
+    with pytest.raises(InputError, match="empty"):
+        tiny_model().check(dataclasses.replace(empty, **none, seen_BT=none["input_ids_BT"]))
