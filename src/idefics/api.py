@@ -100,7 +100,7 @@ def load(
         cache_dir: where Hub files are kept.
         token: for gated or private repositories.
         offline: use only what is already downloaded.
-        dtype: of the weights, a name or a torch dtype; None keeps the stored one.
+        dtype: of the weights, a name or a torch dtype; None keeps the stored one, but bfloat16 for a family that overflows.
         device: where to run; None takes the first GPU if there is one.
         device_map: `"auto"` spreads the model over all GPUs; a mapping from parameter prefixes to devices does as it says.
         tensor_parallel: divide every layer over this many processes, which `torchrun` starts; each loads its part, and all

@@ -135,7 +135,7 @@ def test_it_generates_what_transformers_does(kind: str, checkpoint: Path, image_
 
 
 def test_the_notes_on_single_samples_and_images(kind: str, checkpoint: Path, image_server: str) -> None:
-    """ "--single sample mode", and "Images can be either URLs or PIL Images"."""
+    """The card's comments: "--single sample mode", and "Images can be either URLs or PIL Images"."""
     single = {r"inputs = processor\(prompts, ": "inputs = processor(prompts[0], "}
     batched, alone = (_run(kind, checkpoint, image_server, OURS, **changes) for changes in ({}, single))
     assert batched["generated_ids"].tolist() == alone["generated_ids"].tolist()

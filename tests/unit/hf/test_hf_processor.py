@@ -108,7 +108,7 @@ def test_settings_may_be_assigned_after_loading(tiny_checkpoint: Path) -> None:
     assert processor.image_processor == AutoProcessor.from_pretrained(tiny_checkpoint, do_image_splitting=False).image_processor
     with pytest.raises(OptionError, match="do_image_splitting = 'no' must be true or false"):
         processor.image_processor.do_image_splitting = "no"
-    with pytest.raises(OptionError, match="no setting 'do_splitting'; there are .*do_image_splitting"):
+    with pytest.raises(OptionError, match=r"no setting 'do_splitting'; there are .*do_image_splitting"):
         processor.image_processor.do_splitting = False
     squares = IdeficsImageProcessor()
     squares.image_size = 28

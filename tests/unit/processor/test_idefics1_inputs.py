@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 import mistral_tokenizer
 from idefics.errors import InputError
+from idefics.inputs import ModelInputs
+from idefics.processor import idefics1, interleaved
 from idefics.processor.idefics1 import IdeficsProcessor
 
 IMAGE = Image.new("RGB", (30, 30), "red")
@@ -20,29 +23,58 @@ def processor() -> IdeficsProcessor:
     return IdeficsProcessor.from_folder(mistral_tokenizer.checkpoint_of_2023(), image_size=28)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_sees_nothing(processor: IdeficsProcessor, side: str) -> None:
-    prompts = ["<image>a", "<image>a much longer text than the other one"]
-    inputs = processor.inputs(prompts, [[IMAGE], [IMAGE]], padding_side=side)
-    padding_BT = inputs.attention_mask_BT == 0
-    assert padding_BT[0].any()
-    assert inputs.seen_BT is not None
-    assert (inputs.seen_BT[padding_BT] == -1).all()
-    assert (inputs.seen_BT[~padding_BT] == 0).sum() > 4
+def padding_is_blind(processor: IdeficsProcessor) -> bool:
+    blind = True
+    for side in ("left", "right"):
+        prompts = ["<image>a", "<image>a much longer text than the other one"]
+        inputs = processor.inputs(prompts, [[IMAGE], [IMAGE]], padding_side=side)
+        padding_BT = inputs.attention_mask_BT == 0
+        assert padding_BT[0].any()
+        assert inputs.seen_BT is not None
+        assert (inputs.seen_BT[~padding_BT] == 0).sum() > 4
+        blind &= bool((inputs.seen_BT[padding_BT] == -1).all())
+    return blind
 
 
-def test_texts_of_a_chat_are_read_to_the_letter(processor: IdeficsProcessor) -> None:
+def test_padding_sees_nothing(processor: IdeficsProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert padding_is_blind(processor)
+    honest = IdeficsProcessor.inputs
+
+    def unmasked(self: IdeficsProcessor, *given: Any, **options: Any) -> ModelInputs:
+        inputs = honest(self, *given, **options)
+        return dataclasses.replace(inputs, seen_BT=self._seen(inputs.input_ids_BT))
+
+    monkeypatch.setattr(IdeficsProcessor, "inputs", unmasked)
+    assert not padding_is_blind(processor), "padding that sees would not be noticed"
+
+
+def reads_to_the_letter(processor: IdeficsProcessor) -> bool:
     text = "  two spaces before,\n\ttab and two after  "
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    assert text in prompt
-    for ids in (
-        processor.inputs([prompt], [[IMAGE]]).input_ids_BT[0],
-        processor.apply_chat_template(messages, tokenize=True, return_dict=True, images=[IMAGE], return_tensors="pt").input_ids[
-            0
-        ],
-    ):
-        assert text in processor.decode(ids)
+    whole = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    rows = (
+        processor.inputs([prompt], [[IMAGE]]).input_ids_BT,
+        processor.apply_chat_template(messages, images=[IMAGE], **whole).input_ids,
+    )
+    found = [text in processor.decode(ids[0]) for ids in rows]
+    assert found[0] == found[1], "the two routes differ"
+    return text in prompt and all(found)
+
+
+@pytest.mark.parametrize("module", [idefics1, interleaved])
+def test_texts_of_a_chat_are_read_to_the_letter(
+    processor: IdeficsProcessor, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reads_to_the_letter(processor)
+    honest = interleaved.pieces_of_text
+
+    def stripped(text: str) -> list[str | None]:
+        return [piece if piece is None else piece.replace("  ", " ").strip() for piece in honest(text)]
+
+    monkeypatch.setattr(module, "pieces_of_text", stripped)
+    with pytest.raises(AssertionError):
+        assert reads_to_the_letter(processor), "texts that are stripped would not be noticed"
 
 
 @pytest.mark.parametrize(
