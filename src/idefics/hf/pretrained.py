@@ -86,7 +86,7 @@ class PretrainedModel(nn.Module, ABC):
 
         Args:
             pretrained_model_name_or_path: in the published layout.
-            torch_dtype: of the weights; None or `"auto"` keeps the stored one (bfloat16 for a float16 that the family overflows in).
+            torch_dtype: of the weights; None or `"auto"` keeps the stored one, but bfloat16 for a family that overflows in it.
             dtype: the newer name of `torch_dtype`.
             device_map: a device (a number is a GPU's), `"auto"`, or a mapping from parts to devices; None loads to the CPU.
             attn_implementation: see the class.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from PIL import Image
@@ -57,3 +59,10 @@ def test_a_second_document_that_sees_the_first_ones_image_is_noticed(loaded: Ide
 def test_images_belong_to_the_prompt(loaded: Idefics) -> None:
     with pytest.raises(InputError, match="images belong to the prompt"):
         loaded.score("What?", [" a<image>"])
+
+
+def test_a_prompt_whose_images_are_missing_is_not_scored(loaded: Idefics) -> None:
+    inputs = loaded.processor.inputs(["<image>What?"], [[Image.new("RGB", (40, 40))]])
+    blind = dataclasses.replace(inputs, images_CHW=(), images_per_row=(), seen_BT=None)
+    with pytest.raises(InputError, match="no token sees an image"):
+        scoring.score_continuations(loaded.model, blind, [[*inputs.input_ids_BT[0].tolist(), 7]])
