@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from idefics import fewshot as fewshot
     from idefics.api import Answer, Idefics, Score, load
     from idefics.engine.sampling_params import SamplingParams
     from idefics.errors import IdeficsError
@@ -81,10 +82,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "fewshot":
+        return import_module("idefics.fewshot")
     if name not in _WHERE:
         raise AttributeError(f"module 'idefics' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted([*globals(), *_WHERE, "fewshot"])

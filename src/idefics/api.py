@@ -102,7 +102,7 @@ def load(
         cache_dir: where Hub files are kept.
         token: for gated or private repositories.
         offline: use only what is already downloaded.
-        dtype: of the weights, a name or a torch dtype; None keeps the stored one.
+        dtype: of the weights, a name or a torch dtype; None keeps the stored one, but bfloat16 for a family that overflows.
         device: where to run; None takes the first GPU if there is one.
         device_map: `"auto"` spreads the model over all GPUs; a mapping from parameter prefixes to devices does as it says.
         tensor_parallel: divide every layer over this many processes, which `torchrun` starts; each loads its part, and all
@@ -268,16 +268,18 @@ class Idefics:
             split: as in `generate`.
 
         Raises:
-            InputError: a continuation adds no token to the prompt.
+            InputError: a continuation adds no token to the prompt, or holds a place for an image.
         """
         if isinstance(continuations, str):
             raise InputError("continuations must be a list of texts, not one text")
+        if any(self.processor.image_token in continuation for continuation in continuations):
+            raise InputError(f"a continuation holds {self.processor.image_token}; images belong to the prompt")
         row = _rows(images, [prompt], single=True)[0]
         text = self._prompt(prompt, len(row), raw)
         inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
         expanded = self.processor.adjusted(split=split).expand(text)
         encoded = [self.processor.tokenizer.encode(expanded + continuation) for continuation in continuations]
-        scored = score_continuations(self.model, inputs, encoded)
+        scored = score_continuations(self.model, inputs, encoded, document_end=self.processor.tokenizer.eos_token_id)
         return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
 
     def _prompt(self, text: str, images: int, raw: bool | None) -> str:

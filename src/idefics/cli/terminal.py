@@ -46,13 +46,13 @@ def status(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
         yield lambda name, done, total: shown.update(task, description=name, completed=done, total=total)
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """An error's message on one line."""
     return " ".join(str(error).split())
 
 
 def one_voice(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose `tensor_parallel` processes are heard once: all but the first say nothing.
+    """A command whose processes, where `torchrun` started several, are heard once: all but the first say nothing.
 
     What is wrong with a request is wrong in every process, and the first tells it. Other errors (a full GPU, an unreadable
     disk) may strike one process alone, so they are told by whichever meets them.
@@ -60,7 +60,8 @@ def one_voice(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        if values["tensor_parallel"] is None or os.environ.get("RANK", "0") == "0":
+        several = values["tensor_parallel"] is not None or os.environ.get("WORLD_SIZE", "1") != "1"
+        if not several or os.environ.get("RANK", "0") == "0":
             command(**values)
             return
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):

@@ -67,7 +67,8 @@ class PagedKVCache:
 
     def rows_of(self, blocks: Tensor) -> Tensor:
         """Where blocks (..., M) lie in a buffer seen as (blocks x heads, size x K): (..., G, M), so that what is gathered
-        in this order is (..., G, S, K) already."""
+        in this order is (..., G, S, K) already.
+        """
         return blocks[..., None, :] * self.heads + torch.arange(self.heads)[:, None]
 
     def wipe(self, blocks: Sequence[int]) -> None:
