@@ -1,7 +1,11 @@
-"""The scheduler and its blocks, against a cache that notes what was written where: random traces, in milliseconds each."""
+"""The scheduler and its blocks, against a cache that notes what was written where: random traces, in milliseconds each.
+
+TRACES=10000 in the environment runs as many.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -13,7 +17,7 @@ from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.engine.speculative import look_up
 
-TRACES = 400
+TRACES = int(os.environ.get("TRACES", "300"))
 VOCABULARY = 5  # few words, so that prompts share beginnings and guesses come true
 IMAGES = (None, None, None, b"one", b"two")
 
