@@ -13,6 +13,7 @@ from PIL import Image
 import idefics
 from idefics.api import Idefics
 from idefics.create import create_checkpoint
+from idefics.inputs import ModelInputs, pixels_of
 from idefics.weights.load import load_model
 from idefics.weights.save import save_model
 
@@ -99,14 +100,15 @@ def test_the_command_line_shows_the_pixels_that_python_shows(run: Any, folder: P
     torn.save(tmp_path / "torn.png")
     turned.save(tmp_path / "turned.jpg", exif=exif)
     seen: list[torch.Tensor] = []
-    preprocess = type(model.processor.image_processor).preprocess
+    inputs = type(model.processor).inputs
 
-    def spy(self: Any, images: Any, **options: Any) -> torch.Tensor:
-        seen.append(preprocess(self, images, **options))
-        return seen[-1]
+    def spy(self: Any, *given: Any, **options: Any) -> ModelInputs:
+        made = inputs(self, *given, **options)
+        seen.append(torch.stack([pixels_of(image) for image in made.images_CHW]))
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model.processor.image_processor), "preprocess", spy)
+        patch.setattr(type(model.processor), "inputs", spy)
         for name in ("torn.png", "turned.jpg"):
             model.generate("What?", str(tmp_path / name), max_new_tokens=1)
             assert run("generate", "-m", folder, "-i", tmp_path / name, "--max-new-tokens", "1", "What?").code == 0
