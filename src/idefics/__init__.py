@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Answer": "idefics.api",
+    "Answer": "idefics.answers",
     "AutoConfig": "idefics.hf",
     "AutoModelForImageTextToText": "idefics.hf",
     "AutoModelForVision2Seq": "idefics.hf",
@@ -31,8 +31,9 @@ _WHERE = {
     "IdeficsForVisionText2Text": "idefics.hf",
     "IdeficsImageProcessor": "idefics.hf",
     "IdeficsProcessor": "idefics.hf",
+    "Limits": "idefics.engine.limits",
     "SamplingParams": "idefics.engine.sampling_params",
-    "Score": "idefics.api",
+    "Score": "idefics.answers",
     "load": "idefics.api",
     "load_image": "idefics.processor.fetch",
 }
@@ -53,6 +54,7 @@ __all__ = [
     "IdeficsForVisionText2Text",
     "IdeficsImageProcessor",
     "IdeficsProcessor",
+    "Limits",
     "SamplingParams",
     "Score",
     "load",
@@ -61,7 +63,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from idefics import fewshot as fewshot
-    from idefics.api import Answer, Idefics, Score, load
+    from idefics.answers import Answer, Score
+    from idefics.api import Idefics, load
+    from idefics.engine.limits import Limits
     from idefics.engine.sampling_params import SamplingParams
     from idefics.errors import IdeficsError
     from idefics.hf import (
