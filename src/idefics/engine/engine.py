@@ -59,12 +59,13 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._answers: dict[int, list[AnswerInMaking]] = {}
         self._queues: dict[int, deque[Event]] = {}
+        self._unclaimed: list[Event] = []
         self._numbers = count()
 
     @property
     def busy(self) -> bool:
-        """Whether any answer is unfinished."""
-        return bool(self._answers)
+        """Whether any answer is unfinished, or an event of one has not been handed out."""
+        return bool(self._answers or self._unclaimed)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -147,7 +148,8 @@ class Engine:
             `Ended`; the others go on.
         """
         with self._lock, torch.inference_mode():
-            events = self._expire()
+            events, self._unclaimed = self._unclaimed, []
+            events += self._expire()
             for answer in self.scheduler.running:
                 answer.drafts = self._drafts(answer)
             slices, failed = self._encoded(self.scheduler.plan())
@@ -345,8 +347,11 @@ class Engine:
             del self._answers[answer.row]
 
     def _distribute(self, events: Sequence[Event]) -> None:
-        """Hands events to whoever streams their requests; several may do so side by side, each stepping in turn."""
-        for event in events:
-            queue = self._queues.get(event.row)
-            if queue is not None:
-                queue.append(event)
+        """Hands events to whoever streams their requests; several may do so side by side, each stepping in turn.
+
+        Those of requests that nobody streams are kept for the next `step` of whoever added them.
+        """
+        with self._lock:
+            for event in events:
+                queue = self._queues.get(event.row)
+                (self._unclaimed if queue is None else queue).append(event)

@@ -282,6 +282,15 @@ def test_streams_side_by_side(model: VisionLanguageModel) -> None:
     assert_nothing_held(engine)
 
 
+def test_events_of_others_are_kept_while_one_streams(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    first, second = prompt(model, 1), prompt(model, 2)
+    number = engine.add(first, greedy(4))
+    assert [token.id for token in engine.stream(second, [greedy(8)])] == plain(model, second, 8)
+    assert said(drain(engine)[number]) == plain(model, first, 4)
+    assert not engine.busy
+
+
 def test_an_image_that_fails_ends_its_own_request_only(model: VisionLanguageModel) -> None:
     engine = Engine(model, SMALL)
     good, bad = prompt(model, 1, images=1), prompt(model, 2, images=1)
