@@ -17,7 +17,7 @@ SET = {
     "start": ["start.py"],
     "preprocessing": ["preprocessing.py"],
     "decode": ["decode.py"],
-    "vision": ["vision.py"],
+    "vision": ["vision.py", "--rounds", "2"],
     "engine": ["engine.py"],
     "wide": ["engine.py", "--layers", "2", "--tokens", "12", "--rounds", "2"],
     "ties": ["ties.py"],
