@@ -25,7 +25,7 @@ from idefics.engine.limits import Limits, check_room
 from idefics.engine.prefill import Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.runner import Runner, Source, pictures
-from idefics.engine.sampling import Choice, Sampler, choose
+from idefics.engine.sampling import Choice, LogitFilter, Sampler, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice
@@ -98,6 +98,7 @@ class Engine:
         params: SamplingParams,
         *,
         stops: Sequence[StopCheck] | None = None,
+        guides: Sequence[LogitFilter] | None = None,
         deadline: float | None = None,
         stream: int = 0,
     ) -> int:
@@ -107,6 +108,7 @@ class Engine:
             inputs: one row, without padding.
             params: how to continue it; no beams.
             stops: one per answer, `params.candidates` of them.
+            guides: likewise; what they forbid on top of `params` is not chosen.
             deadline: in seconds of `time.monotonic`; what is unfinished then ends with `"deadline"`.
             stream: which of a seed's streams of random numbers the first answer draws from.
 
@@ -130,7 +132,8 @@ class Engine:
             self._numbers += 1
             answers: list[AnswerInMaking] = []
             for candidate in range(params.candidates):
-                sampler = Sampler(params, ids, stream=stream + candidate)
+                guide = None if guides is None else guides[candidate]
+                sampler = Sampler(params, ids, stream=stream + candidate, guide=guide)
                 stop = None if stops is None else stops[candidate]
                 answers.append(
                     AnswerInMaking(
