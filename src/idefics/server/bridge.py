@@ -286,6 +286,9 @@ class Bridge:
             if self._engine.busy:
                 self._step()
             self._busy_since = None
+            if self._failures >= FAILURES:
+                log.critical("the engine failed %d times in a row and is given up; restart the server", FAILURES)
+                return
 
     def _step(self) -> None:
         began = time.monotonic()
@@ -295,8 +298,6 @@ class Bridge:
             self._failures += 1
             log.exception("a step failed")
             self._fail_all(GenerationFailed(f"the engine failed: {type(error).__name__}; the server's log tells more"))
-            if self._failures >= FAILURES:
-                raise
             return
         self._failures = 0
         outcomes = [self._outcome(event) for event in events]

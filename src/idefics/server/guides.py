@@ -21,6 +21,14 @@ from idefics.server.errors import Invalid
 
 __all__ = ["Grammar", "Guide", "Guides", "json_grammar"]
 
+# A model that would rather not write JSON could otherwise write spaces until its room is full.
+_JSON: Any = {"whitespace_flexible": False, "whitespace_pattern": " ?"}
+_NAMED = frozenset({"properties", "$defs", "definitions"})  # keywords that map names to schemas
+_INNER = frozenset({"items", "prefixItems", "anyOf", "oneOf"})  # keywords that hold schemas
+_OPENING = frozenset(
+    {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "if"}
+)
+
 
 @dataclass(frozen=True)
 class Grammar:
@@ -49,9 +57,28 @@ def json_grammar(schema: Any) -> Grammar:
     if not isinstance(schema, dict):
         raise Invalid(f"grammar is not valid: a JSON schema is an object, not {type(schema).__name__}", param="grammar")
     try:
-        return Grammar("json", json.dumps(schema))
+        return Grammar("json", json.dumps(_closed(schema)))
     except (ValueError, RecursionError) as error:
         raise Invalid(f"grammar is not valid: {error}", param="grammar") from None
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with objects that hold what is listed and nothing else, unless they say otherwise.
+
+    text-generation-inference does the same: a model would often rather go on inventing properties than close the brace.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    for key in _NAMED & schema.keys():
+        if isinstance(schema[key], dict):
+            closed[key] = {name: _closed(inner) for name, inner in schema[key].items()}
+    for key in _INNER & schema.keys():
+        inner = schema[key]
+        closed[key] = [_closed(one) for one in inner] if isinstance(inner, list) else _closed(inner)
+    if isinstance(schema.get("properties"), dict) and not _OPENING & schema.keys():
+        closed["additionalProperties"] = False
+    return closed
 
 
 class Guide:
@@ -124,7 +151,7 @@ class Guides:
             raise Invalid("a grammar needs a token that ends answers, and this checkpoint names none", param="grammar")
         try:
             if grammar.kind == "json":
-                compiled = LLMatcher.grammar_from_json_schema(grammar.source)
+                compiled = LLMatcher.grammar_from_json_schema(grammar.source, overrides=_JSON)
             else:
                 compiled = LLMatcher.grammar_from_regex(grammar.source)
             matcher = LLMatcher(self._vocabulary(tuple(ends)), compiled, log_level=0)
