@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from idefics import __version__
 from idefics.errors import IdeficsError
@@ -24,6 +24,7 @@ from idefics.server.openai import openai_error, openai_router
 from idefics.server.service import Service, served_error
 from idefics.server.sse import Json
 from idefics.server.tgi import tgi_error, tgi_router
+from idefics.server.tgi_schemas import TgiError
 
 __all__ = ["create_app"]
 
@@ -72,14 +73,22 @@ def create_app(
     app.include_router(tgi_router(service))
     app.include_router(openai_router(service))
 
-    @app.get("/health", tags=["operation"], summary="Whether the engine gets on with its work")
+    unhealthy: dict[int | str, dict[str, Any]] = {503: {"model": TgiError, "description": "The engine is stuck or dead"}}
+
+    @app.get(
+        "/health",
+        tags=["operation"],
+        summary="Whether the engine gets on with its work",
+        response_class=Response,
+        responses=unhealthy,
+    )
     @app.get("/ping", include_in_schema=False)
     async def health() -> Response:
         if service.bridge.healthy and not service.bridge.closing:
             return Response()
         return Json({"error": "unhealthy", "error_type": "healthcheck"}, status_code=503)
 
-    @app.get("/metrics", tags=["operation"], summary="Counts for Prometheus")
+    @app.get("/metrics", tags=["operation"], summary="Counts for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

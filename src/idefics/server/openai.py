@@ -15,10 +15,10 @@ from starlette.responses import Response
 from idefics.server.errors import Invalid, ServerError
 from idefics.server.openai_asking import asked_of_chat, asked_of_completion
 from idefics.server.openai_logprobs import ChatLogprobs, CompletionLogprobs
-from idefics.server.openai_schemas import ChatCompletionRequest, Completing, CompletionRequest
+from idefics.server.openai_schemas import ChatCompletionRequest, Completing, CompletionRequest, OpenAIError
 from idefics.server.requests import Asked
 from idefics.server.service import Conversation, Service, served_error
-from idefics.server.sse import EventStream, Json, guarded_events, while_connected
+from idefics.server.sse import STREAMED, EventStream, Json, guarded_events, while_connected
 
 __all__ = ["openai_error", "openai_router"]
 
@@ -43,7 +43,11 @@ def openai_error(error: ServerError) -> dict[str, Any]:
 
 def openai_router(service: Service) -> APIRouter:
     """The routes of one served model."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": OpenAIError, "description": told}
+        for status, told in (("4XX", "Not valid, too much, or not computable"), ("5XX", "Stopping, or time is over"))
+    }
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=errors)
     created = int(time.time())
     card = {"id": service.model.name, "object": "model", "created": created, "owned_by": "idefics"}
 
@@ -58,11 +62,11 @@ def openai_router(service: Service) -> APIRouter:
             return Json({**openai_error(error), "error_type": "not_found"}, status_code=404)
         return Json(card)
 
-    @router.post("/chat/completions", summary="Go on with a chat")
+    @router.post("/chat/completions", summary="Go on with a chat", responses=STREAMED)
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
         return await _Chat(service, body).respond([asked_of_chat(body, service)], request)
 
-    @router.post("/completions", summary="Go on with a text")
+    @router.post("/completions", summary="Go on with a text", responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request) -> Response:
         return await _Completion(service, body).respond(asked_of_completion(body, service), request)
 

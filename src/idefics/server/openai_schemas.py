@@ -6,9 +6,27 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["ChatCompletionRequest", "CompletionRequest"]
+from idefics.server.bodies import Body
+
+__all__ = ["ChatCompletionRequest", "Completing", "CompletionRequest", "OpenAIError", "ResponseFormat"]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """An error in OpenAI's form, with text-generation-inference's kind beside it."""
+
+    error: ErrorFacts
+    error_type: str
 
 
 class StreamOptions(BaseModel):
@@ -18,7 +36,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = Field(default=False, description="Accepted; nothing is obfuscated.")
 
 
-class Completing(BaseModel):
+class Completing(Body):
     """What both kinds of completions have."""
 
     model_config = ConfigDict(extra="forbid")

@@ -13,9 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from idefics.server.errors import ClientGone, ServerError, TimedOut
 
-__all__ = ["EventStream", "Json", "guarded_events", "while_connected"]
+__all__ = ["STREAMED", "EventStream", "Json", "guarded_events", "while_connected"]
 
 Result = TypeVar("Result")
+
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""What the OpenAPI document says of routes that may answer with events."""
 
 
 class Json(Response):

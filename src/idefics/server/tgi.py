@@ -18,8 +18,16 @@ from idefics.server.info import info
 from idefics.server.prompts import prompt_of_markdown, prompt_of_messages
 from idefics.server.requests import Asked
 from idefics.server.service import Conversation, Service, Written, served_error
-from idefics.server.sse import EventStream, Json, guarded_events, while_connected
-from idefics.server.tgi_schemas import ChatTokenizeRequest, Generate, GenerateOrStream, GrammarParameter, Parameters, Tokenize
+from idefics.server.sse import STREAMED, EventStream, Json, guarded_events, while_connected
+from idefics.server.tgi_schemas import (
+    ChatTokenizeRequest,
+    Generate,
+    GenerateOrStream,
+    GrammarParameter,
+    Parameters,
+    TgiError,
+    Tokenize,
+)
 
 __all__ = ["grammar_of", "tgi_error", "tgi_router"]
 
@@ -34,10 +42,21 @@ def tgi_error(error: ServerError) -> dict[str, Any]:
 
 def tgi_router(service: Service) -> APIRouter:
     """The routes of one served model."""
-    router = APIRouter(tags=["text-generation-inference"])
+    told = {
+        413: "Too large",
+        422: "Not valid",
+        424: "Generation failed",
+        429: "Overloaded",
+        503: "Stopping",
+        504: "Time is over",
+    }
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": TgiError, "description": text} for status, text in told.items()
+    }
+    router = APIRouter(tags=["text-generation-inference"], responses=errors)
     writer = _Writer(service)
 
-    @router.post("/", summary="Answer whole, in a list, or token by token")
+    @router.post("/", summary="Answer whole, in a list, or token by token", responses=STREAMED)
     async def compatible(body: GenerateOrStream, request: Request) -> Response:
         if body.stream:
             return await writer.stream(body, request)
@@ -47,7 +66,7 @@ def tgi_router(service: Service) -> APIRouter:
     async def generate(body: Generate, request: Request) -> Response:
         return await writer.whole(body, request, listed=False)
 
-    @router.post("/generate_stream", summary="Answer token by token")
+    @router.post("/generate_stream", summary="Answer token by token", responses=STREAMED)
     async def generate_stream(body: Generate, request: Request) -> Response:
         return await writer.stream(body, request)
 

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["ChatTokenizeRequest", "Generate", "GenerateOrStream", "GrammarParameter", "Parameters", "Tokenize"]
+from idefics.server.bodies import Body
+
+__all__ = ["ChatTokenizeRequest", "Generate", "GenerateOrStream", "GrammarParameter", "Parameters", "TgiError", "Tokenize"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -52,7 +54,14 @@ def _sampled(given: Any) -> Any:
     return {"do_sample": True} if given is None else given
 
 
-class Generate(BaseModel):
+class TgiError(BaseModel):
+    """What went wrong, and its kind."""
+
+    error: str
+    error_type: str
+
+
+class Generate(Body):
     """A prompt; `![](URL)` in it is an image."""
 
     inputs: str
@@ -65,14 +74,14 @@ class GenerateOrStream(Generate):
     stream: bool = False
 
 
-class Tokenize(BaseModel):
+class Tokenize(Body):
     """A prompt to take apart."""
 
     inputs: str
     parameters: Parameters | None = None
 
 
-class ChatTokenizeRequest(BaseModel):
+class ChatTokenizeRequest(Body):
     """A chat to write out and take apart; what else a chat completion has is not looked at."""
 
     messages: list[dict[str, Any]]

@@ -92,18 +92,12 @@ def test_what_is_no_schema(schema: Any) -> None:
 
 def test_objects_are_closed_unless_they_say_otherwise() -> None:
     inner = {"type": "object", "properties": {"items": {"type": "integer"}}}
-    listed = {
-        "properties": {
-            "properties": inner,
-            "b": {"type": "array", "items": {"properties": {}}},
-            "c": {"additionalProperties": True},
-        }
-    }
+    nested = {"type": "array", "items": {"properties": {}}}
+    listed = {"properties": {"properties": inner, "b": nested, "c": {"additionalProperties": True}}}
     closed = json.loads(json_grammar(listed).source)
-    shut = {**inner, "additionalProperties": False}
-    assert closed["properties"] == {
-        "properties": shut, "b": {"type": "array", "items": {"properties": {}, "additionalProperties": False}}, "c": {"additionalProperties": True},
-    }  # fmt: skip
+    assert closed["properties"]["properties"] == {**inner, "additionalProperties": False}
+    assert closed["properties"]["b"]["items"] == {"properties": {}, "additionalProperties": False}
+    assert closed["properties"]["c"] == {"additionalProperties": True}
     assert closed["additionalProperties"] is False
     for left_open in ({"type": "object"}, {"properties": {}, "allOf": [inner]}, {"properties": {}, "patternProperties": {}}):
         assert json.loads(json_grammar(left_open).source) == left_open
