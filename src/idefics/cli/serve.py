@@ -128,11 +128,13 @@ def serve(
         cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )  # fmt: skip
     rule = AddressRule(private=allow_private_images, allowed=allow_image_host or ())
+    from idefics.server.run import bound, run
+
+    at = bound(host, port)  # before a large model is loaded in vain
     loaded = open_model(model, images)
     from idefics.server.app import create_app
     from idefics.server.logs import configure
     from idefics.server.model import ServedEngine, ServedModel
-    from idefics.server.run import run
 
     configure(log_level)
     app = create_app(
@@ -142,9 +144,12 @@ def serve(
     scheme = "http" if tls_cert is None else "https"
     with memory_explained("serving"):
         run(
-            app, host=host, port=port, tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key), drain=drain,
+            app,
+            at,
+            tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
+            drain=drain,
             listening=lambda at: say(f"{loaded.name} at {scheme}://{_host(host)}:{at}"),
-        )  # fmt: skip
+        )
 
 
 def _host(host: str) -> str:

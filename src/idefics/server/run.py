@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,33 @@ import uvicorn
 
 from idefics.errors import OptionError
 
-__all__ = ["run"]
+__all__ = ["bound", "run"]
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that holds the address; it refuses connections until `run` listens.
+
+    Args:
+        host: address to listen at.
+        port: 0 takes any free one.
+
+    Raises:
+        OptionError: the address cannot be had.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(family, kind)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise OptionError(f"{host} port {port} cannot be listened at: {error.strerror or error}") from None
+    return found
 
 
 def run(
     app: Any,
+    at: socket.socket,
     *,
-    host: str,
-    port: int,
     tls: tuple[Path, Path] | None = None,
     drain: float,
     listening: Callable[[int], None],
@@ -27,14 +48,10 @@ def run(
 
     Args:
         app: ASGI application.
-        host: address to listen at.
-        port: 0 takes any free one.
+        at: from `bound`; closed in the end.
         tls: certificate and private key.
         drain: seconds that open requests get.
         listening: told the port once connections are taken.
-
-    Raises:
-        OptionError: the address cannot be listened at.
     """
     server = uvicorn.Server(
         uvicorn.Config(
@@ -49,19 +66,19 @@ def run(
             h11_max_incomplete_event_size=64 * 1024,
         )
     )
-    bound = _bound(host, port)
-    listening(bound.getsockname()[1])
-    with bound:
-        server.run(sockets=[bound])
+    with at, _stopped_in_order():
+        at.listen(2048)
+        listening(at.getsockname()[1])
+        server.run(sockets=[at])
 
 
-def _bound(host: str, port: int) -> socket.socket:
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """Uvicorn raises the signal that stopped it once more when all is done; by then it has had its effect."""
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(kind, lambda *_: None) for kind in kinds]
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, kind)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(2048)
-    except OSError as error:
-        raise OptionError(f"{host} port {port} cannot be listened at: {error.strerror or error}") from None
-    return found
+        yield
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
