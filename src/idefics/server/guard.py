@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from idefics.server.errors import ServerError, TimedOut, TooLarge, Unauthorized
+from idefics.server.errors import Overloaded, ServerError, TimedOut, TooLarge, Unauthorized
 from idefics.server.limits import ServerLimits
 from idefics.server.logs import REQUEST_ID, event
 
@@ -60,6 +60,7 @@ class Guard:
         self._keys = [key.encode() for key in api_keys]
         self._error = error
         self._counted = counted
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or lets the application answer."""
@@ -71,6 +72,7 @@ class Guard:
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         token = REQUEST_ID.set(request_id)
         began, status, path = time.monotonic(), 499, scope["path"]
+        body = bytearray()
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -82,14 +84,15 @@ class Guard:
         try:
             try:
                 self._check_key(path, headers)
-                body = await self._body(headers, receive)
+                await self._read(body, headers, receive)
             except ServerError as error:
                 await self._error(path, error)(scope, receive, send_marked)
             except ConnectionError:
                 pass  # gone before the body was whole
             else:
-                await self._app(scope, _replayed(body, receive), send_marked)
+                await self._app(scope, _replayed(bytes(body), receive), send_marked)
         finally:
+            self._held -= len(body)
             self._counted(status)
             level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
             seconds = round(time.monotonic() - began, 4)
@@ -104,24 +107,27 @@ class Guard:
         if scheme.lower() != "bearer" or not any(known):
             raise Unauthorized("an API key is needed: Authorization: Bearer KEY")
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read(self, body: bytearray, headers: Headers, receive: Receive) -> None:
         limit = self._limits.body_bytes
         told = TooLarge(f"the body is over the limit of {limit} bytes; send smaller images, or their URLs")
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise told
-        body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ConnectionError
-                    body += message.get("body", b"")
+                    chunk = message.get("body", b"")
+                    body += chunk
+                    self._held += len(chunk)
                     if len(body) > limit:
                         raise told
+                    if self._held > self._limits.held_bytes:
+                        raise Overloaded("Model is overloaded")
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        return
         except TimeoutError:
             raise TimedOut(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
 

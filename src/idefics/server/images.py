@@ -6,11 +6,11 @@ import asyncio
 import base64
 import binascii
 import io
-import ssl
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import httpcore
+import httpx
 from PIL import Image
 
 from idefics.errors import ImageError
@@ -38,7 +38,7 @@ class ImageSource:
         self._limits = limits
         self._network = CheckedNetwork(rule)
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl.create_default_context(),
+            ssl_context=httpx.create_ssl_context(),
             max_connections=64,
             max_keepalive_connections=0,  # every image is checked where it is
             network_backend=self._network,

@@ -16,6 +16,7 @@ class ServerLimits:
     Attributes:
         requests: being prepared, waiting or answered together; more are told to come back (429).
         body_bytes: of a request.
+        held_bytes: of all requests' bodies together.
         body_seconds: that a request may take to arrive.
         images: in one request.
         image_bytes: of one encoded image.
@@ -38,6 +39,7 @@ class ServerLimits:
 
     requests: int = 128
     body_bytes: int = 32 * 2**20
+    held_bytes: int = 2**29
     body_seconds: float = 60.0
     images: int = 64
     image_bytes: int = 20 * 2**20

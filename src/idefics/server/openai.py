@@ -64,11 +64,13 @@ def openai_router(service: Service) -> APIRouter:
 
     @router.post("/chat/completions", summary="Go on with a chat", responses=STREAMED)
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
-        return await _Chat(service, body).respond([asked_of_chat(body, service)], request)
+        asked = await service.preparer.in_worker(lambda: [asked_of_chat(body, service)])
+        return await _Chat(service, body).respond(asked, request)
 
     @router.post("/completions", summary="Go on with a text", responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        return await _Completion(service, body).respond(asked_of_completion(body, service), request)
+        asked = await service.preparer.in_worker(lambda: asked_of_completion(body, service))
+        return await _Completion(service, body).respond(asked, request)
 
     return router
 

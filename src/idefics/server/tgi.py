@@ -15,7 +15,8 @@ from idefics.server.answers import Said
 from idefics.server.errors import Invalid, ServerError
 from idefics.server.guides import Grammar, json_grammar
 from idefics.server.info import info
-from idefics.server.prompts import prompt_of_markdown, prompt_of_messages
+from idefics.server.openai_asking import prompt_of_chat
+from idefics.server.prompts import prompt_of_markdown
 from idefics.server.requests import Asked
 from idefics.server.service import Conversation, Service, Written, served_error
 from idefics.server.sse import STREAMED, EventStream, Json, guarded_events, while_connected
@@ -87,7 +88,7 @@ def tgi_router(service: Service) -> APIRouter:
     @router.post("/chat_tokenize", summary="A chat's prompt and its tokens")
     async def chat_tokenize(body: ChatTokenizeRequest) -> Response:
         processor = service.model.processor
-        prompt = prompt_of_messages(body.messages, processor)
+        prompt = await service.preparer.in_worker(lambda: prompt_of_chat(body.messages, service))
         asked = Asked(prompt=prompt, split=body.do_image_splitting, max_image_size=body.max_image_size)
         tokens = [asdict(token) for token in await service.preparer.tokens(asked)]
         return Json({"tokenize_response": tokens, "templated_text": prompt.written(processor.image_token)})

@@ -29,8 +29,8 @@ def head(path: str, body: bytes) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def leave(address: str, path: str, body: dict[str, Any], *, after: bytes) -> None:
-    """Sends a request, reads until `after` has come, and hangs up."""
+def leave(address: str, path: str, body: dict[str, Any], engine: FakeEngine, *, after: bytes) -> None:
+    """Sends a request, reads until `after` has come and the engine has it, and hangs up."""
     host, port = address.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
     with socket.create_connection((host, int(port))) as connection:
@@ -38,6 +38,7 @@ def leave(address: str, path: str, body: dict[str, Any], *, after: bytes) -> Non
         seen = b""
         while after not in seen:
             seen += connection.recv(4096)
+        wait_until(lambda: engine.busy)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,8 @@ def test_who_leaves_is_cancelled(path: str, body: dict[str, Any], after: bytes) 
     engine = FakeEngine(LONG, step_seconds=0.02)
     app = fake_app(engine)
     with serving(app) as address:
-        leave(address, path, body, after=after)
-        wait_until(lambda: bool(engine.cancelled) or (after == b"" and bool(engine.params)))
+        leave(address, path, body, engine, after=after)
+        wait_until(lambda: bool(engine.cancelled))
         wait_until(lambda: not engine.busy and app.state.service.open == 0, seconds=2)
         wait_until(lambda: b'tgi_request_failure{err="cancelled"}' in httpx.get(f"{address}/metrics").content)
         assert httpx.post(f"{address}/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 2}}).status_code == 200
@@ -209,6 +210,18 @@ def test_bodies_are_bounded() -> None:
             assert b" 504 " in slow.recv(4096)
 
 
+def test_bodies_are_bounded_together() -> None:
+    limits = ServerLimits(held_bytes=10_000, body_seconds=5)
+    with serving(fake_app(FakeEngine(script()), limits=limits)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(head("/generate", b"x" * 9_000) + b"x" * 8_000)
+            small = {"inputs": "a"}
+            wait_until(lambda: httpx.post(f"{address}/generate", json={**small, "x": "y" * 4_000}).status_code == 429)
+            assert httpx.post(f"{address}/generate", json=small).status_code == 200
+        wait_until(lambda: httpx.post(f"{address}/generate", json={**small, "x": "y" * 4_000}).status_code == 200)
+
+
 def test_keys() -> None:
     with serving(fake_app(FakeEngine(script()), api_keys=["one", "two"])) as address, httpx.Client() as client:
         for path in ("/health", "/metrics"):
@@ -282,6 +295,6 @@ def test_only_one_thread_touches_the_engine() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        leave(address, "/generate_stream", BODY, after=b'"index":1')
+        leave(address, "/generate_stream", BODY, engine, after=b'"index":1')
         wait_until(lambda: not engine.busy)
     assert engine.threads == {"engine"}
