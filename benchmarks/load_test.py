@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import http.server
 import io
 import json
@@ -111,7 +112,8 @@ def host(images: list[bytes]) -> Iterator[str]:
             self.send_response(200 if found else 404)
             self.send_header("Content-Length", str(len(found)))
             self.end_headers()
-            self.wfile.write(found)
+            with contextlib.suppress(OSError):  # the server has had enough, or its client has left
+                self.wfile.write(found)
 
         def log_message(self, *arguments: Any) -> None:
             del arguments
