@@ -32,6 +32,7 @@ from idefics.processor.messages import fill_images, normalise
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve
 from idefics.weights.load import Progress
+from idefics.weights.packing import pack_loaded
 
 __all__ = ["EMBEDDED", "Answer", "Idefics", "Score", "load"]
 
@@ -87,7 +88,8 @@ def load(
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     tensor_parallel: int | None = None,
-    attention: Backend = "sdpa",
+    attention: Backend = "auto",
+    packed: bool | None = None,
     max_image_size: int | None = None,
     split: bool | None = None,
     progress: Progress | None = None,
@@ -106,6 +108,7 @@ def load(
         tensor_parallel: divide every layer over this many processes, which `torchrun` starts; each loads its part, and all
             must make the same calls. `device` is a kind then, `"cpu"` or `"cuda"`.
         attention: implementation, see `model/layers/attention.py`.
+        packed: rearrange the weights for this CPU, after which the model only infers; None does where it pays.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
         progress: told (bytes read, bytes in all) while weights are read.
@@ -116,8 +119,7 @@ def load(
     stored = torch_dtype(dtype)
     if attention not in get_args(Backend):
         raise OptionError(f"attention = {attention!r} is not one of {', '.join(get_args(Backend))}")
-    watched = sys.stderr.isatty()
-    folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=watched)
+    folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=sys.stderr.isatty())
     processor = load_processor(folder).adjusted(max_image_size=max_image_size, split=split)
     loaded = load_placed(
         folder,
@@ -128,8 +130,8 @@ def load(
         backend=attention,
         progress=progress,
     )
-    defaults = generation_defaults(folder, loaded.config)
-    return Idefics(EMBEDDED_NAME if model is None else str(model), loaded, processor, defaults)
+    pack_loaded(loaded, packed)
+    return Idefics(str(model or EMBEDDED_NAME), loaded, processor, generation_defaults(folder, loaded.config))
 
 
 class Idefics:

@@ -19,6 +19,7 @@ from oracle import (
 )  # fmt: skip
 
 from idefics.engine.prefill import positions
+from idefics.model.layers.packed import can_pack, pack
 from idefics.model.vision_encoder import patchify
 
 TOLERANCE = 1e-4  # fp32 logits; see docs/numerics.md
@@ -111,6 +112,20 @@ def test_low_precision_is_within_its_rounding(dtype: torch.dtype) -> None:
     low = pair(tiny_config(sliding_window=None), seed=1, dtype=dtype)
     ids = [BOS, 4, *image_block(2), 7, 8, 9]
     inputs = batch([ids], [_images((57, 71), (28, 42))])
+    assert_within_rounding(exact, low, inputs)
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this torch cannot pack here")
+@torch.inference_mode()
+def test_packed_logits() -> None:
+    exact, packed = (pair(tiny_config(sliding_window=None), seed=1) for _ in range(2))
+    low = pair(tiny_config(sliding_window=None), seed=1, dtype=torch.bfloat16)
+    with torch.inference_mode(mode=False):
+        pack(packed.ours.model)
+        pack(low.ours.model)
+    inputs = batch([[BOS, 4, *image_block(2), 7, 8, 9]], [_images((57, 71), (28, 42))])
+    logits = (model(**inputs).logits for model in (packed.ours, exact.reference))
+    torch.testing.assert_close(*logits, atol=TOLERANCE, rtol=0)
     assert_within_rounding(exact, low, inputs)
 
 

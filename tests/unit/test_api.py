@@ -162,7 +162,7 @@ def test_values_of_the_wrong_kind_are_named(tiny: Idefics, tmp_path: Path) -> No
         for beams in (1, 2):
             with pytest.raises(OptionError, match="outside the model's vocabulary"):
                 tiny.generate("What?", num_beams=beams, max_new_tokens=2, **options)
-    with pytest.raises(OptionError, match="attention = 'flash' is not one of reference, sdpa"):
+    with pytest.raises(OptionError, match="attention = 'flash' is not one of auto, reference, sdpa, blocked"):
         idefics.load(tmp_path, attention="flash")  # type: ignore[arg-type]
 
 

@@ -34,7 +34,7 @@ from idefics.weights.save import save_model
 __all__ = ["PretrainedModel", "labels_loss", "output"]
 
 IGNORED_LABEL = -100
-_BACKENDS: dict[str | None, Backend] = {None: "sdpa", "sdpa": "sdpa", "flash_attention_2": "sdpa", "eager": "reference"}
+_BACKENDS: dict[str | None, Backend] = {None: "auto", "sdpa": "sdpa", "flash_attention_2": "sdpa", "eager": "reference"}
 _LATER = {
     "quantization_config": "quantised checkpoints are not read by this version",
     "load_in_4bit": "quantised loading is not part of this version",

@@ -6,8 +6,8 @@ Letters: B rows, R continued rows, T new tokens, S all tokens, D hidden size, V 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from idefics.errors import InputError
 from idefics.inputs import Levels, ModelInputs
 from idefics.model.cache import KVCache
 from idefics.model.decoder import Decoder
+from idefics.model.layers.packed import check_stays
 
 __all__ = ["PATCHES_AT_ONCE", "VisionLanguageModel"]
 
@@ -51,6 +52,11 @@ class VisionLanguageModel(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where token ids go in."""
         return self.text_model.embed_tokens.weight.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        check_stays(self, fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def check(self, inputs: ModelInputs) -> None:
         """Refuses prompts that the model would misread.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from idefics.config import TextConfig
 from idefics.model.cache import KVCache, NoCache
 from idefics.model.layers.attention import Backend
+from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.layers.rope import rotary_angles, rotate
@@ -28,8 +29,10 @@ class Angles:
     sin: Tensor
 
 
-class DecoderAttention(nn.Module):
+class DecoderAttention(SharedInput):
     """Causal attention of new tokens over themselves and the cache."""
+
+    shared = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: TextConfig, layer: int, backend: Backend) -> None:
         super().__init__()
@@ -45,7 +48,7 @@ class DecoderAttention(nn.Module):
     def forward(self, x_BTD: Tensor, angles: Angles, cache: KVCache) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q, k, v = (proj(x_BTD).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (made.view(heads).transpose(1, 2) for made in self.projections(x_BTD))
         q, k = rotate(q, angles.cos, angles.sin), rotate(k, angles.cos, angles.sin)
         out_BHTK = cache.attend(self.layer, q, k, v, backend=self.backend)
         out: Tensor = self.o_proj(out_BHTK.transpose(1, 2).flatten(2))

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from idefics.config import FlamingoConfig, VisionConfig
 from idefics.model.layers.attention import Backend, attention
+from idefics.model.layers.linear import SharedInput
 
 __all__ = ["FlamingoResampler"]
 
 
-class FlamingoAttention(nn.Module):
+class FlamingoAttention(SharedInput):
     """Latents attend to the context and themselves."""
+
+    shared = ("k_proj", "v_proj")
 
     def __init__(self, size: int, config: FlamingoConfig, backend: Backend) -> None:
         super().__init__()
@@ -39,8 +42,8 @@ class FlamingoAttention(nn.Module):
         latents_NLD = self.latents_layer_norm(latents_NLD)
         both = torch.cat((self.context_layer_norm(context_NPD), latents_NLD), dim=1)
         q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj, x in ((self.q_proj, latents_NLD), (self.k_proj, both), (self.v_proj, both))
+            made.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for made in (self.q_proj(latents_NLD), *self.projections(both))
         )
         out_NHLK = attention(self.q_layer_norm(q), self.k_layer_norm(k), v, mask_BTS=None, causal=False, backend=self.backend)
         out: Tensor = self.output_proj(out_NHLK.transpose(1, 2).flatten(2))

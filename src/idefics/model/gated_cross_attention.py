@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from idefics.config import Idefics1Config
 from idefics.model.layers.attention import Backend, segmented_attention
+from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 
@@ -72,8 +73,10 @@ def route(image_BT: Tensor, *, images: int) -> Routes:
     )
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(SharedInput):
     """Attention of tokens to the one image that each of them sees."""
+
+    shared = ("k_proj", "v_proj")
 
     def __init__(self, config: Idefics1Config, backend: Backend) -> None:
         super().__init__()
@@ -93,8 +96,10 @@ class CrossAttention(nn.Module):
 
     def project(self, latents_NLF: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (N, L, H, K) of images, made once for all tokens that will look at them."""
-        latents_NLF = latents_NLF.to(self.k_proj.weight.device)  # blocks may lie on other devices than the tower
-        k_NLHK, v_NLHK = (proj(latents_NLF).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        latents_NLF = latents_NLF.to(
+            next(self.parameters(), latents_NLF).device
+        )  # blocks may lie on other devices than the tower
+        k_NLHK, v_NLHK = (torch.unflatten(made, -1, (-1, self.head_dim)) for made in self.projections(latents_NLF))
         return self.k_layer_norm(k_NLHK), v_NLHK
 
     def forward(self, x_BTD: Tensor, keys_NLHK: Tensor, values_NLHK: Tensor, routes: Routes) -> Tensor:

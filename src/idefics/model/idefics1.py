@@ -86,7 +86,7 @@ class Idefics1(VisionLanguageModel):
     vision_model: ClipTower
     lm_head: DecoupledLinear
 
-    def __init__(self, config: Idefics1Config, *, backend: Backend = "sdpa") -> None:
+    def __init__(self, config: Idefics1Config, *, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config
         text, added = config.text_config, config.additional_vocab_size

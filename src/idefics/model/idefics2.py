@@ -36,7 +36,7 @@ class Idefics2(VisionLanguageModel):
     config: Idefics2Config
     vision_model: SiglipTower
 
-    def __init__(self, config: Idefics2Config, *, backend: Backend = "sdpa") -> None:
+    def __init__(self, config: Idefics2Config, *, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config
         self.vision_model = SiglipTower(config.vision_config, backend)

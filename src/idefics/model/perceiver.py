@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from idefics.config import PerceiverConfig
 from idefics.model.layers.attention import Backend, segmented_attention
+from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import GatedMLP
-from idefics.model.layers.norm import RMSNorm
+from idefics.model.layers.norm import RMSNorm, normalised
 
 __all__ = ["PerceiverResampler"]
 
 
-class PerceiverAttention(nn.Module):
+class PerceiverAttention(SharedInput):
     """Latents look at their own image's patches and at each other."""
+
+    shared = ("k_proj", "v_proj")
 
     def __init__(self, config: PerceiverConfig, backend: Backend) -> None:
         super().__init__()
@@ -36,8 +39,8 @@ class PerceiverAttention(nn.Module):
         images, latents = latents_NLD.shape[:2]
         q_PHK = self.q_proj(latents_NLD).view(images * latents, -1, self.head_dim)
         k_PGK, v_PGK = (
-            _interleave(proj(context_PD), proj(latents_NLD), lengths).view(sum(lengths) + images * latents, -1, self.head_dim)
-            for proj in (self.k_proj, self.v_proj)
+            _interleave(context, own, lengths).view(sum(lengths) + images * latents, -1, self.head_dim)
+            for context, own in zip(self.projections(context_PD), self.projections(latents_NLD), strict=True)
         )
         out_PHK = segmented_attention(
             q_PHK,
@@ -72,10 +75,10 @@ class PerceiverLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(size, 4 * size, size, activation=config.hidden_act)
 
-    def forward(self, latents_NLD: Tensor, context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Maps latents (N, L, D) to (N, L, D)."""
+    def forward(self, latents_NLD: Tensor, unit_context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Maps latents (N, L, D) to (N, L, D); the context has unit mean square, the norm's weight not yet applied."""
         latents_NLD = latents_NLD + self.self_attn(
-            self.input_latents_norm(latents_NLD), self.input_context_norm(context_PD), lengths
+            self.input_latents_norm(latents_NLD), self.input_context_norm.weight * unit_context_PD, lengths
         )
         out: Tensor = latents_NLD + self.mlp(self.post_attention_layernorm(latents_NLD))
         return out
@@ -93,7 +96,9 @@ class PerceiverResampler(nn.Module):
     def forward(self, context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Pools packed features (P, D) of images with these patch counts to (N, L, D)."""
         latents_NLD = self.latents.to(context_PD.dtype).expand(len(lengths), -1, -1)
+        # Layers' norms of the context differ in their weights alone.
+        unit_context_PD = normalised(context_PD, eps=self.norm.eps)
         for layer in self.layers:
-            latents_NLD = layer(latents_NLD, context_PD, lengths)
+            latents_NLD = layer(latents_NLD, unit_context_PD, lengths)
         out: Tensor = self.norm(latents_NLD)
         return out

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from idefics.config import VisionConfig
 from idefics.model.layers.attention import Backend, segmented_attention
+from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import MLP
 
 __all__ = ["PatchEmbedding", "VisionEncoder", "VisionLayer", "patchify"]
@@ -43,8 +44,10 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches_PI, self.weight.flatten(1), self.bias)
 
 
-class VisionAttention(nn.Module):
+class VisionAttention(SharedInput):
     """Full attention within each image."""
+
+    shared = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: VisionConfig, backend: Backend) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class VisionAttention(nn.Module):
 
     def forward(self, x_PD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Maps packed patches (P, D) to (P, D); `lengths` are the images' patch counts."""
-        q, k, v = (proj(x_PD).view(len(x_PD), self.heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (made.view(len(x_PD), self.heads, -1) for made in self.projections(x_PD))
         out_PHK = segmented_attention(q, k, v, q_lengths=lengths, k_lengths=lengths, backend=self.backend)
         out: Tensor = self.out_proj(out_PHK.flatten(1))
         return out

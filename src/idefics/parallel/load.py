@@ -86,7 +86,7 @@ def load_tensor_parallel(
     *,
     dtype: torch.dtype | None = None,
     device: Device | None = None,
-    backend: Backend = "sdpa",
+    backend: Backend = "auto",
     progress: Progress | None = None,
 ) -> VisionLanguageModel:
     """Loads this process's part of a model that `n` processes compute together (see `parallel/tensor_parallel.py`).

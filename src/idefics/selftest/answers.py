@@ -12,6 +12,7 @@ import torch
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.sampling_params import sampling_params
+from idefics.model.layers.packed import named_weights
 from idefics.selftest.checks import Check, disagreements, distance, number
 from idefics.selftest.subject import Subject
 from idefics.weights.families import family_of
@@ -25,7 +26,7 @@ def weights_finite(subject: Subject) -> Check:
     """No tensor holds NaN or an infinity."""
     table = family_of(subject.config).table
     bad = []
-    for name, parameter in subject.model.named_parameters():
+    for name, parameter in named_weights(subject.model):
         least, most = torch.aminmax(parameter.detach())  # NaN goes through; nothing the size of a weight is allocated
         if not (torch.isfinite(least) and torch.isfinite(most)):
             bad.append(table.published(name))

@@ -88,7 +88,7 @@ def read_config(raw: Mapping[str, Any]) -> Config:
     return family.config.from_dict(raw)
 
 
-def build_on_meta(config: Config, *, backend: Backend = "sdpa") -> VisionLanguageModel:
+def build_on_meta(config: Config, *, backend: Backend = "auto") -> VisionLanguageModel:
     """A model with shapes and no storage."""
     with torch.device("meta"), _Uninitialized():
         return family_of(config).model(config, backend=backend)

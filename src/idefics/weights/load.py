@@ -72,7 +72,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: Device | DeviceMap = "cpu",
-    backend: Backend = "sdpa",
+    backend: Backend = "auto",
     progress: Progress | None = None,
     division: Division | None = None,
 ) -> VisionLanguageModel:

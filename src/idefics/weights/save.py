@@ -16,6 +16,7 @@ from torch import Tensor
 from idefics.config import write_json
 from idefics.errors import CheckpointError, OptionError
 from idefics.model.base import VisionLanguageModel
+from idefics.model.layers.packed import is_packed
 from idefics.weights.families import family_of
 from idefics.weights.footprint import main_dtype
 from idefics.weights.shards import INDEX, SINGLE
@@ -38,7 +39,7 @@ def save_model(model: VisionLanguageModel, folder: str | Path, *, max_shard_byte
         max_shard_bytes: of one file; a larger tensor gets a file to itself.
 
     Raises:
-        CheckpointError: the folder cannot be written, or the model is divided over processes.
+        CheckpointError: the folder cannot be written, or the model is divided over processes or packed.
         OptionError: `max_shard_bytes` is below 1.
     """
     folder = Path(folder)
@@ -46,6 +47,8 @@ def save_model(model: VisionLanguageModel, folder: str | Path, *, max_shard_byte
         raise OptionError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):  # as DTensors have it
         raise CheckpointError("this model is divided over processes, each of which holds a part; load it whole to save it")
+    if is_packed(model):
+        raise CheckpointError("this model is packed for inference on this CPU; load it with packed=False to save it")
     table = family_of(model.config).table
     tensors = {table.published(name): parameter.detach() for name, parameter in model.named_parameters()}
     assert not any(tensor.is_meta for tensor in tensors.values()), "a model on the meta device has no weights to save"

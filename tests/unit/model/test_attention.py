@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from idefics.model.layers.attention import attention, causal_mask, segmented_attention
+from idefics.model.layers import attention as layers_attention
+from idefics.model.layers.attention import attention, causal_mask, fastest, segmented_attention
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "reference", "blocked"])
 @pytest.mark.parametrize("q_heads", [2, 4, 6])
 @pytest.mark.parametrize("mask", [None, *MASKS])
 def test_attention_is_its_definition(backend, q_heads, mask):
@@ -49,7 +50,7 @@ def test_attention_is_its_definition(backend, q_heads, mask):
         torch.testing.assert_close(found, spelled_out(q, k, v, full if mask is None else MASKS[mask]))
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "reference", "blocked"])
 def test_causal_is_the_triangle(backend):
     q, k, v = heads(2, 6, 6)
     triangle = torch.ones(1, 6, 6, dtype=torch.bool).tril()
@@ -79,7 +80,7 @@ def test_gradients_agree(mask):
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "reference", "blocked"])
 @pytest.mark.parametrize("lengths", [[5], [3, 3, 3], [1, 4, 4, 2], [4, 1, 4], [2, 3, 3, 3, 1, 1]])
 def test_segments_of_unequal_lengths_are_each_alone(backend, lengths):
     extra = 2  # keys beyond the queries, as latents' own
@@ -131,7 +132,79 @@ def test_mask_is_its_definition(past, window, padded):
                 assert bool(mask[row, t, s]) == (seen or s == at)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "reference", "blocked"])
 def test_padding_queries_are_not_nan(backend):
     q, k, v = heads(2, 7, 7)
     assert torch.isfinite(attention(q, k, v, mask_BTS=MASKS["window and padding"], causal=False, backend=backend)).all()
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "in blocks"])
+def small_blocks(request, monkeypatch):
+    """The blocked backend's two ways, at sizes that both would otherwise take for small."""
+    if request.param:
+        monkeypatch.setattr(layers_attention, "SCORES_AT_ONCE", 0)
+        monkeypatch.setattr(layers_attention, "BLOCK_ROWS", 5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("q_heads", [2, 14])
+@pytest.mark.parametrize("queries", [0, 1, 7])
+@pytest.mark.parametrize("mask", [None, "causal", *MASKS])
+def test_blocks_are_the_reference(dtype, q_heads, queries, mask):
+    """Odd sizes, heads that share keys, no query, one query; keys strided as a cache's are."""
+    q, k, v = (x.detach().to(dtype) for x in heads(2, queries, 7, q_heads=q_heads))
+    k, v = (torch.cat((x, x), dim=2)[:, :, :7] for x in (k, v))
+    chosen, causal = MASKS[mask][:, 7 - queries :] if mask in MASKS else None, mask == "causal"
+    if causal:
+        k, v = k[:, :, :queries], v[:, :, :queries]
+    found, expected = (
+        attention(q, k, v, mask_BTS=chosen, causal=causal, backend=backend) for backend in ("blocked", "reference")
+    )
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, atol=4 * torch.finfo(dtype).eps, rtol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("mask", [None, *MASKS])
+def test_gradients_of_blocks_agree(mask):
+    gradients = []
+    for backend in ("blocked", "reference"):
+        inputs = heads(2, 7, 7)
+        out = attention(*inputs, mask_BTS=MASKS.get(mask), causal=mask is None, backend=backend)
+        out.square().sum().backward()
+        gradients.append([x.grad for x in inputs])
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_of_segments(dtype):
+    q, k, v = (x.detach()[0].transpose(0, 1).to(dtype) for x in heads(1, 20, 25))
+    lengths = {"q_lengths": [13, 1, 6], "k_lengths": [15, 3, 7]}
+    found, expected = (segmented_attention(q, k, v, **lengths, backend=backend) for backend in ("blocked", "reference"))
+    torch.testing.assert_close(found, expected, atol=4 * torch.finfo(dtype).eps, rtol=4 * torch.finfo(dtype).eps)
+
+
+def test_rounding_of_long_rows():
+    """In 16 bits as near to float64 as the reference is, over as many keys as a large image has."""
+    q, k, v = (x.detach().bfloat16() for x in heads(1, 600, 3000, q_heads=2))
+    exact = attention(q.double(), k.double(), v.double(), mask_BTS=None, causal=False, backend="reference")
+    errors = {
+        backend: (attention(q, k, v, mask_BTS=None, causal=False, backend=backend).double() - exact).abs().max()
+        for backend in ("blocked", "reference")
+    }
+    assert errors["blocked"] <= 2 * errors["reference"]
+
+
+def test_what_auto_takes():
+    q, k, _ = (x.detach() for x in heads(1, 7, 7))
+    low = "sdpa" if layers_attention._has_amx() else "blocked"
+    assert fastest(q.bfloat16(), k.bfloat16()) == low
+    assert fastest(q, k) == "sdpa"
+    assert fastest(q[:, :, :1], k) == "blocked"
+    assert fastest(q.bfloat16().requires_grad_(), k.bfloat16()) == "sdpa"
+    assert fastest(q.to("meta"), k.to("meta")) == "sdpa"
+    found, expected = (attention(q, k, k, mask_BTS=None, causal=False, backend=b) for b in ("auto", "reference"))
+    torch.testing.assert_close(found, expected)

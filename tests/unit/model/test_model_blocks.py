@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from fakes import LATENTS, PATCH, tiny_config, tiny_model
 from idefics.errors import InputError
+from idefics.model.layers import norm
 from idefics.model.layers.activation import ACTIVATIONS
-from idefics.model.layers.norm import RMSNorm
+from idefics.model.layers.norm import RMSNorm, normalised
 from idefics.model.layers.rope import rotary_angles, rotate
 from idefics.model.merge import merge_latents
 from idefics.model.siglip import patch_position_ids
@@ -191,3 +192,17 @@ def test_images_are_encoded_in_groups_and_alike(monkeypatch: pytest.MonkeyPatch)
         grouped = model.encode_images(images)
     assert seen == [2, 1, 1, 1]
     torch.testing.assert_close(grouped, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 6), (1, 6), (7, 6), (2, 5, 6)])
+def test_a_long_input_is_normalised_in_pieces_to_the_same_bits(shape, dtype, monkeypatch):
+    x = (5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
+    whole = normalised(x, eps=1e-5)
+    wide = x.float()
+    spelled = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(dtype)
+    torch.testing.assert_close(whole, spelled)
+    for strided in (x, torch.cat((x, x), dim=-1)[..., :6]):
+        with monkeypatch.context() as patched:
+            patched.setattr(norm, "ELEMENTS_AT_ONCE", 13)
+            assert torch.equal(normalised(strided, eps=1e-5), whole)

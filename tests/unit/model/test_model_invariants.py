@@ -9,7 +9,7 @@ import invariants
 from fakes import tiny_idefics
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "reference", "blocked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "text",
@@ -30,7 +30,7 @@ def test_decoder(text, dtype, backend):
     invariants.assert_cache_matches_full(loaded)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "reference", "blocked"])
 @pytest.mark.parametrize("side", [3, 12, 27])
 def test_vision(side, backend):
     loaded = tiny_idefics(backend=backend, std=0.15, side=side)

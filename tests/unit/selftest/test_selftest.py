@@ -18,7 +18,7 @@ from idefics.selftest.vision import patch_positions, table_cells
 from idefics.weights.idefics2 import TABLE
 
 DTYPES = (torch.float32, torch.bfloat16)
-BACKENDS = ("sdpa", "reference")
+BACKENDS = ("sdpa", "reference", "blocked")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

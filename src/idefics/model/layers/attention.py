@@ -2,7 +2,8 @@
 
 `attention` serves rows of equal length (the decoder); `segmented_attention` serves packed sequences of unequal lengths
 (images of any size, none padded). `"reference"` is the definition, in plain matrix products; `"sdpa"` is torch's fused
-kernel. Both are tested against each other.
+kernel; `"blocked"` is plain products again, of blocks that stay in a processor's cache, keys and values never repeated;
+`"auto"` takes the one that was measured to be fastest. All are tested against each other.
 
 Letters: B rows, H query heads, G key-value heads (H a multiple of G), T queries, S keys, K head size, P packed tokens.
 """
@@ -10,15 +11,23 @@ Letters: B rows, H query heads, G key-value heads (H a multiple of G), T queries
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Backend", "attention", "causal_mask", "segmented_attention"]
+__all__ = ["Backend", "attention", "causal_mask", "fastest", "segmented_attention"]
 
-Backend = Literal["reference", "sdpa"]
+Backend = Literal["auto", "reference", "sdpa", "blocked"]
+
+BLOCK_ROWS = 512
+"""Queries in one block: its scores over the keys of one 980 x 980 image, 5 MB in 16 bits, stay in the cache."""
+
+SCORES_AT_ONCE = 2**20
+"""Up to so many scores, one product for all heads is faster than many small ones."""
 
 
 def attention(
@@ -38,6 +47,12 @@ def attention(
         (B, H, T, K), dtype of `q_BHTK`.
     """
     assert not (causal and mask_BTS is not None), "a mask already says what is causal"
+    if backend == "auto":
+        backend = fastest(q_BHTK, k_BGSK)
+    if backend == "blocked":
+        if _small(q_BHTK, k_BGSK):
+            return _at_once(q_BHTK, k_BGSK, v_BGSK, mask_BTS, causal)
+        return _by_blocks(q_BHTK, k_BGSK, v_BGSK, mask_BTS, causal)
     groups = q_BHTK.shape[1] // k_BGSK.shape[1]
     if groups > 1:
         k_BGSK, v_BGSK = k_BGSK.repeat_interleave(groups, dim=1), v_BGSK.repeat_interleave(groups, dim=1)
@@ -52,6 +67,76 @@ def attention(
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     out: Tensor = scores.softmax(dim=-1, dtype=torch.float32).to(v_BGSK.dtype) @ v_BGSK
     return out
+
+
+def fastest(q_BHTK: Tensor, k_BGSK: Tensor) -> Backend:
+    """What `"auto"` takes for such queries and keys (docs/log.md has the measurements).
+
+    `"sdpa"` on GPUs and wherever gradients are needed. On CPUs `"blocked"` in 16 bits, for which torch's fused kernel is
+    written for processors with AMX alone; in float32 only where there is one query or keys serve several heads at once.
+    """
+    if q_BHTK.device.type != "cpu" or (torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BGSK.requires_grad)):
+        return "sdpa"
+    if q_BHTK.dtype == torch.float32:
+        return "blocked" if q_BHTK.shape[2] == 1 else "sdpa"
+    return "sdpa" if _has_amx() else "blocked"
+
+
+@lru_cache(maxsize=1)
+def _has_amx() -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and bool(supported())
+
+
+def _small(q_BHTK: Tensor, k_BGSK: Tensor) -> bool:
+    rows, heads, queries, _ = q_BHTK.shape
+    return queries == 1 or rows * heads * queries * k_BGSK.shape[2] <= SCORES_AT_ONCE
+
+
+def _at_once(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_BTS: Tensor | None, causal: bool) -> Tensor:
+    """All heads in one product: the queries of all heads that share keys are rows of one matrix."""
+    (rows, heads, queries, size), (_, groups, keys, _) = q_BHTK.shape, k_BGSK.shape
+    shared = heads // groups
+    q_BGRK = (q_BHTK * size**-0.5).reshape(rows, groups, shared * queries, size)
+    scores = q_BGRK @ k_BGSK.transpose(-1, -2)
+    if causal and queries > 1:
+        mask_BTS = torch.ones(1, queries, keys, dtype=torch.bool, device=scores.device).tril()
+    if mask_BTS is not None:
+        hidden = ~mask_BTS[:, None, None]
+        scores = scores.view(rows, groups, shared, queries, keys).masked_fill(hidden, torch.finfo(scores.dtype).min)
+        scores = scores.view(rows, groups, shared * queries, keys)
+    out_BGRK: Tensor = scores.softmax(dim=-1) @ v_BGSK
+    return out_BGRK.view(rows, heads, queries, size)
+
+
+def _by_blocks(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_BTS: Tensor | None, causal: bool) -> Tensor:
+    """One group of heads and one block of queries at a time; keys after a block's last query are not touched."""
+    (rows, heads, queries, size), (_, groups, keys, _) = q_BHTK.shape, k_BGSK.shape
+    shared = heads // groups
+    step = max(1, BLOCK_ROWS // shared)
+    out_BTHK = q_BHTK.new_empty(rows, queries, heads, size)
+    for row, group in product(range(rows), range(groups)):
+        own = slice(group * shared, (group + 1) * shared)
+        k_SK, v_SK = k_BGSK[row, group].contiguous(), v_BGSK[row, group].contiguous()
+        for first in range(0, queries, step):
+            last = min(queries, first + step)
+            seen = last if causal else keys
+            q_RK = (q_BHTK[row, own, first:last] * size**-0.5).reshape(-1, size)
+            scores = q_RK @ k_SK[:seen].t()
+            if causal or mask_BTS is not None:
+                hidden_TS = (
+                    _later(first, last, scores.device) if mask_BTS is None else ~mask_BTS[row % len(mask_BTS), first:last]
+                )
+                part = scores.view(shared, last - first, seen)[..., seen - hidden_TS.shape[1] :]
+                part.masked_fill_(hidden_TS, torch.finfo(scores.dtype).min)
+            out_RK = scores.softmax(dim=-1) @ v_SK[:seen]
+            out_BTHK[row, first:last, own] = out_RK.view(shared, last - first, size).transpose(0, 1)
+    return out_BTHK.transpose(1, 2)
+
+
+def _later(first: int, last: int, device: torch.device) -> Tensor:
+    """Which of the keys `first` to `last` come after each of the queries of the same places."""
+    return torch.ones(last - first, last - first, dtype=torch.bool, device=device).triu(1)
 
 
 def segmented_attention(

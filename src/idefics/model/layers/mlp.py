@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from idefics.model.layers.activation import ACTIVATIONS
+from idefics.model.layers.linear import SharedInput
 
 __all__ = ["MLP", "GatedMLP"]
 
@@ -24,8 +25,10 @@ class MLP(nn.Module):
         return out
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(SharedInput):
     """`down(act(gate(x)) * up(x))` without biases (arXiv 2002.05202); may change the size, as a projection does."""
+
+    shared = ("gate_proj", "up_proj")
 
     def __init__(self, size: int, inner: int, out: int, *, activation: str) -> None:
         super().__init__()
@@ -36,5 +39,6 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., size) to (..., out)."""
-        out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.projections(x)
+        out: Tensor = self.down_proj(self.act(gate) * up)
         return out

@@ -1,0 +1,37 @@
+"""Whether a loaded model is packed (`model/layers/packed.py`), and whether there is the memory for it."""
+
+from __future__ import annotations
+
+import torch
+
+from idefics.model.base import VisionLanguageModel
+from idefics.model.layers.packed import borrows_memory, pack, packing_pays
+from idefics.weights.byte_sizes import readable_bytes
+from idefics.weights.memory import explain_out_of_memory, free_bytes, require_free_bytes
+
+__all__ = ["pack_loaded"]
+
+
+def pack_loaded(model: VisionLanguageModel, packed: bool | None) -> None:
+    """Packs a model in place if that is asked for, or if nothing is said, it pays and there is the memory.
+
+    Weights that lie in mapped files take their own size of memory when they are packed; the files are let go one by one.
+
+    Args:
+        model: just loaded.
+        packed: None decides.
+
+    Raises:
+        OptionError: the model cannot be packed.
+        OutOfMemory: packing was asked for and does not fit.
+    """
+    if packed is False or (packed is None and not packing_pays(model)):
+        return
+    needed = sum(weight.nbytes for weight in model.parameters() if borrows_memory(weight))
+    free = free_bytes(torch.device("cpu"))
+    if packed is None and free is not None and needed > free:
+        return
+    doing, reduce = f"packing {readable_bytes(needed)} of weights for this CPU", "packed=False reads them from the files"
+    require_free_bytes(needed, doing, reduce=reduce)
+    with explain_out_of_memory(doing, reduce=reduce):
+        pack(model)
