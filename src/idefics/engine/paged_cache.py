@@ -45,6 +45,9 @@ class PagedKVCache:
         dtype: of keys and values.
         devices: one per layer.
         heads: key-value heads that are computed here.
+
+    Attributes:
+        scratch: one block more, which belongs to nobody: padding is written there.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class PagedKVCache:
         devices: Sequence[torch.device],
         heads: int,
     ) -> None:
-        shape = (blocks, size, heads, config.head_dim)
+        self.scratch = blocks
+        shape = (blocks + 1, size, heads, config.head_dim)
         # What is masked is still multiplied by zero, so it must be a number.
         self.keys = [_zeros(shape, dtype, device) for device in devices]
         self.values = [_zeros(shape, dtype, device) for device in devices]

@@ -61,7 +61,7 @@ class GatedDecoder(Decoder):
         routes = None
         if sight is not None:
             images = len(sight.keys[0])
-            routes = route(sight.image_BT.expand(x_BTD.shape[:2]), images=images)
+            routes = route(sight.image_BT.cpu().expand(x_BTD.shape[:2]), images=images).to(x_BTD.device)
         for index, layer in enumerate(self.layers):
             if index % self.interval == 0:
                 block = index // self.interval
@@ -192,7 +192,7 @@ class Idefics1(VisionLanguageModel):
         if not (source_BT >= 0).any():
             return None
         blocks = len(projected) // 2
-        return Sight(keys=projected[:blocks], values=projected[blocks:], image_BT=source_BT.to(self.device))
+        return Sight(keys=projected[:blocks], values=projected[blocks:], image_BT=source_BT)
 
     def forward(
         self,
