@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,28 +138,32 @@ class DecodeGraphs:
 
     def _padded(self, ids: Sequence[int], segments: Sequence[Segment], device: torch.device) -> Tensor:
         rows, blocks = power_of_two(len(ids)), power_of_two(max(self._needed(s) for s in segments), least=LEAST_BLOCKS)
-        table = torch.tensor(self._table(ids, segments, rows, blocks), pin_memory=device.type == "cuda")
+        table_RX = self._table(ids, segments, rows, blocks)
+        if device.type == "cuda":
+            table_RX = table_RX.pin_memory()  # so that sending it waits for nothing; torch keeps it until it has arrived
         shape = self._shapes.get((rows, blocks))
         if shape is None:
-            shape = self._shapes[rows, blocks] = self._made(table.to(device))
+            shape = self._shapes[rows, blocks] = self._made(table_RX.to(device))
         else:
-            shape.rows_RX.copy_(table, non_blocking=True)
+            shape.rows_RX.copy_(table_RX, non_blocking=True)
         return shape.run()[: len(ids)].clone()
 
     def _needed(self, segment: Segment) -> int:
         return segment.past // self._cache.size + 1
 
-    def _table(self, ids: Sequence[int], segments: Sequence[Segment], rows: int, blocks: int) -> list[list[int]]:
+    def _table(self, ids: Sequence[int], segments: Sequence[Segment], rows: int, blocks: int) -> Tensor:
         size, scratch = self._cache.size, self._cache.scratch
-        table = []
-        for token, segment in zip(ids, segments, strict=True):
+        # numpy: 64 lists of 512 numbers take it 0.8 ms and torch 12, which is more than the step.
+        table_RX = np.full((rows, TABLE + blocks), scratch, dtype=np.int64)
+        table_RX[:, :TABLE] = 0, 0, scratch * size
+        for row, token, segment in zip(table_RX, ids, segments, strict=False):
             assert segment.tokens == 1, "one token per row"
             own = segment.blocks[: self._needed(segment)]
-            slot = own[-1] * size + segment.past % size
+            row[:TABLE] = token, segment.past, own[-1] * size + segment.past % size
+            row[TABLE : TABLE + len(own)] = own
             # What is masked is still multiplied by zero, so it must be the row's own, which is finite.
-            table.append([token, segment.past, slot, *own, *[own[0]] * (blocks - len(own))])
-        padding = [0, 0, scratch * size, *[scratch] * blocks]
-        return table + [padding] * (rows - len(table))
+            row[TABLE + len(own) :] = own[0]
+        return torch.from_numpy(table_RX)
 
     def _made(self, rows_RX: Tensor) -> Shape:
         """A shape whose buffer holds a first step already; on a GPU, recorded."""

@@ -78,6 +78,33 @@ def test_the_kernel_in_the_interpreter() -> None:
     assert "skipped" not in done.stdout, done.stdout[-3000:]
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: the kernel is compiled where it is")
+@pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
+@pytest.mark.parametrize("stretches", [1, 8])
+def test_the_kernel_compiles_without_a_gpu(stretches: int) -> None:
+    """With the sizes of Idefics2-8B, for compute capability 9.0."""
+    from triton.backends.compiler import GPUTarget  # type: ignore[import-not-found]
+    from triton.compiler import ASTSource, compile  # type: ignore[import-not-found]
+
+    from idefics.model.layers.paged_kernel import _attend
+
+    constants = dict(HEADS=32, GROUPS=8, SIZE=128, BLOCK=16, WINDOW=4096, SHARED=16, WIDTH=128, STEP=64)
+    constants |= dict(STRETCHES=stretches, STRETCH_KEYS=256)
+    kinds = {"q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "table_ptr": "*i64", "newest_ptr": "*i64", "scale": "fp32"}
+    kinds |= {"out_ptr": "*bf16" if stretches == 1 else "*fp32", "top_ptr": "*fp32", "sum_ptr": "*fp32"}
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in _attend.arg_names}
+    # What the launcher finds for itself: addresses and the cache's steps are multiples of 16.
+    aligned = [
+        n for n, name in enumerate(_attend.arg_names) if name.endswith(("_ptr", "block_step", "token_step", "head_step"))
+    ]
+    given = {(n,): [["tt.divisibility", 16]] for n in aligned}
+    source = ASTSource(fn=_attend, signature=signature, constexprs=constants, attrs=given)
+    made = compile(source, target=GPUTarget("cuda", 90, 32))
+    assert "v4.b32" in made.asm["ptx"], "keys are not read 16 bytes at a time"
+    assert "mma.sync" in made.asm["ptx"], "no tensor cores"
+    assert made.metadata.shared < 64 * 1024
+
+
 @pytest.fixture(scope="module")
 def kernel() -> Callable[..., torch.Tensor]:
     """The kernel, run by Triton's interpreter."""
@@ -97,6 +124,8 @@ def test_the_kernel_is_its_definition(
     dtype: torch.dtype, window: int | None,
 ) -> None:  # fmt: skip
     given, _ = blocks_of(rows, heads, groups, size, block, newest, dtype)
+    together = torch.cat((given["newest_R"][:, None], given["table_RM"]), dim=1)
+    given["newest_R"], given["table_RM"] = together[:, 0], together[:, 1:]  # apart in memory, as a step has them
     wide = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
     expected = paged.gathered_attention(**wide, window=window, backend="reference")
     tolerance = 1e-5 if dtype == torch.float32 else 2e-3

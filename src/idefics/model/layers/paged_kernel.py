@@ -21,6 +21,8 @@ from torch import Tensor
 __all__ = ["paged_kernel"]
 
 KEYS_AT_ONCE = 64
+"""In 16 bits; in float32 half as many, or they would not stay in registers."""
+
 STRETCH = 256
 """Keys of a stretch at least."""
 
@@ -34,7 +36,7 @@ LEAST_ROWS = 16
 @triton.jit
 def _attend(
     q_ptr, k_ptr, v_ptr, table_ptr, newest_ptr, out_ptr, top_ptr, sum_ptr,
-    scale, table_row, block_step, token_step, head_step,
+    scale, newest_step, table_row, block_step, token_step, head_step,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, STRETCHES: tl.constexpr,
     STRETCH_KEYS: tl.constexpr, WINDOW: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +44,7 @@ def _attend(
     row = tl.program_id(0)
     group = tl.program_id(1)
     stretch = tl.program_id(2)
-    newest = tl.load(newest_ptr + row)
+    newest = tl.load(newest_ptr + row * newest_step)
     heads = tl.arange(0, SHARED)
     lanes = tl.arange(0, WIDTH)
     per_group: tl.constexpr = HEADS // GROUPS
@@ -122,7 +124,7 @@ def paged_kernel(
     assert keys_NZGK.stride() == values_NZGK.stride(), "keys and values lie differently"
     assert keys_NZGK.stride(3) == 1, "a head's numbers are apart"
     assert table_RM.stride(1) == 1, "a row's blocks are apart in the table"
-    q_RHK, newest_R = q_RHK.contiguous(), newest_R.contiguous()
+    q_RHK = q_RHK.contiguous()
     stretches, keys = _stretches(rows * groups, table_RM.shape[1] * block)
     width, shared = triton.next_power_of_2(size), max(LEAST_ROWS, triton.next_power_of_2(heads // groups))
     joined_RHK = torch.empty_like(q_RHK)
@@ -133,9 +135,9 @@ def paged_kernel(
     launch: Any = _attend[(rows, groups, stretches)]
     launch(
         q_RHK, keys_NZGK, values_NZGK, table_RM, newest_R, found, top, total,
-        size**-0.5, table_RM.stride(0), *keys_NZGK.stride()[:3],
+        size**-0.5, newest_R.stride(0), table_RM.stride(0), *keys_NZGK.stride()[:3],
         HEADS=heads, GROUPS=groups, SIZE=size, BLOCK=block, STRETCHES=stretches, STRETCH_KEYS=keys, WINDOW=window or 0,
-        SHARED=shared, WIDTH=width, STEP=KEYS_AT_ONCE,
+        SHARED=shared, WIDTH=width, STEP=KEYS_AT_ONCE * 2 // q_RHK.element_size(),
     )  # fmt: skip
     if stretches > 1:
         join: Any = _join[(rows * heads,)]
