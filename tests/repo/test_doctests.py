@@ -5,20 +5,13 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
-from importlib.util import find_spec
 
 import pytest
 
 import idefics
+from repo.repository import importable
 
-OPTIONAL = {"idefics.model.layers.paged_kernel": "triton"}
-"""Modules that import what need not be installed, and are imported by nobody who has not looked for it."""
-
-MODULES = sorted(
-    module.name
-    for module in pkgutil.walk_packages(idefics.__path__, "idefics.")
-    if module.name not in OPTIONAL or find_spec(OPTIONAL[module.name]) is not None
-)
+MODULES = sorted(m.name for m in pkgutil.walk_packages(idefics.__path__, "idefics.") if importable(m.name))
 
 
 def test_there_are_examples() -> None:
