@@ -127,12 +127,12 @@ def _settle() -> None:
 
 def ceilings(device: str = "cpu") -> Ceilings:
     """Measures how fast this machine reads memory and multiplies matrices, now (machines that others share drift)."""
-    size = 4096 if device != "cpu" else 2048
+    size = 16384 if device != "cpu" else 2048  # on a GPU, long beside the time that it takes to start
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / min(_timed(lambda a=a, b=b: a @ b) for _ in range(5))
-    numbers = torch.ones(2**28 if device != "cpu" else 2**26, device=device)
+    numbers = torch.ones(2**31 if device != "cpu" else 2**26, device=device)
     moved = numbers.numel() * 4 / min(_timed(numbers.sum) for _ in range(5))
     return Ceilings(bytes_per_second=moved, operations_per_second=rates)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from idefics.config import TextConfig
 from idefics.model.layers.attention import Backend, attention, causal_mask
+from idefics.model.layers.paged_attention import paged_attention
 
 __all__ = ["PagedKVCache", "PagedPass", "Segment"]
 
@@ -93,17 +94,20 @@ class Group:
         first: the first row's place among the new tokens.
         rows: how many.
         table_RM: their blocks; a shorter row's table ends with any.
+        newest_R: their tokens' places.
         mask_R1S: True for keys that a row's token sees.
     """
 
     first: int
     rows: int
     table_RM: Tensor
+    newest_R: Tensor
     mask_R1S: Tensor
 
     def to(self, device: torch.device) -> Group:
         """The same on another device."""
-        return Group(self.first, self.rows, self.table_RM.to(device), self.mask_R1S.to(device))
+        moved = (part.to(device) for part in (self.table_RM, self.newest_R, self.mask_R1S))
+        return Group(self.first, self.rows, *moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +132,11 @@ class Run:
         """The same on another device."""
         mask_1TS = None if self.mask_1TS is None else self.mask_1TS.to(device)
         return Run(self.first, self.tokens, self.keys, self.blocks_M.to(device), mask_1TS)
+
+
+def reads_in_place(q_BHTK: Tensor) -> bool:
+    """Whether rows of one token are left to `paged_attention`, which makes the mask anew for each layer if it has no kernel."""
+    return q_BHTK.is_cuda
 
 
 class PagedPass:
@@ -170,7 +179,7 @@ class PagedPass:
             mask_RS = key_1S <= newest_R1
             if self._cache.window is not None:
                 mask_RS &= newest_R1 - key_1S < self._cache.window
-            groups.append(Group(first, len(rows), torch.tensor(table), mask_RS[:, None]))
+            groups.append(Group(first, len(rows), torch.tensor(table), newest_R1[:, 0], mask_RS[:, None]))
             first = last
         return groups
 
@@ -208,6 +217,13 @@ class PagedPass:
         for group in groups:
             rows = slice(group.first, group.first + group.rows)
             q_RH1K = q_BHTK[0, :, rows].transpose(0, 1)[:, :, None]
+            if reads_in_place(q_BHTK):
+                out_RHK = paged_attention(
+                    q_RH1K[:, :, 0], keys, values, table_RM=group.table_RM, newest_R=group.newest_R, window=self._cache.window,
+                    backend=backend,
+                )  # fmt: skip
+                outputs.append(out_RHK.transpose(0, 1)[None])
+                continue
             k_RGSK, v_RGSK = (buffer[group.table_RM].flatten(1, 2).transpose(1, 2) for buffer in (keys, values))
             out_RH1K = attention(q_RH1K, k_RGSK, v_RGSK, mask_BTS=group.mask_R1S, causal=False, backend=backend)
             outputs.append(out_RH1K[:, :, 0].transpose(0, 1)[None])

@@ -8,6 +8,7 @@ import torch
 import gated
 from asking import assert_nothing_held, drain, greedy, plain, prompt, said
 from fakes import tiny_config, tiny_model
+from idefics.engine import paged_cache
 from idefics.engine.engine import Engine
 from idefics.engine.graphs import DecodeGraphs, StaticPass, graphs_fit, power_of_two
 from idefics.engine.limits import Limits
@@ -48,6 +49,16 @@ def test_answers_are_those_of_the_plain_path(model: VisionLanguageModel, togethe
     shapes = graphs_of(engine).shapes
     assert max(rows for rows, _ in shapes) == power_of_two(together), "answers that end one by one make smaller shapes"
     assert all(number == power_of_two(number) for shape in shapes for number in shape)
+
+
+def test_steps_beside_prompts_may_read_blocks_in_place(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged_cache, "reads_in_place", lambda _: True)
+    engine = Engine(model, Limits(rows=6, tokens=16, block=4))
+    prompts = [prompt(model, 40 + seed, shared=seed % 2) for seed in range(6)]
+    numbers = [engine.add(inputs, greedy(6 + 9 * i)) for i, inputs in enumerate(prompts)]
+    found = drain(engine)
+    for i, (number, inputs) in enumerate(zip(numbers, prompts, strict=True)):
+        assert said(found[number]) == plain(model, inputs, 6 + 9 * i)
 
 
 def test_longer_answers_take_wider_tables(model: VisionLanguageModel) -> None:
