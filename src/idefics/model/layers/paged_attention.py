@@ -87,5 +87,5 @@ def _kernel(
 ) -> Tensor:
     from idefics.model.layers.paged_kernel import paged_kernel  # not at the top: it imports triton
 
-    with torch.cuda.device_of(q_RHK):  # Triton starts kernels on the current GPU, wherever the tensors are
+    with torch.cuda.device(q_RHK.device):  # Triton starts kernels on the current GPU, wherever the tensors are
         return paged_kernel(q_RHK, keys_NZGK, values_NZGK, table_RM=table_RM, newest_R=newest_R, window=window)
