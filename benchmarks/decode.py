@@ -11,9 +11,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from idefics.bench import Ceilings, ceilings
 from idefics.config import Idefics2Config
 from idefics.engine.kv_cache import StaticKVCache
-from measure import Case, Ceilings, ceilings, compare, report
+from measure import Case, compare, report
 from same_weights import both, config, difference
 
 CONTEXT, PROMPT = 500, 600
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
-    reached = ceilings()
+    reached = ceilings("cpu", [torch.bfloat16])
     made = config(vision_layers=1, text_layers=options.layers)
     found = cases(made, reached, rounds=options.rounds, tokens=options.tokens)
     report("decode", found, reached=reached, save=not options.no_save)

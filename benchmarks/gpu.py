@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from gpu_sides import World, exactly
+from idefics.bench import Ceilings, ceilings
 from idefics.engine.engine import Engine
 from idefics.engine.request import Token
-from measure import Case, Ceilings, Side, ceilings, compare, report
+from measure import Case, Side, compare, report
 from vision import operations
 
 CARD = {
@@ -292,7 +293,7 @@ def main() -> int:
     if not arguments.tiny and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --tiny tests this script without one")
     world = World(tiny=arguments.tiny, peer=not arguments.no_peer)
-    reached = ceilings(world.device.type)
+    reached = ceilings(world.device, (torch.float32, torch.bfloat16))
     if world.theirs is not None:
         apart = agreement(world)
         assert apart < 0.25, f"the two sides do not compute the same: log-probabilities differ by {apart:.2f}"

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Case", "Ceilings", "Side", "ceilings", "compare", "report"]
+from idefics.bench import Ceilings
+
+__all__ = ["Case", "Side", "compare", "report"]
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "tokenizers", "triton")
@@ -63,18 +65,6 @@ class Case:
     def met(self) -> bool | None:
         """Whether the target is met; None without one."""
         return None if self.target is None or self.ratio is None else self.ratio >= self.target
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ceilings:
-    """What this machine reached in this run: bytes read per second, and operations per second of matrix products."""
-
-    bytes_per_second: float
-    operations_per_second: dict[str, float]
-
-    def bound(self, *, moved: float = 0.0, operations: float = 0.0, dtype: torch.dtype = torch.bfloat16) -> float:
-        """Seconds that so many bytes and operations take at best: the longer of the two."""
-        return max(moved / self.bytes_per_second, operations / self.operations_per_second[str(dtype).removeprefix("torch.")])
 
 
 def compare(
@@ -123,18 +113,6 @@ def _timed(run: Callable[[], Any]) -> float:
 def _settle() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def ceilings(device: str = "cpu") -> Ceilings:
-    """Measures how fast this machine reads memory and multiplies matrices, now (machines that others share drift)."""
-    size = 16384 if device != "cpu" else 2048  # on a GPU, long beside the time that it takes to start
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / min(_timed(lambda a=a, b=b: a @ b) for _ in range(5))
-    numbers = torch.ones(2**31 if device != "cpu" else 2**26, device=device)
-    moved = numbers.numel() * 4 / min(_timed(numbers.sum) for _ in range(5))
-    return Ceilings(bytes_per_second=moved, operations_per_second=rates)
 
 
 def hardware() -> str:

@@ -12,8 +12,9 @@ import argparse
 import torch
 from torch import Tensor
 
+from idefics.bench import Ceilings, ceilings
 from idefics.config import Idefics2Config
-from measure import Case, Ceilings, ceilings, compare, report
+from measure import Case, compare, report
 from same_weights import both, config, difference
 
 PHOTO = [(735, 980)]
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[*CASES], help="one of the cases")
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
-    reached = ceilings()
+    reached = ceilings("cpu", [torch.bfloat16])
     made = config(vision_layers=options.layers, text_layers=1, vocabulary=304)
     names = [options.only] if options.only else [*CASES]
     what = f"vision-{options.only}" if options.only else "vision"

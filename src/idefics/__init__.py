@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Answer": "idefics.api",
+    "Answer": "idefics.answers",
     "AutoConfig": "idefics.hf",
     "AutoModelForImageTextToText": "idefics.hf",
     "AutoModelForVision2Seq": "idefics.hf",
@@ -31,8 +31,9 @@ _WHERE = {
     "IdeficsForVisionText2Text": "idefics.hf",
     "IdeficsImageProcessor": "idefics.hf",
     "IdeficsProcessor": "idefics.hf",
+    "Limits": "idefics.engine.limits",
     "SamplingParams": "idefics.engine.sampling_params",
-    "Score": "idefics.api",
+    "Score": "idefics.answers",
     "load": "idefics.api",
     "load_image": "idefics.processor.fetch",
 }
@@ -53,6 +54,7 @@ __all__ = [
     "IdeficsForVisionText2Text",
     "IdeficsImageProcessor",
     "IdeficsProcessor",
+    "Limits",
     "SamplingParams",
     "Score",
     "load",
@@ -60,7 +62,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from idefics.api import Answer, Idefics, Score, load
+    from idefics import fewshot as fewshot
+    from idefics.answers import Answer, Score
+    from idefics.api import Idefics, load
+    from idefics.engine.limits import Limits
     from idefics.engine.sampling_params import SamplingParams
     from idefics.errors import IdeficsError
     from idefics.hf import (
@@ -81,10 +86,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "fewshot":
+        return import_module("idefics.fewshot")
     if name not in _WHERE:
         raise AttributeError(f"module 'idefics' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted([*globals(), *_WHERE, "fewshot"])

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
+from idefics.answers import Answer, Score, Writer, plain
 from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
-from idefics.engine.request import Completion, FinishReason, StopCheck
+from idefics.engine.limits import Limits
+from idefics.engine.request import Completion, StopCheck
 from idefics.engine.sampling_params import SamplingParams, sampling_params
 from idefics.engine.scoring import score_continuations
 from idefics.errors import ImageCountError, InputError, OptionError
@@ -37,46 +38,6 @@ from idefics.weights.packing import pack_loaded
 __all__ = ["EMBEDDED", "Answer", "Idefics", "Score", "load"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a model answered.
-
-    Attributes:
-        text: the answer; a stop string that ended it is not part of it.
-        token_ids: generated ids, the end token included.
-        logprobs: log-probability of each under the model; empty for beams.
-        top: alternatives of each token (id, log-probability), if asked for.
-        score: mean log-probability, or a beam's score.
-        finish: `"eos"`, `"stop"` or `"length"`.
-        prompt_tokens: length of the prompt, image tokens included.
-        image_tokens: image tokens among them.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    top: tuple[tuple[tuple[int, float], ...], ...]
-    score: float
-    finish: FinishReason
-    prompt_tokens: int
-    image_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """How likely a continuation is.
-
-    Attributes:
-        logprob: natural log of its probability after the prompt.
-        token_logprobs: of each of its tokens.
-        greedy: whether greedy decoding would produce it.
-    """
-
-    logprob: float
-    token_logprobs: tuple[float, ...]
-    greedy: bool
-
-
 def load(
     model: str | Path | None = None,
     *,
@@ -90,6 +51,7 @@ def load(
     tensor_parallel: int | None = None,
     attention: Backend = "auto",
     packed: bool | None = None,
+    limits: Limits | None = None,
     max_image_size: int | None = None,
     split: bool | None = None,
     progress: Progress | None = None,
@@ -102,12 +64,13 @@ def load(
         cache_dir: where Hub files are kept.
         token: for gated or private repositories.
         offline: use only what is already downloaded.
-        dtype: of the weights, a name or a torch dtype; None keeps the stored one.
+        dtype: of the weights, a name or a torch dtype; None keeps the stored one, but bfloat16 for a family that overflows.
         device: where to run; None takes the first GPU if there is one.
         device_map: `"auto"` spreads the model over all GPUs; a mapping from parameter prefixes to devices does as it says.
         tensor_parallel: divide every layer over this many processes, which `torchrun` starts; each loads its part, and all
             must make the same calls. `device` is a kind then, `"cpu"` or `"cuda"`.
         attention: implementation, see `model/layers/attention.py`.
+        limits: how much the engine takes on at once, and how large its caches may be.
         packed: rearrange the weights for this CPU, after which the model only infers; None does where it pays.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
@@ -131,7 +94,7 @@ def load(
         progress=progress,
     )
     pack_loaded(loaded, packed)
-    return Idefics(str(model or EMBEDDED_NAME), loaded, processor, generation_defaults(folder, loaded.config))
+    return Idefics(str(model or EMBEDDED_NAME), loaded, processor, generation_defaults(folder, loaded.config), limits)
 
 
 class Idefics:
@@ -145,11 +108,18 @@ class Idefics:
         defaults: content of the checkpoint's `generation_config.json`.
     """
 
-    def __init__(self, name: str, model: VisionLanguageModel, processor: Processor, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: VisionLanguageModel,
+        processor: Processor,
+        defaults: Mapping[str, Any],
+        limits: Limits | None = None,
+    ) -> None:
         self.name = name
         self.model = model
         self.processor = processor
-        self.engine = Engine(model)
+        self.engine = Engine(model, limits)
         self.defaults = dict(defaults)
 
     def generate(
@@ -189,7 +159,7 @@ class Idefics:
         rows = _rows(images, prompts, single=isinstance(prompt, str))
         texts = [self._prompt(text, len(row), raw) for text, row in zip(prompts, rows, strict=True)]
         inputs = self._inputs(texts, rows, max_image_size=max_image_size, split=split)
-        answers = [_plain(row, details=details, several=params.n > 1) for row in self._answers(inputs, params)]
+        answers = [plain(row, details=details, several=params.n > 1) for row in self._answers(inputs, params)]
         return answers[0] if isinstance(prompt, str) else answers
 
     def stream(
@@ -233,7 +203,7 @@ class Idefics:
         """
         params = sampling_params(self.defaults, options)
         inputs = self._chat_inputs(messages, images, max_image_size=max_image_size, split=split)
-        return _plain(self._answers(inputs, params)[0], details=details, several=params.n > 1)
+        return plain(self._answers(inputs, params)[0], details=details, several=params.n > 1)
 
     def stream_chat(
         self,
@@ -268,16 +238,18 @@ class Idefics:
             split: as in `generate`.
 
         Raises:
-            InputError: a continuation adds no token to the prompt.
+            InputError: a continuation adds no token to the prompt, or holds a place for an image.
         """
         if isinstance(continuations, str):
             raise InputError("continuations must be a list of texts, not one text")
+        if any(self.processor.image_token in continuation for continuation in continuations):
+            raise InputError(f"a continuation holds {self.processor.image_token}; images belong to the prompt")
         row = _rows(images, [prompt], single=True)[0]
         text = self._prompt(prompt, len(row), raw)
         inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
         expanded = self.processor.adjusted(split=split).expand(text)
         encoded = [self.processor.tokenizer.encode(expanded + continuation) for continuation in continuations]
-        scored = score_continuations(self.model, inputs, encoded)
+        scored = score_continuations(self.model, inputs, encoded, document_end=self.processor.tokenizer.eos_token_id)
         return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
 
     def _prompt(self, text: str, images: int, raw: bool | None) -> str:
@@ -364,28 +336,6 @@ class Idefics:
             prompt_tokens=prompt_tokens,
             image_tokens=image_tokens,
         )
-
-
-class Writer:
-    """The text of one answer as it grows; `stop` is what the engine calls with each new token."""
-
-    def __init__(self, processor: Processor, params: SamplingParams) -> None:
-        self._stream = TextStream(processor.tokenizer, stop=params.stop)
-        self.fresh = ""
-
-    def stop(self, ids: Sequence[int]) -> bool:
-        """Takes in the newest id; True once a stop string is complete."""
-        self.fresh += self._stream.push(ids[-1])
-        return self._stream.stopped is not None
-
-    def finish(self) -> str:
-        """What was still held back."""
-        return self.fresh + self._stream.finish()
-
-
-def _plain(answers: Sequence[Answer], *, details: bool, several: bool) -> Any:
-    values: list[Any] = list(answers) if details else [answer.text for answer in answers]
-    return values if several else values[0]
 
 
 def _rows(images: Any, prompts: Sequence[str], *, single: bool) -> list[list[Any]]:

@@ -11,19 +11,23 @@ written by transformers 5 (`dtype`, `rope_parameters`). What is written back is 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Self
 
-from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError
+from idefics.errors import ConfigError
+from idefics.json_files import read_json, write_json
 from idefics.sections import (
+    ABSENT_TEXT,
+    CLIP,
+    LLAMA,
     FlamingoConfig,
     PerceiverConfig,
     TextConfig,
     VisionConfig,
+    check_sizes,
     mapping,
     refuse_unknown,
     section,
@@ -31,8 +35,8 @@ from idefics.sections import (
 )
 
 __all__ = [
-    "DTYPES", "Config", "FlamingoConfig", "Idefics1Config", "Idefics2Config", "PerceiverConfig", "TextConfig", "VisionConfig",
-    "read_json", "write_json",
+    "CONFIGS", "DTYPES", "Config", "FlamingoConfig", "Idefics1Config", "Idefics2Config", "PerceiverConfig", "TextConfig",
+    "VisionConfig", "family_name", "read_json", "write_json",
 ]  # fmt: skip
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -87,6 +91,16 @@ class Config(ABC):
         """Values that a patch takes at the vision side's widest moment."""
 
     @property
+    @abstractmethod
+    def resampler_layers(self) -> int:
+        """Layers that pool an image's features; 0 where there is no resampler."""
+
+    @property
+    def square_side(self) -> int | None:
+        """Side in pixels of the squares that all images become; None where images keep their shape."""
+        return None
+
+    @property
     def cross_layers(self) -> int:
         """Blocks of the decoder that look at images apart from the text."""
         return 0
@@ -115,7 +129,12 @@ class Idefics2Config(Config):
     @property
     def depth(self) -> int:
         """Layers of tower, resampler and decoder."""
-        return self.vision_config.num_hidden_layers + self.perceiver_config.resampler_depth + self.text_config.num_hidden_layers
+        return self.vision_config.num_hidden_layers + self.resampler_layers + self.text_config.num_hidden_layers
+
+    @property
+    def resampler_layers(self) -> int:
+        """Layers that pool an image's features."""
+        return self.perceiver_config.resampler_depth
 
     @property
     def latents(self) -> int:
@@ -136,7 +155,7 @@ class Idefics2Config(Config):
             ConfigError: a key that would change the maths is unknown, or a value contradicts another.
         """
         refuse_unknown("config", raw, {*_PARTS, "image_token_id"})
-        text_raw = mapping(raw, "text_config") or dict(_ABSENT_TEXT)
+        text_raw = mapping(raw, "text_config") or dict(ABSENT_TEXT)
         if text_raw.get("model_type", "mistral") != "mistral":
             raise ConfigError(f"text_config.model_type = {text_raw['model_type']!r}; Idefics2's decoder is 'mistral'")
         text = text_section(text_raw, "text_config")
@@ -205,12 +224,31 @@ class Idefics1Config(Config):
     @property
     def depth(self) -> int:
         """Layers of tower, resampler and decoder, gated ones included."""
-        resampler = self.perceiver_config.resampler_depth if self.use_resampler else 0
-        return self.vision_config.num_hidden_layers + resampler + self.text_config.num_hidden_layers + self.cross_layers
+        text = self.text_config.num_hidden_layers + self.cross_layers
+        return self.vision_config.num_hidden_layers + self.resampler_layers + text
+
+    @property
+    def resampler_layers(self) -> int:
+        """Layers that pool an image's features; 0 where there is no resampler."""
+        return self.perceiver_config.resampler_depth if self.use_resampler else 0
+
+    @property
+    def square_side(self) -> int:
+        """Side in pixels of the squares that all images become."""
+        return self.vision_config.image_size
 
     @property
     def image_token_id(self) -> int:
-        """The second of the added ids: `<fake_token_around_image>` stands before it, `<end_of_utterance>` after it."""
+        """The second of the added ids: `<fake_token_around_image>` stands before it, `<end_of_utterance>` after it.
+
+        Raises:
+            ConfigError: there are fewer than two added ids, so that no text can hold a place for an image.
+        """
+        if self.additional_vocab_size < 2:
+            raise ConfigError(
+                f"config.additional_vocab_size = {self.additional_vocab_size}: without two added ids, those of "
+                "<fake_token_around_image> and <image>, the model has no image token and takes text only"
+            )
         return self.text_config.vocab_size - self.additional_vocab_size + 1
 
     @property
@@ -236,26 +274,27 @@ class Idefics1Config(Config):
         Raises:
             ConfigError: a key that would change the maths is unknown, or a value contradicts another.
         """
-        own = {f.name for f in fields(cls)}
-        known = own | set(_LLAMA) | {"rope_parameters"}
-        refuse_unknown("config", raw, known)
-        text = {**_LLAMA, **{key: raw[key] for key in (*_LLAMA, "rope_parameters") if key in raw}}
+        own = {f.name for f in fields(cls)} - {"text_config"}  # which no such file has: its sizes would stand there unread
+        refuse_unknown("config", raw, own | set(LLAMA) | {"rope_parameters"})
+        text = {**LLAMA, **{key: raw[key] for key in (*LLAMA, "rope_parameters") if key in raw}}
         text.update(num_key_value_heads=text["num_attention_heads"], sliding_window=None)
         extra = raw.get("additional_vocab_size", 0)
         if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
             raise ConfigError(f"config.additional_vocab_size must be a whole number, not {extra!r}")
         if isinstance(text["vocab_size"], int):
             text["vocab_size"] += extra
-        vision = {**_CLIP, **mapping(raw, "vision_config")}
+        vision = {**CLIP, **mapping(raw, "vision_config")}
         width = vision.pop("embed_dim")
         vision.setdefault("hidden_size", width)  # the reference takes either name
+        perceiver = mapping(raw, "perceiver_config")
+        perceiver.pop("use_resampler", None)  # the reference writes it there and reads the one at the top
         plain = ("use_resampler", "cross_layer_interval", "qk_layer_norms", "alpha_type", "alpha_initializer")
         return cls(
             vision_config=section(VisionConfig, "vision_config", vision),
-            perceiver_config=section(FlamingoConfig, "perceiver_config", mapping(raw, "perceiver_config")),
+            perceiver_config=section(FlamingoConfig, "perceiver_config", perceiver),
             text_config=text_section(text, "config"),
             additional_vocab_size=extra,
-            alphas_initializer_range=float(raw.get("alphas_initializer_range", 0.0)),
+            alphas_initializer_range=raw.get("alphas_initializer_range", 0.0),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
             dtype=_dtype(raw),
             **{key: raw[key] for key in plain if key in raw},
@@ -263,7 +302,7 @@ class Idefics1Config(Config):
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` that this package and every transformers since 4.32 read alike."""
-        text = {key: value for key, value in dataclasses.asdict(self.text_config).items() if key in _LLAMA}
+        text = {key: value for key, value in dataclasses.asdict(self.text_config).items() if key in LLAMA}
         text["vocab_size"] -= self.additional_vocab_size
         vision = dataclasses.asdict(self.vision_config)
         vision["embed_dim"] = vision.pop("hidden_size")
@@ -277,49 +316,35 @@ class Idefics1Config(Config):
             "torch_dtype": self.dtype,
             "vision_config": {"model_type": "idefics_vision", **vision},
             # As the reference spells it.
-            "perceiver_config": {"model_type": "idefics_perciever", **dataclasses.asdict(self.perceiver_config)},
+            "perceiver_config": {
+                "model_type": "idefics_perciever",
+                "use_resampler": self.use_resampler,
+                **dataclasses.asdict(self.perceiver_config),
+            },
         }
 
 
-# What the reference makes of keys that a file leaves out.
-_LLAMA: dict[str, Any] = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-_CLIP: dict[str, Any] = {
-    "embed_dim": 768, "image_size": 224, "intermediate_size": 5120, "patch_size": 14, "num_hidden_layers": 32,
-    "num_attention_heads": 16, "num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
-}  # fmt: skip
 _PARTS = ("vision_config", "perceiver_config", "text_config")
-# What the reference makes of a file without `text_config`; in one that has it, Mistral's own defaults (`TextConfig`) hold.
-_ABSENT_TEXT = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "pad_token_id": 0}
+
+CONFIGS: Mapping[str, type[Config]] = {"idefics2": Idefics2Config, "idefics": Idefics1Config}
+"""The families by the `model_type` of their files."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads one JSON object.
+def family_name(raw: Mapping[str, Any], *, where: str = "config") -> str:
+    """The family that the content of a `config.json` says it is of, one of `CONFIGS`.
+
+    Args:
+        raw: the content.
+        where: how an error calls it.
 
     Raises:
-        CheckpointNotFound: no such file.
-        CheckpointError: the file cannot be read.
-        ConfigError: the file is not a JSON object.
+        ConfigError: it names none of this package.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointNotFound(f"{path} does not exist; a checkpoint folder has a {path.name}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a JSON {type(raw).__name__}, not an object")
-    return raw
-
-
-def write_json(path: Path, content: Mapping[str, Any], *, sort_keys: bool = False) -> None:
-    """Writes one JSON object for people to read; `read_json` is its inverse."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n", encoding="utf-8")
+    found = raw.get("model_type")
+    if not isinstance(found, str) or found not in CONFIGS:
+        known = ", ".join(map(repr, CONFIGS))
+        raise ConfigError(f"{where}.model_type = {found!r} is no model of this package; it has {known}")
+    return found
 
 
 def _dtype(raw: Mapping[str, Any]) -> str:
@@ -327,16 +352,7 @@ def _dtype(raw: Mapping[str, Any]) -> str:
 
 
 def _check_common(config: Config) -> None:
-    vision, text = config.vision_config, config.text_config
-    if vision.hidden_size % vision.num_attention_heads:
-        raise ConfigError(
-            f"vision_config.hidden_size = {vision.hidden_size} is not a multiple of "
-            f"num_attention_heads = {vision.num_attention_heads}"
-        )
-    if vision.image_size < vision.patch_size:
-        raise ConfigError(f"vision_config.image_size = {vision.image_size} is below patch_size = {vision.patch_size}")
-    if text.head_dim % 2:
-        raise ConfigError(f"text_config.head_dim = {text.head_dim} must be even for rotary positions")
+    check_sizes(config.vision_config, config.text_config)
     if not isinstance(config.tie_word_embeddings, bool):
         raise ConfigError(f"tie_word_embeddings must be true or false, not {config.tie_word_embeddings!r}")
     if config.dtype not in DTYPES:
@@ -353,6 +369,9 @@ def _check_idefics1(config: Idefics1Config) -> None:
     for name in ("use_resampler", "qk_layer_norms"):
         if not isinstance(getattr(config, name), bool):
             raise ConfigError(f"config.{name} must be true or false, not {getattr(config, name)!r}")
+    spread = config.alphas_initializer_range
+    if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 <= spread < math.inf:
+        raise ConfigError(f"config.alphas_initializer_range must be a number from 0, not {spread!r}")
     if config.alpha_type not in ("float", "vector"):
         raise ConfigError(f"config.alpha_type = {config.alpha_type!r} is not one of float, vector")
     if config.alpha_initializer not in ALPHAS:

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from idefics.api import Idefics
 from idefics.errors import InputError, OptionError
+from idefics.parallel.launch import agreed_seed
 
-__all__ = ["FORM", "ORDERS", "Shot", "at_random", "build", "choose", "nearest", "read_shots"]
+__all__ = ["FORM", "ORDERS", "Shot", "at_random", "build", "check_choice", "choose", "nearest", "read_shots"]
 
 ORDERS = ("order", "random", "nearest")
 _FIELD = re.compile(r"\{(images|question|answer)\}")
@@ -39,12 +40,15 @@ class Shot:
     Attributes:
         question: as it will be put to the model.
         answer: what the model should have said.
-        images: path, URL, PIL image; any number.
+        images: paths, URLs, PIL images; any number. One alone may be given as it is.
     """
 
     question: str
     answer: str
-    images: tuple[Any, ...] = ()
+    images: Sequence[Any] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", _several(self.images))
 
 
 def read_shots(path: str | Path) -> list[Shot]:
@@ -57,11 +61,13 @@ def read_shots(path: str | Path) -> list[Shot]:
     """
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line]
+        # Not splitlines(), which also cuts at marks that JSON allows within a text, such as U+2028.
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is neither a JSON list nor one JSON object per line: {error}") from None
     if not rows:
@@ -69,31 +75,45 @@ def read_shots(path: str | Path) -> list[Shot]:
     return [_shot(row, path, number) for number, row in enumerate(rows, 1)]
 
 
+def check_choice(shots: Sequence[Shot], images: Any, *, by: str, k: int | None = None) -> None:
+    """Refuses what `choose` would refuse; needs no model.
+
+    Raises:
+        OptionError: no such order, or `k` is not a number from 1.
+        InputError: as `nearest`.
+    """
+    if by not in ORDERS:
+        raise OptionError(f"examples can be chosen by {', '.join(ORDERS)}, not {by!r}")
+    if k is not None:
+        _check_number(k)
+    if by == "nearest":
+        _check_images(shots, images)
+
+
 def choose(
-    loaded: Idefics, shots: Sequence[Shot], images: Sequence[Any], *, by: str, k: int | None = None, seed: int | None = None
+    loaded: Idefics, shots: Sequence[Shot], images: Any, *, by: str, k: int | None = None, seed: int | None = None
 ) -> list[Shot]:
     """Examples in order, at random, or nearest.
 
     Args:
         loaded: the model.
         shots: to choose from.
-        images: of the question.
+        images: of the question; one or a list.
         by: one of `ORDERS`.
         k: how many; None takes all.
-        seed: of a random choice.
+        seed: of a random choice; None differs every time, but not between processes that compute one model.
 
     Raises:
-        OptionError: no such order, or `k` below 1.
+        OptionError: no such order, or `k` is not a number from 1.
         InputError: as `nearest`.
     """
-    if by not in ORDERS:
-        raise OptionError(f"examples can be chosen by {', '.join(ORDERS)}, not {by!r}")
-    if k is not None and k < 1:
-        raise OptionError(f"at least 1 example, not {k}")
+    check_choice(shots, images, by=by, k=k)
     k = len(shots) if k is None else k
     if by == "nearest":
-        return nearest(loaded, shots, images, k=k)
-    return at_random(shots, k=k, seed=seed) if by == "random" else list(shots[:k])
+        return nearest(loaded, shots, images, k=k) if shots else []
+    if by == "random":
+        return at_random(shots, k=k, seed=agreed_seed(loaded.model) if seed is None else seed) if shots else []
+    return list(shots[:k])
 
 
 def at_random(shots: Sequence[Shot], *, k: int, seed: int | None = None) -> list[Shot]:
@@ -103,11 +123,15 @@ def at_random(shots: Sequence[Shot], *, k: int, seed: int | None = None) -> list
         shots: to choose from.
         k: how many.
         seed: the same seed chooses the same; None differs every time.
+
+    Raises:
+        OptionError: `k` is not a number from 1.
     """
+    _check_number(k)
     return random.Random(seed).sample(list(shots), min(k, len(shots)))
 
 
-def nearest(loaded: Idefics, shots: Sequence[Shot], images: Sequence[Any], *, k: int) -> list[Shot]:
+def nearest(loaded: Idefics, shots: Sequence[Shot], images: Any, *, k: int) -> list[Shot]:
     """The `k` examples whose images are most like the given ones, the likest last (RICES, arXiv 2109.05014).
 
     Images are compared by the model's own vision tower: the cosine between their vectors, means where there are several.
@@ -115,20 +139,16 @@ def nearest(loaded: Idefics, shots: Sequence[Shot], images: Sequence[Any], *, k:
     Args:
         loaded: the model.
         shots: to choose from; each needs an image.
-        images: of the question.
+        images: of the question; one or a list.
         k: how many.
 
     Raises:
         InputError: there is no image to compare.
+        OptionError: `k` is not a number from 1.
     """
-    missing = [number for number, shot in enumerate(shots, 1) if not shot.images]
-    if not images or missing:
-        raise InputError(
-            "nearest compares images, and the question has none"
-            if not images
-            else f"nearest compares images, and example {missing[0]} has none"
-        )
-    due = _vector(loaded, images)
+    _check_number(k)
+    _check_images(shots, images)
+    due = _vector(loaded, _several(images))
     likeness = torch.stack([_vector(loaded, shot.images) for shot in shots]) @ due
     order = likeness.argsort(descending=True, stable=True)[:k].tolist()
     return [shots[index] for index in reversed(order)]
@@ -138,7 +158,7 @@ def build(
     loaded: Idefics,
     shots: Sequence[Shot],
     question: str,
-    images: Sequence[Any] = (),
+    images: Any = (),
     *,
     form: str = FORM,
     chat: bool | None = None,
@@ -149,12 +169,12 @@ def build(
         loaded: the model; of either family.
         shots: in the order in which they shall stand.
         question: to be answered.
-        images: of the question; they come before it.
-        form: of an example where there are no chats, with `{images}`, `{question}` and `{answer}`.
+        images: of the question, one or a list; they come before it.
+        form: of an example where there are no chats, with `{images}`, `{question}` and, after both, `{answer}`.
         chat: examples as earlier turns of a chat; None where the model has chats.
 
     Raises:
-        InputError: a text holds a place for an image, or the form lacks a field.
+        InputError: a text holds a place for an image, or the form lacks a field or answers before it asks.
         TemplateError: a chat was asked of a model without.
     """
     processor = loaded.processor
@@ -162,26 +182,48 @@ def build(
     for text in (question, *(part for shot in shots for part in (shot.question, shot.answer))):
         if place in text:
             raise InputError(f"{text!r} holds {place}, which stands for an image; images come before their question")
-    every = [*(image for shot in shots for image in shot.images), *images]
+    own = _several(images)
+    every = [*(image for shot in shots for image in shot.images), *own]
     asked = [(shot.question, shot.answer, len(shot.images)) for shot in shots]
     if chat if chat is not None else processor.chat_template is not None:
         messages: list[dict[str, Any]] = []
         for text, answer, count in asked:
             messages += [_turn("user", text, count), _turn("assistant", answer, 0)]
-        messages.append(_turn("user", question, len(images)))
+        messages.append(_turn("user", question, len(own)))
         rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True)
         return rendered, every
     for field in ("{images}", "{question}", "{answer}"):
         if form.count(field) != 1:
             raise InputError(f"the form {form!r} must hold {field} once")
+    before, _, after = form.partition("{answer}")
+    if _FIELD.search(after):
+        raise InputError(f"the form {form!r} must hold {{answer}} last: the prompt ends where the model's answer begins")
     done = [_filled(form, images=place * count, question=text, answer=answer) for text, answer, count in asked]
-    last = _filled(form.partition("{answer}")[0], images=place * len(images), question=question).rstrip()
+    last = _filled(before, images=place * len(own), question=question).rstrip()
     return "\n".join([*done, last]), every
 
 
 def _filled(form: str, **values: str) -> str:
     """All fields in one pass: what a value holds is no field."""
     return _FIELD.sub(lambda field: values[field[1]], form)
+
+
+def _several(images: Any) -> tuple[Any, ...]:
+    """One image or a list of them: a path is an image, not its letters."""
+    return () if images is None else tuple(images) if isinstance(images, list | tuple) else (images,)
+
+
+def _check_number(k: object) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise OptionError(f"at least 1 example, not {k!r}")
+
+
+def _check_images(shots: Sequence[Shot], images: Any) -> None:
+    if not _several(images):
+        raise InputError("nearest compares images, and the question has none")
+    for number, shot in enumerate(shots, 1):
+        if not shot.images:
+            raise InputError(f"nearest compares images, and example {number} has none")
 
 
 def _turn(role: str, text: str, images: int) -> dict[str, Any]:
@@ -218,4 +260,8 @@ def _shot(row: Any, path: Path, number: int) -> Shot:
 def _located(image: str, folder: Path) -> str:
     """A path relative to the file as one that can be opened from anywhere; anything else as it is."""
     relative = folder / image
-    return str(relative) if "://" not in image and not image.startswith("data:") and relative.exists() else image
+    try:
+        there = relative.exists()
+    except (OSError, ValueError):  # no name that a file can have: base64
+        there = False
+    return str(relative) if there and "://" not in image and not image.startswith("data:") else image

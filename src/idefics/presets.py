@@ -23,7 +23,7 @@ def _idefics1(text: dict[str, Any], vision: dict[str, Any], perceiver: dict[str,
         "dtype": "bfloat16", "use_resampler": True, "qk_layer_norms": True, "additional_vocab_size": 2,
         "cross_layer_interval": 4,
     }  # fmt: skip
-    resampler = {"use_resampler": True, "qk_layer_norms_perceiver": True, **perceiver}
+    resampler = {"qk_layer_norms_perceiver": True, **perceiver}
     return partial(
         Idefics1Config.from_dict, {**published, **text, "vision_config": vision, "perceiver_config": resampler, **rest}
     )

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from idefics.errors import ConfigError
 
 __all__ = [
-    "FlamingoConfig", "PerceiverConfig", "TextConfig", "VisionConfig", "mapping", "refuse_unknown", "section", "text_section",
+    "ABSENT_TEXT", "CLIP", "LLAMA", "FlamingoConfig", "PerceiverConfig", "TextConfig", "VisionConfig", "check_sizes",
+    "mapping", "refuse_unknown", "section", "text_section",
 ]  # fmt: skip
 
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
@@ -45,6 +46,19 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "qk_layer_norms_perceiver": (False,),
     "layer_types": (None,),
 }
+
+# What the reference makes of keys that a file of the first generation leaves out.
+LLAMA: dict[str, Any] = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+CLIP: dict[str, Any] = {
+    "embed_dim": 768, "image_size": 224, "intermediate_size": 5120, "patch_size": 14, "num_hidden_layers": 32,
+    "num_attention_heads": 16, "num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
+# What it makes of an Idefics2's file without `text_config`; in one that has it, Mistral's own defaults (`TextConfig`) hold.
+ABSENT_TEXT = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "pad_token_id": 0}
 
 Section = TypeVar("Section", bound="VisionConfig | PerceiverConfig | FlamingoConfig | TextConfig")
 
@@ -87,7 +101,6 @@ class PerceiverConfig:
 class FlamingoConfig:
     """The first generation's resampler, in the tower's hidden size (arXiv 2204.14198); `resampler_n_latents` per image."""
 
-    use_resampler: bool = False
     resampler_n_latents: int = 64
     resampler_depth: int = 6
     resampler_n_heads: int = 16
@@ -203,3 +216,20 @@ def text_section(raw: dict[str, Any], name: str) -> TextConfig:
             raise ConfigError(f"{name}.hidden_size = {hidden!r} is not a multiple of num_attention_heads = {heads!r}")
         raw["head_dim"] = hidden // heads
     return section(TextConfig, name, raw)
+
+
+def check_sizes(vision: VisionConfig, text: TextConfig) -> None:
+    """Refuses sizes that no tower or decoder can have.
+
+    Raises:
+        ConfigError: both numbers are named.
+    """
+    if vision.hidden_size % vision.num_attention_heads:
+        raise ConfigError(
+            f"vision_config.hidden_size = {vision.hidden_size} is not a multiple of "
+            f"num_attention_heads = {vision.num_attention_heads}"
+        )
+    if vision.image_size < vision.patch_size:
+        raise ConfigError(f"vision_config.image_size = {vision.image_size} is below patch_size = {vision.patch_size}")
+    if text.head_dim % 2:
+        raise ConfigError(f"text_config.head_dim = {text.head_dim} must be even for rotary positions")

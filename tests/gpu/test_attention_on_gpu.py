@@ -111,9 +111,9 @@ def test_blocks_are_read_in_place(
     generator = torch.Generator().manual_seed(len(newest))
     most = max(newest) // block + 1
     count = len(newest) * most + 1
-    keys, values = (torch.randn(count, block, groups, size, generator=generator).to(dtype) for _ in range(2))
+    keys, values = (torch.randn(count, groups, block, size, generator=generator).to(dtype) for _ in range(2))
     given = dict(
-        q_RHK=torch.randn(len(newest), heads, size, generator=generator).to(dtype), keys_NZGK=keys, values_NZGK=values,
+        q_RHK=torch.randn(len(newest), heads, size, generator=generator).to(dtype), keys_NGZK=keys, values_NGZK=values,
         table_RM=torch.randperm(count, generator=generator)[: len(newest) * most].view(len(newest), most),
         newest_R=torch.tensor(newest),
     )  # fmt: skip

@@ -69,5 +69,5 @@ def test_a_generation_config_of_the_reference(
     assert model.generate(**inputs, generation_config=drawn).shape[0] == 1
     with pytest.raises(OptionError, match="generation_config does not know penalty_alpha"):
         model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=5, penalty_alpha=0.6, top_k=4))
-    with pytest.raises(OptionError, match="generation_config does not know prompt_lookup_num_tokens"):
-        model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=5, prompt_lookup_num_tokens=3))
+    guessed = model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=5, prompt_lookup_num_tokens=3))
+    assert torch.equal(guessed, model.generate(**inputs, max_new_tokens=5, do_sample=False))

@@ -26,7 +26,7 @@ from gated import (
     tiny_config,
 )  # fmt: skip
 from idefics.engine.prefill import positions
-from idefics.model.gated_cross_attention import route
+from idefics.model.gated_cross_attention import View, route
 
 TOLERANCE = 1e-4  # fp32 logits; see docs/numerics.md
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -89,7 +89,7 @@ def test_gated_block(norms: bool, alpha: str) -> None:
     ours = models.ours.model.text_model.gated_cross_attn_layers[1]
     keys, values = ours.cross_attn.project(latents.flatten(0, 1))
     flat = torch.where(seen_BT < 0, -1, seen_BT + torch.tensor([[0], [3]]))
-    torch.testing.assert_close(ours(hidden, keys, values, route(flat, images=6)), theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(hidden, View(keys, values, route(flat, images=6))), theirs, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()

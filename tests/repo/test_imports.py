@@ -49,3 +49,10 @@ def test_the_facade_never_loads_transformers() -> None:
 @pytest.mark.parametrize("module", ["sampling_params", "request"])
 def test_the_engines_plain_parts_need_no_torch(module: str) -> None:
     assert "torch" not in _loaded(f"import idefics.engine.{module}")
+
+
+def test_fewshot_needs_no_import_of_its_own() -> None:
+    script = (
+        "import idefics, sys; assert 'torch' not in sys.modules; assert idefics.fewshot.ORDERS and 'fewshot' in dir(idefics)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -198,3 +198,11 @@ def test_load_refuses_clearly(tmp_path: Path) -> None:
         idefics.load(folder, dtype="int7")
     with pytest.raises(OptionError, match="contradict"):
         idefics.load(folder, device="cpu", device_map="auto")
+
+
+def test_limits_reach_the_engine_and_bound_what_it_takes_on() -> None:
+    asked = idefics.load(device="cpu", limits=idefics.Limits(rows=2, tokens=32, cache_bytes=2**20))
+    held = asked.engine.scheduler.pool.blocks * 16
+    with pytest.raises(InputError, match=f"exceed the cache of {held} tokens"):
+        asked.generate("hello", max_new_tokens=held)
+    assert asked.generate("hello", max_new_tokens=4)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from idefics.config import DTYPES, Idefics2Config, read_json
+from idefics.config import DTYPES, Idefics1Config, Idefics2Config, read_json
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError
 from idefics.presets import preset, preset_names
 from idefics.weights.families import read_config
@@ -218,3 +218,40 @@ def test_values_of_the_wrong_kind() -> None:
     ):
         with pytest.raises(ConfigError, match=f"{next(iter(values))} must be "):
             Idefics2Config.from_dict(_with(section, **values))
+
+
+@pytest.mark.parametrize("value", [None, "abc", -1.0, True, float("nan"), float("inf")])
+def test_gates_that_begin_at_no_number(value: object) -> None:
+    with pytest.raises(ConfigError, match="alphas_initializer_range must be a number from 0"):
+        Idefics1Config.from_dict({"alphas_initializer_range": value})
+    assert Idefics1Config.from_dict({"alphas_initializer_range": 1}).alphas_initializer_range == 1
+
+
+def test_a_flat_file_has_no_text_config() -> None:
+    with pytest.raises(ConfigError, match="text_config"):
+        Idefics1Config.from_dict({"text_config": {"hidden_size": 64}})
+
+
+@pytest.mark.parametrize("added", [0, 1])
+def test_a_model_of_text_has_no_image_token(added: int) -> None:
+    config = Idefics1Config.from_dict({"additional_vocab_size": added})
+    with pytest.raises(ConfigError, match=f"additional_vocab_size = {added}: .* no image token"):
+        _ = config.image_token_id
+    assert Idefics1Config.from_dict({"additional_vocab_size": 2}).image_token_id == 32001
+
+
+def test_resamplers_and_squares() -> None:
+    eight, nine = preset("idefics2-8b"), preset("idefics-9b")
+    assert (eight.resampler_layers, eight.square_side, nine.resampler_layers, nine.square_side) == (3, None, 6, 224)
+    # 257 features and 257 latents: only one of the two has a resampler.
+    raw = {"perceiver_config": {"resampler_n_latents": 257}, "vision_config": {"patch_size": 14}}
+    without, with_one = (Idefics1Config.from_dict({**raw, "use_resampler": used}) for used in (False, True))
+    assert (without.latents, without.resampler_layers) == (257, 0)
+    assert (with_one.latents, with_one.resampler_layers) == (257, 6)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_what_the_resamplers_part_says_of_its_use_is_not_read(used: bool) -> None:
+    config = Idefics1Config.from_dict({"use_resampler": True, "perceiver_config": {"use_resampler": used}})
+    assert config.use_resampler
+    assert config.to_dict()["perceiver_config"]["use_resampler"] is True

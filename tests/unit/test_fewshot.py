@@ -126,3 +126,61 @@ def test_a_chat_needs_a_template(loaded: Idefics, monkeypatch: pytest.MonkeyPatc
     assert fewshot.build(loaded, [], "a")[0] == "Question: a Answer:"
     with pytest.raises(TemplateError):
         fewshot.build(loaded, [], "a", chat=True)
+
+
+def test_texts_of_a_file_are_not_cut_where_json_goes_on(tmp_path: Path) -> None:
+    rows = [{"question": f"a{mark}b?", "answer": "c"} for mark in ("\u2028", "\u2029", "\x85")]
+    file = tmp_path / "shots.jsonl"
+    written = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    file.write_bytes(("\ufeff" + written + "\n \t\n\n").encode())
+    assert [shot.question for shot in fewshot.read_shots(file)] == [row["question"] for row in rows]
+    file.write_bytes(("\ufeff" + json.dumps(rows)).encode())
+    assert len(fewshot.read_shots(file)) == 3
+
+
+def test_an_image_in_base64_is_no_path(tmp_path: Path) -> None:
+    content = "iVBORw0K" * 625
+    file = tmp_path / "shots.jsonl"
+    file.write_text(json.dumps({"image": content, "question": "a", "answer": "b"}))
+    assert fewshot.read_shots(file)[0].images == (content,)
+
+
+@pytest.mark.parametrize(
+    "form", ["A: {answer} Q: {question} {images}", "{images}{answer} {question}", "{question}{answer}{images}"]
+)
+def test_a_form_that_answers_before_it_asks(loaded: Idefics, form: str) -> None:
+    with pytest.raises(InputError, match=r"must hold \{answer\} last"):
+        fewshot.build(loaded, shots()[:1], "What?", [plain("red")], form=form, chat=False)
+
+
+def test_one_image_is_one_image(loaded: Idefics, tmp_path: Path) -> None:
+    plain("blue").save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    one = Shot(question="a", answer="b", images=path)
+    assert one.images == (path,)
+    for given in (path, [path], plain("blue")):
+        prompt, images = fewshot.build(loaded, [one], "What?", given, chat=False)
+        assert (prompt.count("<image>"), len(images)) == (2, 2)
+        assert fewshot.nearest(loaded, shots(), given, k=1)[0].answer == "blue"
+    assert fewshot.build(loaded, [], "What?", None, chat=False)[1] == []
+
+
+@pytest.mark.parametrize("k", [-1, 0, True, "2"])
+def test_numbers_of_examples_that_are_none(loaded: Idefics, k: int) -> None:
+    for choose in (
+        lambda: fewshot.at_random(shots(), k=k),
+        lambda: fewshot.nearest(loaded, shots(), [plain("red")], k=k),
+        lambda: fewshot.choose(loaded, shots(), [], by="order", k=k),
+    ):
+        with pytest.raises(OptionError, match="at least 1 example"):
+            choose()
+
+
+def test_processes_of_one_model_draw_the_same_examples(loaded: Idefics, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [Shot(question=str(number), answer="a") for number in range(1000)]
+    free = [fewshot.choose(loaded, many, [], by="random", k=5) for _ in range(2)]
+    assert free[0] != free[1]
+    monkeypatch.setattr(fewshot, "agreed_seed", lambda model: 7 if model is loaded.model else None)
+    agreed = [fewshot.choose(loaded, many, [], by="random", k=5) for _ in range(2)]
+    assert agreed[0] == agreed[1]
+    assert fewshot.choose(loaded, many, [], by="random", k=5, seed=8) != agreed[0], "a seed that was given counts"

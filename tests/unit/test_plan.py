@@ -86,15 +86,39 @@ def test_the_published_facts_of_the_first_generation(name: str) -> None:
 
 def test_cutting_the_80b_over_gpus() -> None:
     config = preset("idefics-80b-instruct")
-    full, half = PRECISIONS
+    full, half = make_plan(config).memory
     shares = make_shares(config, [80 * 2**30] * 4, half)
     assert (shares[0].first, shares[-1].last) == ("vision_model", "lm_head")
     total = sum(make_plan(config).parameters.values())
     assert sum(share.weights for share in shares) == 2 * total
     assert max(share.weights for share in shares) < 1.1 * min(share.weights for share in shares)
-    assert all(share.weights + share.free == 80 * 2**30 for share in shares)
+    assert all(share.weights + share.kv_cache + share.activations + share.free == 80 * 2**30 for share in shares)
     with pytest.raises(OutOfMemory, match="float32"):
         make_shares(config, [80 * 2**30] * 4, full)
+
+
+@pytest.mark.parametrize("name", ["idefics2-8b", "idefics-9b"])
+def test_each_gpu_needs_room_for_its_own_part_of_a_request(name: str) -> None:
+    config = preset(name)
+    half = make_plan(config, [(640, 480)] * 2, batch=8).memory[1]
+    shares = make_shares(config, [24 * 2**30] * 2, half)
+    assert abs(sum(share.kv_cache for share in shares) - half.kv_cache) <= len(shares)
+    assert all(0 < share.kv_cache < half.kv_cache for share in shares)
+    assert [share.activations for share in shares] == [max(half.vision, half.prompt), half.prompt]
+    # Together they have room for twice the request's cache, and yet each lacks some of its own.
+    large = make_plan(config, batch=40, new_tokens=1000).memory[1]
+    tight = [large.weights // 2 + large.kv_cache * 2 // 5] * 2
+    assert not all(share.fits for share in make_shares(config, tight, large))
+
+
+def test_a_tenth_stays_free_on_several_gpus_and_nothing_on_one() -> None:
+    half = make_plan(EIGHT).memory[1]
+    weights = half.weights
+    assert len(make_shares(EIGHT, [weights], half)) == 1
+    with pytest.raises(OutOfMemory):
+        make_shares(EIGHT, [weights - 1], half)
+    with pytest.raises(OutOfMemory):
+        make_shares(EIGHT, [weights, 1], half)
 
 
 def test_the_cache_is_as_large_as_planned() -> None:

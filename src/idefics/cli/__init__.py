@@ -23,6 +23,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "generate": ("idefics.cli.generate:generate", "Ask a question about images; the answer goes to stdout."),
+    "bench": ("idefics.cli.bench:bench", "Measure how fast a model is here."),
     "chat": ("idefics.cli.chat:chat", "Talk about images, turn by turn."),
     "demo": ("idefics.cli.demo:demo", "Answer questions about the images that ship with the package."),
     "download": ("idefics.cli.download:download", "Fetch a model from the Hugging Face Hub."),

@@ -18,6 +18,7 @@ from idefics.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from idefics.api import Answer, Idefics
+    from idefics.fewshot import Shot
 
 __all__ = ["generate"]
 
@@ -67,6 +68,7 @@ def generate(
     if not prompt.strip():
         raise InputError("the question is empty")
     attached = [attach(source) for source in image or ()]
+    examples = _examples(shots, [attachment.image for attachment in attached])
     asked = open_model(model, images, tensor_parallel=tensor_parallel)
     loaded = time.perf_counter()
     params = sampling_params(asked.defaults, options)  # the checkpoint may ask for beams or several answers itself
@@ -74,9 +76,15 @@ def generate(
     place = asked.processor.image_token
     if place in prompt and not raw:
         raise InputError(f"the question holds {place}, which stands for an image; leave it out, or place images with --raw")
-    if shots.shots is not None:
-        prompt, pictures = _with_shots(asked, shots, prompt, pictures, seed=sampling.seed)
+    if examples:
+        from idefics import fewshot
+
+        by, k = shots.shots_by or "order", shots.shots_k
+        chosen = fewshot.choose(asked, examples, pictures, by=by, k=k, seed=sampling.seed)
+        prompt, pictures = fewshot.build(asked, chosen, prompt, pictures)
         raw = True
+        if asked.processor.chat_template is None:
+            options.setdefault("stop", ["\n"])  # examples stand a line each, and the model would go on with another
     with memory_explained("answering"):
         if as_json:
             result: Any = asked.generate(prompt, pictures, raw=raw or None, details=True, **options)
@@ -90,15 +98,15 @@ def generate(
             write(asked.generate(prompt, pictures, raw=raw or None, **options), end="\n")
 
 
-def _with_shots(
-    asked: Idefics, shots: ShotOptions, question: str, pictures: list[Any], *, seed: int | None
-) -> tuple[str, list[Any]]:
+def _examples(shots: ShotOptions, pictures: list[Any]) -> list[Shot]:
+    """All examples of the file that was given, usable as asked; refused here, they cost no loading."""
+    if shots.shots is None:
+        return []
     from idefics import fewshot
 
-    assert shots.shots is not None
-    every = fewshot.read_shots(shots.shots)
-    chosen = fewshot.choose(asked, every, pictures, by=shots.shots_by or "order", k=shots.shots_k, seed=seed)
-    return fewshot.build(asked, chosen, question, pictures)
+    found = fewshot.read_shots(shots.shots)
+    fewshot.check_choice(found, pictures, by=shots.shots_by or "order", k=shots.shots_k)
+    return found
 
 
 def _print_stream(asked: Idefics, prompt: str, pictures: list[Any], *, raw: bool | None, options: dict[str, Any]) -> None:

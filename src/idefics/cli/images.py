@@ -35,7 +35,7 @@ class Attachment:
 
     Attributes:
         source: a URL or an absolute path.
-        image: upright RGB.
+        image: in its own mode and orientation, as the file has it: what of that a model sees is its processor's to say.
     """
 
     source: str
@@ -48,16 +48,16 @@ def attach(source: str) -> Attachment:
     Raises:
         ImageError: it cannot be found, fetched or read.
     """
-    from idefics.processor.fetch import load_image
+    from idefics.processor.fetch import open_image
 
     found = reference(source)
-    image = load_image(found)
+    image = open_image(found)
     is_url = _URL.match(found) is not None
     return Attachment(found if is_url else str(Path(found).absolute()), image)
 
 
 def reference(source: str) -> str:
-    """What `load_image` takes, for what a shell or a terminal hands over.
+    """What `open_image` takes, for what a shell or a terminal hands over.
 
     Raises:
         ImageError: a `file://` URL of another machine.

@@ -63,7 +63,8 @@ def _find(model: str | None, *, revision: str | None, offline: bool) -> tuple[Pa
 def _of_config(name: str, config: Config) -> dict[str, Any]:
     import torch
 
-    vision, text, resampler = config.vision_config, config.text_config, config.perceiver_config
+    vision, text, side = config.vision_config, config.text_config, config.square_side
+    seen = "(sub-)image" if side is None else "image"
     dtype: torch.dtype = getattr(torch, config.dtype)
     counts = parameter_counts(config)
     return {
@@ -74,9 +75,9 @@ def _of_config(name: str, config: Config) -> dict[str, Any]:
         "weights": readable_bytes(sum(counts.values()) * dtype.itemsize),
         "KV cache per token": readable_bytes(kv_bytes_per_token(config, dtype)),
         "vision tower": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels, "
-        f"up to {vision.image_size} pixels",
-        "resampler": f"{resampler.resampler_depth} layers, {config.latents} latents per (sub-)image"
-        if config.latents == resampler.resampler_n_latents
+        + (f"up to {vision.image_size} pixels" if side is None else f"squares of {side} pixels"),
+        "resampler": f"{config.resampler_layers} layers, {config.latents} latents per {seen}"
+        if config.resampler_layers
         else None,
         "cross-attention": f"{config.cross_layers} gated blocks" if config.cross_layers else None,
         "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "

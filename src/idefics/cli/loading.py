@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from idefics.cli.options import ImageOptions, ModelOptions
+from idefics.cli.terminal import one_line, say
+from idefics.errors import OptionError
 
 if TYPE_CHECKING:
     from idefics.api import Idefics
@@ -24,8 +28,15 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
         tensor_parallel: processes that compute it together.
 
     Raises:
+        OptionError: `torchrun` started several processes, and each would load the whole model.
         IdeficsError: as `idefics.api.load`.
     """
+    started = os.environ.get("WORLD_SIZE", "1")
+    if tensor_parallel is None and started != "1":
+        raise OptionError(
+            f"{started} processes were started (WORLD_SIZE), and each would load the whole model and answer; "
+            f"divide it between them with `idefics generate --tensor-parallel {started}`, or start one process"
+        )
     from idefics.weights.dtype import torch_dtype
     from idefics.weights.files import EMBEDDED_NAME, resolve
 
@@ -41,7 +52,7 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
     )
     from idefics.api import load
 
-    with bar("loading") as progress, memory_explained("loading the model"):
+    with _warnings_told(), bar("loading") as progress, memory_explained("loading the model"):
         model = load(
             folder,
             dtype=options.dtype,
@@ -54,6 +65,18 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
         )
     model.name = options.model or EMBEDDED_NAME
     return model
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Tells warnings as a line each, without the code that they were raised in."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for warning in caught:
+                say(f"warning: {one_line(warning.message)}")
 
 
 @contextmanager

@@ -10,16 +10,29 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from idefics.cli.images import attach
+from idefics.cli.images import reference
 from idefics.cli.options import ImageOptions
 from idefics.errors import ImageError, OptionError, OutOfMemory
-from idefics.plan import ASSUMED_TEXT_TOKENS, PRECISIONS, Plan, Precision, Share, Subject, make_plan, make_shares, subject
+from idefics.plan import (
+    ASSUMED_TEXT_TOKENS,
+    PRECISIONS,
+    MemoryPlan,
+    Plan,
+    Precision,
+    Share,
+    Subject,
+    make_plan,
+    make_shares,
+    subject,
+)
 from idefics.weights.byte_sizes import byte_size
 from idefics.weights.files import EMBEDDED_NAME
 
 __all__ = ["plan"]
 
 GIB = 2**30
+Cut = tuple[Share, ...] | str
+"""What each GPU holds, or why the weights cannot be cut."""
 
 
 def plan(
@@ -42,7 +55,8 @@ def plan(
         str | None, Option("--memory", help="What there is, e.g. 24GiB; left out: what is free here.", show_default=False)
     ] = None,
     gpus: Annotated[
-        str | None, Option("--gpus", help="Cut the model over GPUs: 4x80 is four of 80 GiB.", show_default=False)
+        str | None,
+        Option("--gpus", help="Cut the model over GPUs: 4x80 is four of 80 GiB, 4x80GB of 80 GB.", show_default=False),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -74,41 +88,54 @@ def plan(
     )
     if available is None:
         available = _detected()
-    cuts = {} if sizes is None else {row.name: _shares(planned_for, sizes, row) for row in precisions}
+    cuts = {} if sizes is None else {row.precision.name: _shares(planned_for, sizes, row) for row in made.memory}
     if as_json:
-        print(json.dumps(_record(planned_for, made, available) | ({"gpus": _gpu_record(cuts)} if cuts else {})))
+        print(json.dumps(_record(planned_for, made, available, cuts) | ({"gpus": _gpu_record(cuts)} if cuts else {})))
     else:
         _show(planned_for, made, available, how, cuts)
         _show_cuts(cuts)
 
 
 def _gpus(given: str) -> list[int]:
-    found = re.fullmatch(r"(\d+)[xX\u00d7](\d+(?:\.\d+)?)(?:GiB|GB|G)?", given)
-    if not found or int(found[1]) < 1 or float(found[2]) <= 0:
-        raise OptionError(f"--gpus {given!r} is not a number of GPUs and the GiB of each, such as 4x80")
-    return [int(float(found[2]) * GIB)] * int(found[1])
+    count, cross, size = re.sub("[X\u00d7]", "x", given).partition("x")
+    if not cross or not count.isdecimal() or int(count) < 1:
+        raise OptionError(f"--gpus {given!r} is not a number of GPUs and the memory of each, such as 4x80 (GiB) or 4x80GB")
+    bare = re.fullmatch(r"\d+(\.\d+)?", size) is not None
+    return [byte_size(f"{size}GiB" if bare else size, name="the memory of each in --gpus")] * int(count)
 
 
-def _shares(planned_for: Subject, sizes: list[int], precision: Precision) -> tuple[Share, ...] | str:
-    """The cut, or why there is none."""
+def _shares(planned_for: Subject, sizes: list[int], memory: MemoryPlan) -> Cut:
     try:
-        return make_shares(planned_for.config, sizes, precision)
+        return make_shares(planned_for.config, sizes, memory)
     except OutOfMemory as error:
         return str(error)
 
 
-def _gpu_record(cuts: Mapping[str, tuple[Share, ...] | str]) -> dict[str, Any]:
-    return {name: cut if isinstance(cut, str) else [vars(share) for share in cut] for name, cut in cuts.items()}
+def _fits(row: MemoryPlan, available: tuple[int, str] | None, cut: Cut | None) -> bool | None:
+    """None where nobody knows what there is. Each of several GPUs must hold its own share: room on another is no help."""
+    if cut is not None:
+        return not isinstance(cut, str) and all(share.fits for share in cut)
+    return None if available is None else row.total <= available[0]
 
 
-def _show_cuts(cuts: Mapping[str, tuple[Share, ...] | str]) -> None:
+def _gpu_record(cuts: Mapping[str, Cut]) -> dict[str, Any]:
+    return {
+        name: cut if isinstance(cut, str) else [{**vars(share), "free": share.free, "fits": share.fits} for share in cut]
+        for name, cut in cuts.items()
+    }
+
+
+def _show_cuts(cuts: Mapping[str, Cut]) -> None:
     from rich.console import Console
 
     console = Console()
     for name, cut in cuts.items():
         lines = [f"{name}: {cut}"] if isinstance(cut, str) else [f"{name}, as --device-map auto cuts it:"]
         for index, share in enumerate(() if isinstance(cut, str) else cut):
-            held = f"{share.weights / GIB:.1f} GiB of weights, {share.free / GIB:.1f} GiB free"
+            held = (
+                f"{share.weights / GIB:.1f} GiB of weights, {(share.kv_cache + share.activations) / GIB:.1f} of the request, "
+            )
+            held += f"{share.free / GIB:.1f} free" if share.fits else f"{-share.free / GIB:.1f} MISSING"
             lines.append(f"  cuda:{index}  {share.first} to {share.last}: {held}")
         for line in lines:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -128,8 +155,10 @@ def _size(image: str) -> tuple[int, int]:
     pixels = re.fullmatch(r"(\d+)[xX\u00d7](\d+)", image)
     if pixels and not Path(image).exists():
         return int(pixels[1]), int(pixels[2])
+    from idefics.processor.fetch import load_image
+
     try:
-        opened = attach(image).image
+        opened = load_image(reference(image))  # upright, as those see it whose tokens depend on its sides
     except ImageError as error:
         raise ImageError(f"{error}; give a file, a URL, or a size such as 1920x1080") from None
     return opened.width, opened.height
@@ -164,7 +193,7 @@ def _show(
     made: Plan,
     available: tuple[int, str] | None,
     how: str,
-    cuts: Mapping[str, tuple[Share, ...] | str],
+    cuts: Mapping[str, Cut],
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -194,9 +223,7 @@ def _show(
     for column in table.columns[1:6]:
         column.justify = "right"
     for row in made.memory:
-        fits = "?" if available is None else "yes" if row.total <= available[0] else "no"
-        if isinstance(cuts.get(row.precision.name), str):
-            fits = "no"
+        fits = {None: "?", True: "yes", False: "no"}[_fits(row, available, cuts.get(row.precision.name))]
         values = (row.weights, row.kv_cache, row.vision, row.prompt, row.total)
         table.add_row(row.precision.name, *(f"{value / GIB:.2f}" for value in values), fits)
     console.print(table)
@@ -208,7 +235,7 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
 
 
-def _record(planned_for: Subject, made: Plan, available: tuple[int, str] | None) -> dict[str, Any]:
+def _record(planned_for: Subject, made: Plan, available: tuple[int, str] | None, cuts: Mapping[str, Cut]) -> dict[str, Any]:
     return {
         "model": planned_for.name,
         "parameters": dict(made.parameters),
@@ -230,7 +257,7 @@ def _record(planned_for: Subject, made: Plan, available: tuple[int, str] | None)
                 "vision": row.vision,
                 "prompt": row.prompt,
                 "total": row.total,
-                "fits": None if available is None else row.total <= available[0],
+                "fits": _fits(row, available, cuts.get(row.precision.name)),
             }
             for row in made.memory
         },

@@ -6,8 +6,8 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import typer
 
 from idefics.errors import InputError
 
-__all__ = ["one_line", "one_voice", "say", "write"]
+__all__ = ["one_line", "one_voice", "say", "status", "write"]
 
 # Control characters but tab and newline. A model that reads text off an image must not drive the terminal with it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -31,13 +31,28 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def one_line(error: BaseException) -> str:
+@contextmanager
+def status(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A line on stderr that says what is being done, of how much; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn(doing + " {task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda name, done, total: shown.update(task, description=name, completed=done, total=total)
+
+
+def one_line(error: BaseException | str) -> str:
     """An error's message on one line."""
     return " ".join(str(error).split())
 
 
 def one_voice(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose `tensor_parallel` processes are heard once: all but the first say nothing.
+    """A command whose processes, where `torchrun` started several, are heard once: all but the first say nothing.
 
     What is wrong with a request is wrong in every process, and the first tells it. Other errors (a full GPU, an unreadable
     disk) may strike one process alone, so they are told by whichever meets them.
@@ -45,7 +60,8 @@ def one_voice(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        if values["tensor_parallel"] is None or os.environ.get("RANK", "0") == "0":
+        several = values["tensor_parallel"] is not None or os.environ.get("WORLD_SIZE", "1") != "1"
+        if not several or os.environ.get("RANK", "0") == "0":
             command(**values)
             return
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option
 
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions
+from idefics.cli.terminal import status
 from idefics.errors import OptionError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def verify(
     loaded = open_model(model, ImageOptions())
     from idefics.selftest import verify as run
 
-    with _status() as progress, memory_explained("testing the model"):
+    with status("testing") as progress, memory_explained("testing the model"):
         checks = run(loaded, progress=progress)
     failed = [check for check in checks if not check.passed]
     dtype = str(loaded.model.dtype).removeprefix("torch.")
@@ -70,18 +70,3 @@ def _print_table(checks: Sequence[Check], *, title: str) -> None:
         # Text, not markup: tokens such as [INST] in a message are no tags.
         table.add_row(mark, *map(Text, (check.name, check.measured, check.allowed, check.explanation)))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-@contextmanager
-def _status() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A line on stderr that says what is being tested; None where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("testing {task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("", total=None)
-        yield lambda name, done, total: shown.update(task, description=name, completed=done, total=total)

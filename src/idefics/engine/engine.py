@@ -15,17 +15,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import count
 
 import torch
 
 from idefics.engine.beam import beam_search
 from idefics.engine.blocks import BlockPool
-from idefics.engine.limits import Limits, check_room
+from idefics.engine.intake import State, answers_of, check_ids, room_after, unpadded
+from idefics.engine.limits import Limits
 from idefics.engine.prefill import Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
-from idefics.engine.runner import Runner, Source, pictures
-from idefics.engine.sampling import Choice, Sampler, choose
+from idefics.engine.runner import Runner
+from idefics.engine.sampling import Choice, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice
@@ -39,17 +41,6 @@ from idefics.weights.memory import explain_out_of_memory
 __all__ = ["Engine"]
 
 LESS = "use smaller images (max_image_size), no splitting, fewer prompts or new tokens, or a smaller dtype"
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """What the engine knows of an answer beside its tokens."""
-
-    params: SamplingParams
-    source: Source
-    sampler: Sampler
-    stop: StopCheck | None
-    deadline: float | None
 
 
 class Engine:
@@ -68,22 +59,24 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._answers: dict[int, list[AnswerInMaking]] = {}
         self._queues: dict[int, deque[Event]] = {}
-        self._numbers = self._arrivals = 0
+        self._unclaimed: list[Event] = []
+        self._numbers = count()
 
     @property
     def busy(self) -> bool:
-        """Whether any answer is unfinished."""
-        return bool(self._answers)
+        """Whether any answer is unfinished, or an event of one has not been handed out."""
+        return bool(self._answers or self._unclaimed)
 
     @property
     def scheduler(self) -> Scheduler:
         """Who waits and runs; made, with the cache, when it is first needed."""
-        if self._scheduler is None:
-            with self._lock, explain_out_of_memory("making room for keys and values", reduce="give cache_bytes"):
-                self._runner = Runner(self.model, self.limits)
+        with self._lock:
+            if self._scheduler is None:
+                with explain_out_of_memory("making room for keys and values", reduce="give cache_bytes"):
+                    self._runner = Runner(self.model, self.limits)
                 pool = BlockPool(self._runner.blocks, self.limits.block)
                 self._scheduler = Scheduler(pool, tokens=self.limits.tokens, rows=self.limits.rows)
-        return self._scheduler
+            return self._scheduler
 
     @property
     def runner(self) -> Runner:
@@ -119,37 +112,22 @@ class Engine:
         """
         if params.num_beams > 1:
             raise OptionError(f"num_beams = {params.num_beams}: beams are searched by generate, one prompt after the other")
-        self.model.check(inputs)
-        check_ids(self.model, [params])
-        ids = inputs.input_ids_BT[0].tolist()
+        number = next(self._numbers)
+        made = answers_of(
+            self.model,
+            inputs,
+            params,
+            number=number,
+            held=self.scheduler.pool.blocks * self.limits.block,
+            stops=stops,
+            deadline=deadline,
+            stream=stream,
+        )
+        answers = list(made)  # images are named here, so that a pass under way is not waited for
         with self._lock:
-            held = self.scheduler.pool.blocks * self.limits.block
-            room = self._room(params, len(ids), held=held)
-            source, drawn = self._source(inputs)
-            number = self._numbers
-            self._numbers += 1
-            answers: list[AnswerInMaking] = []
-            for candidate in range(params.candidates):
-                sampler = Sampler(params, ids, stream=stream + candidate)
-                stop = None if stops is None else stops[candidate]
-                answers.append(
-                    AnswerInMaking(
-                        row=number,
-                        candidate=candidate,
-                        arrival=self._arrivals,
-                        ids=list(ids),
-                        prompt=len(ids),
-                        drawn=drawn,
-                        drawn_after=drawn[-1] if self.model.sources_remain else None,
-                        leader=answers[0] if answers else None,
-                        most=len(ids) + room,
-                        state=State(params, source, sampler, stop, deadline),
-                    )
-                )
-                self._arrivals += 1
+            self._answers[number] = answers
             for answer in answers:
                 self.scheduler.add(answer)
-            self._answers[number] = answers
         return number
 
     def cancel(self, number: int) -> list[Event]:
@@ -170,7 +148,8 @@ class Engine:
             `Ended`; the others go on.
         """
         with self._lock, torch.inference_mode():
-            events = self._expire()
+            events, self._unclaimed = self._unclaimed, []
+            events += self._expire()
             for answer in self.scheduler.running:
                 answer.drafts = self._drafts(answer)
             slices, failed = self._encoded(self.scheduler.plan())
@@ -246,24 +225,10 @@ class Engine:
 
     @torch.inference_mode()
     def _beams(self, prompt: ModelInputs, params: SamplingParams, stop: StopCheck | None) -> list[Completion]:
-        check_ids(self.model, [params])
-        room = self._room(params, int(prompt.attention_mask_BT.sum()))
+        check_ids(self.model, params)
+        room = room_after(self.model, params, int(prompt.attention_mask_BT.sum()))
         prefill = Prefill(self.model, prompt, rows=[0] * params.num_beams, rooms=[room])
         return beam_search(prefill, params, stop, room=room)
-
-    def _room(self, params: SamplingParams, prompt: int, *, held: int | None = None) -> int:
-        """New tokens after a prompt of so many, at most."""
-        positions = self.model.config.text_config.max_position_embeddings
-        room = params.new_tokens(prompt, positions=positions if held is None else min(positions, held))
-        check_room(self.model, prompt=prompt, new=room, held=held)
-        return room
-
-    def _source(self, inputs: ModelInputs) -> tuple[Source, list[bytes | None]]:
-        """What the prompt's tokens draw on, and by which digests their blocks are told apart."""
-        shown, drawn = pictures(inputs), self.model.sources(inputs)[0].tolist()
-        per_image = self.model.sources_per_image
-        digests = [shown[place // per_image].digest if place >= 0 else None for place in drawn]
-        return Source(shown, drawn, drawn[-1] if self.model.sources_remain else -1), digests
 
     def _drafts(self, answer: AnswerInMaking) -> list[int]:
         params: SamplingParams = answer.state.params
@@ -382,34 +347,11 @@ class Engine:
             del self._answers[answer.row]
 
     def _distribute(self, events: Sequence[Event]) -> None:
-        """Hands events to whoever streams their requests; several may do so side by side, each stepping in turn."""
-        for event in events:
-            queue = self._queues.get(event.row)
-            if queue is not None:
-                queue.append(event)
+        """Hands events to whoever streams their requests; several may do so side by side, each stepping in turn.
 
-
-def check_ids(model: VisionLanguageModel, params: Sequence[SamplingParams]) -> None:
-    """Refuses ids that would be banned and do not exist.
-
-    Raises:
-        OptionError: the id and the size of the vocabulary are named.
-    """
-    size = model.config.text_config.vocab_size
-    for p in params:
-        banned = [("bad_words_ids", i) for word in p.bad_words_ids for i in word]
-        banned += [("eos_token_id", i) for i in p.eos_token_id if p.min_new_tokens]
-        for name, token_id in banned:
-            if not 0 <= token_id < size:
-                raise OptionError(f"{name} names {token_id}, which is outside the model's vocabulary of {size}")
-
-
-def unpadded(inputs: ModelInputs) -> ModelInputs:
-    """One row without its padding."""
-    real_T = inputs.attention_mask_BT[0].bool()
-    return replace(
-        inputs,
-        input_ids_BT=inputs.input_ids_BT[:, real_T],
-        attention_mask_BT=inputs.attention_mask_BT[:, real_T],
-        seen_BT=None if inputs.seen_BT is None else inputs.seen_BT[:, real_T],
-    )
+        Those of requests that nobody streams are kept for the next `step` of whoever added them.
+        """
+        with self._lock:
+            for event in events:
+                queue = self._queues.get(event.row)
+                (self._unclaimed if queue is None else queue).append(event)

@@ -57,18 +57,22 @@ class StaticPass:
     def __init__(self, cache: PagedKVCache, rows_RX: Tensor) -> None:
         self._cache = cache
         self._rows_RX = rows_RX
+        self._slots_X = rows_RX[:, SLOT]
 
     def start(self, tokens: int, key_mask_BS: Tensor | None, device: torch.device) -> None:
-        """Everything is in the table already."""
+        """Almost everything is in the table already; each head of a token has a place of its own."""
         assert key_mask_BS is None, "packed tokens have no padding"
         assert tokens == len(self._rows_RX), "tokens and rows differ in number"
         assert device == self._rows_RX.device, "a step is on one device"
+        size, slot_R = self._cache.size, self._rows_RX[:, SLOT]
+        block_RG = self._cache.rows_of((slot_R // size)[:, None])[..., 0]
+        self._slots_X = (block_RG * size + (slot_R % size)[:, None]).flatten()
 
     def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, *, backend: Backend) -> Tensor:
         """Writes the new keys and values to their places, then lets every row's token look at its own."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         for buffer, new_BGTK in ((keys, k_BGTK), (values, v_BGTK)):
-            buffer.flatten(0, 1).index_copy_(0, self._rows_RX[:, SLOT], new_BGTK[0].transpose(0, 1))
+            buffer.flatten(0, 2).index_copy_(0, self._slots_X, new_BGTK[0].transpose(0, 1).flatten(0, 1))
         out_RHK = paged_attention(
             q_BHTK[0].transpose(0, 1),
             keys,

@@ -62,12 +62,19 @@ class PagedKVCache:
         heads: int,
     ) -> None:
         self.scratch = blocks
-        shape = (blocks + 1, size, heads, config.head_dim)
+        shape = (blocks + 1, heads, size, config.head_dim)
         # What is masked is still multiplied by zero, so it must be a number.
         self.keys = [_zeros(shape, dtype, device) for device in devices]
         self.values = [_zeros(shape, dtype, device) for device in devices]
         self.size = size
+        self.heads = heads
         self.window = config.sliding_window
+
+    def rows_of(self, blocks: Tensor) -> Tensor:
+        """Where blocks (..., M) lie in a buffer seen as (blocks x heads, size x K): (..., G, M), so that what is gathered
+        in this order is (..., G, S, K) already.
+        """
+        return blocks[..., None, :] * self.heads + torch.arange(self.heads, device=blocks.device)[:, None]
 
     def wipe(self, blocks: Sequence[int]) -> None:
         """Zeros blocks that may hold what is no number, before others take them."""
@@ -93,7 +100,8 @@ class Group:
     Attributes:
         first: the first row's place among the new tokens.
         rows: how many.
-        table_RM: their blocks; a shorter row's table ends with any.
+        table_RM: their blocks; a shorter row's end with any.
+        table_RGM: where these lie, see `PagedKVCache.rows_of`.
         newest_R: their tokens' places.
         mask_R1S: True for keys that a row's token sees.
     """
@@ -101,12 +109,13 @@ class Group:
     first: int
     rows: int
     table_RM: Tensor
+    table_RGM: Tensor
     newest_R: Tensor
     mask_R1S: Tensor
 
     def to(self, device: torch.device) -> Group:
         """The same on another device."""
-        moved = (part.to(device) for part in (self.table_RM, self.newest_R, self.mask_R1S))
+        moved = (part.to(device) for part in (self.table_RM, self.table_RGM, self.newest_R, self.mask_R1S))
         return Group(self.first, self.rows, *moved)
 
 
@@ -118,20 +127,20 @@ class Run:
         first: the first one's place among the new tokens.
         tokens: how many.
         keys: all of the sequence's so far, the new ones included.
-        blocks_M: that hold them.
+        table_GM: where the blocks lie that hold them.
         mask_1TS: what each new token sees; None for everything before it.
     """
 
     first: int
     tokens: int
     keys: int
-    blocks_M: Tensor
+    table_GM: Tensor
     mask_1TS: Tensor | None
 
     def to(self, device: torch.device) -> Run:
         """The same on another device."""
         mask_1TS = None if self.mask_1TS is None else self.mask_1TS.to(device)
-        return Run(self.first, self.tokens, self.keys, self.blocks_M.to(device), mask_1TS)
+        return Run(self.first, self.tokens, self.keys, self.table_GM.to(device), mask_1TS)
 
 
 def reads_in_place(q_BHTK: Tensor) -> bool:
@@ -155,10 +164,11 @@ class PagedPass:
         size, slots = self._cache.size, []
         for segment in self._segments:
             places = range(segment.past, segment.past + segment.tokens)
-            slots += [segment.blocks[place // size] * size + place % size for place in places]
+            slots += [(segment.blocks[place // size] * self._cache.heads * size) + place % size for place in places]
         singles = [segment for segment in self._segments if segment.tokens == 1]
         assert list(self._segments[: len(singles)]) == singles, "sequences with one new token come first"
-        self._plans = {cpu: (torch.tensor(slots), self._groups(singles), self._runs(len(singles)))}
+        slots_PG = torch.tensor(slots)[:, None] + torch.arange(self._cache.heads) * size
+        self._plans = {cpu: (slots_PG, self._groups(singles), self._runs(len(singles)))}
         self._plan(device)
 
     def _groups(self, singles: Sequence[Segment]) -> list[Group]:
@@ -179,7 +189,8 @@ class PagedPass:
             mask_RS = key_1S <= newest_R1
             if self._cache.window is not None:
                 mask_RS &= newest_R1 - key_1S < self._cache.window
-            groups.append(Group(first, len(rows), torch.tensor(table), newest_R1[:, 0], mask_RS[:, None]))
+            table_RM = torch.tensor(table)
+            groups.append(Group(first, len(rows), table_RM, self._cache.rows_of(table_RM), newest_R1[:, 0], mask_RS[:, None]))
             first = last
         return groups
 
@@ -194,25 +205,25 @@ class PagedPass:
                 key_mask_BS=None,
                 device=torch.device("cpu"),
             )
-            blocks = torch.tensor(segment.blocks[: -(-keys // self._cache.size)])
-            runs.append(Run(at, segment.tokens, keys, blocks, mask))
+            table_GM = self._cache.rows_of(torch.tensor(segment.blocks[: -(-keys // self._cache.size)]))
+            runs.append(Run(at, segment.tokens, keys, table_GM, mask))
             at += segment.tokens
         return runs
 
     def _plan(self, device: torch.device) -> tuple[Tensor, list[Group], list[Run]]:
         """Layers may lie on several devices."""
         if device not in self._plans:
-            slots_P, groups, runs = self._plans[torch.device("cpu")]
+            slots_PG, groups, runs = self._plans[torch.device("cpu")]
             moved = [group.to(device) for group in groups], [run.to(device) for run in runs]
-            self._plans[device] = (slots_P.to(device), *moved)
+            self._plans[device] = (slots_PG.to(device), *moved)
         return self._plans[device]
 
     def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, *, backend: Backend) -> Tensor:
         """Writes the new keys and values to their places, then lets every sequence's tokens look at their own."""
-        slots_P, groups, runs = self._plan(q_BHTK.device)
+        slots_PG, groups, runs = self._plan(q_BHTK.device)
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         for buffer, new_BGTK in ((keys, k_BGTK), (values, v_BGTK)):
-            buffer.flatten(0, 1).index_copy_(0, slots_P, new_BGTK[0].transpose(0, 1))
+            buffer.flatten(0, 2).index_copy_(0, slots_PG.flatten(), new_BGTK[0].transpose(0, 1).flatten(0, 1))
         outputs = []
         for group in groups:
             rows = slice(group.first, group.first + group.rows)
@@ -224,7 +235,7 @@ class PagedPass:
                 )  # fmt: skip
                 outputs.append(out_RHK.transpose(0, 1)[None])
                 continue
-            k_RGSK, v_RGSK = (buffer[group.table_RM].flatten(1, 2).transpose(1, 2) for buffer in (keys, values))
+            k_RGSK, v_RGSK = (_gathered(buffer, group.table_RGM) for buffer in (keys, values))
             out_RH1K = attention(q_RH1K, k_RGSK, v_RGSK, mask_BTS=group.mask_R1S, causal=False, backend=backend)
             outputs.append(out_RH1K[:, :, 0].transpose(0, 1)[None])
         for run in runs:
@@ -232,12 +243,17 @@ class PagedPass:
             if run.keys == run.tokens:
                 k_1GSK, v_1GSK = k_BGTK[:, :, new], v_BGTK[:, :, new]
             else:
-                k_1GSK, v_1GSK = (
-                    buffer[run.blocks_M].flatten(0, 1)[: run.keys].transpose(0, 1)[None] for buffer in (keys, values)
-                )
+                k_1GSK, v_1GSK = (_gathered(buffer, run.table_GM)[None, :, : run.keys] for buffer in (keys, values))
             causal = run.mask_1TS is None and run.tokens > 1
             outputs.append(attention(q_BHTK[:, :, new], k_1GSK, v_1GSK, mask_BTS=run.mask_1TS, causal=causal, backend=backend))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
     def advance(self, tokens: int) -> None:
         """The scheduler counts."""
+
+
+def _gathered(buffer: Tensor, table: Tensor) -> Tensor:
+    """The keys or values of blocks: (..., G, M) places to (..., G, S, K), in one copy."""
+    *shape, blocks = table.shape
+    rows = buffer.flatten(0, 1).flatten(1).index_select(0, table.flatten())
+    return rows.view(*shape, blocks * buffer.shape[2], buffer.shape[3])

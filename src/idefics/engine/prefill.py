@@ -82,14 +82,19 @@ class Prefill:
         """Appends one token to each row; returns float32 logits (R, V) of the next."""
         return self.extend(tokens_R1)[:, -1]
 
-    def extend(self, tokens_RT: Tensor) -> Tensor:
-        """Appends tokens to each row; returns float32 logits (R, T, V) after each of them."""
+    def extend(self, tokens_RT: Tensor, *, sees: bool = True) -> Tensor:
+        """Appends tokens to each row; returns float32 logits (R, T, V) after each of them.
+
+        Args:
+            tokens_RT: to append.
+            sees: whether they look at what the prompt's last token looks at; after the end of a document they do not.
+        """
         tokens = tokens_RT.shape[1]
         end = self._cache.length + tokens
         hidden_RTD = self._model(
             tokens_RT,
             positions_BT=self._lengths_R[:, None] + torch.arange(tokens, device=self._lengths_R.device),
-            seen=self._seen,
+            seen=self._seen if sees else None,
             key_mask_BS=None if self._key_mask_RS is None else self._key_mask_RS[:, :end],
             cache=self._cache,
         )

@@ -182,6 +182,27 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True)
+class PlainBans:
+    """What greedy decoding must not choose, where that follows from the answer's length alone."""
+
+    always: tuple[int, ...]
+    ends: tuple[int, ...]
+    minimum: int
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> PlainBans | None:
+        """None where choosing is not as simple as that."""
+        rest = replace(params, bad_words_ids=(), min_new_tokens=0)
+        if params.do_sample or params.logprobs or history_filters(rest) or any(len(word) > 1 for word in params.bad_words_ids):
+            return None
+        return cls(tuple(word[0] for word in params.bad_words_ids), params.eos_token_id, params.min_new_tokens)
+
+    def after(self, tokens: int) -> tuple[int, ...]:
+        """The ids that must not come after so many."""
+        return self.always if tokens >= self.minimum else (*self.always, *self.ends)
+
+
 class Sampler:
     """One request's way of choosing tokens, with its own generator."""
 
@@ -189,7 +210,7 @@ class Sampler:
         self.params = params
         self.prompt = list(prompt)
         self.filters = history_filters(params)
-        self.plain = plain_bans(params)
+        self.plain = PlainBans.of(params)
         self.generator = torch.Generator()
         if params.seed is None:
             self.generator.seed()
@@ -228,14 +249,6 @@ class Sampler:
         return Choice(token=token, logprob=float(logprobs[token]), top=top)
 
 
-def plain_bans(params: SamplingParams) -> tuple[int, ...] | None:
-    """The ids that greedy decoding without history must not choose; None where choosing is not as simple as that."""
-    rest = replace(params, bad_words_ids=())
-    if params.do_sample or params.logprobs or history_filters(rest) or any(len(word) > 1 for word in params.bad_words_ids):
-        return None
-    return tuple(word[0] for word in params.bad_words_ids)
-
-
 def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice | IdeficsError]:
     """The next token of several answers; plain greedy ones are chosen together.
 
@@ -245,14 +258,14 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
     Returns:
         Of each its choice, or the error that concerns it alone.
     """
-    together = [i for i, (sampler, _, _) in enumerate(rows) if sampler.plain is not None]
+    plain = [(i, sampler.plain, answer) for i, (sampler, _, answer) in enumerate(rows) if sampler.plain is not None]
     chosen: list[Choice | IdeficsError | None] = [None] * len(rows)
-    if together:
-        logits_RV = torch.stack([rows[i][1] for i in together])
-        best_R3 = likeliest(logits_RV, [rows[i][0].plain or () for i in together])
-        for i, (token, logprob, fine) in zip(together, best_R3.tolist(), strict=True):
+    if plain:
+        logits_RV = torch.stack([rows[i][1] for i, _, _ in plain])
+        best_R3 = likeliest(logits_RV, [bans.after(len(answer)) for _, bans, answer in plain])
+        for (i, _, _), (token, logprob, fine) in zip(plain, best_R3.tolist(), strict=True):
             chosen[i] = Choice(token=int(token), logprob=logprob) if fine else None
-    return [found if found is not None else _alone(*row) for found, row in zip(chosen, rows, strict=True)]
+    return [choice if choice is not None else _alone(*row) for choice, row in zip(chosen, rows, strict=True)]
 
 
 def likeliest(logits_RV: Tensor, banned: Sequence[Sequence[int]]) -> Tensor:

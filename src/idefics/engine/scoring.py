@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -17,7 +18,7 @@ __all__ = ["score_continuations"]
 
 @torch.inference_mode()
 def score_continuations(
-    model: VisionLanguageModel, inputs: ModelInputs, continued: Sequence[Sequence[int]]
+    model: VisionLanguageModel, inputs: ModelInputs, continued: Sequence[Sequence[int]], *, document_end: int | None = None
 ) -> list[tuple[list[float], bool]]:
     """Log-probability of each token of each continuation.
 
@@ -26,6 +27,8 @@ def score_continuations(
         inputs: one prompt and its images.
         continued: ids of prompt and continuation together. Where the text's end merges with a continuation's beginning
             into other tokens, scoring begins at the first token that differs.
+        document_end: the id after which tokens no longer see the images before it, as in the model's training; None if
+            there is none.
 
     Returns:
         For each: log-probabilities of its tokens, and whether each token was the likeliest.
@@ -48,13 +51,21 @@ def score_continuations(
     for ids in continued:
         targets = torch.tensor(ids[shared:], device=device)
         logits_TV = prefill.logits_RV
-        if len(targets) > 1:
-            logits_TV = torch.cat((logits_TV, prefill.extend(targets[None, :-1])[0]))
-            prefill.rewind()
+        sees = prompt[shared - 1] != document_end
+        for part in _documents(ids[shared:-1], document_end):
+            logits_TV = torch.cat((logits_TV, prefill.extend(torch.tensor([part], device=device), sees=sees)[0]))
+            sees = False
+        prefill.rewind()
         require_finite(logits_TV)
         logprobs = logits_TV.log_softmax(-1).gather(1, targets[:, None])[:, 0]
         results.append((logprobs.tolist(), bool((logits_TV.argmax(-1) == targets).all())))
     return results
+
+
+def _documents(ids: Sequence[int], end: int | None) -> list[Sequence[int]]:
+    """The ids cut after each `end`."""
+    cuts = [0, *(place + 1 for place, found in enumerate(ids) if found == end), len(ids)]
+    return [ids[start:stop] for start, stop in pairwise(cuts) if stop > start]
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -18,7 +18,6 @@ class AnswerInMaking:
     Attributes:
         row: the request's number.
         candidate: which of its answers.
-        arrival: order in which the engine serves; the lower the earlier.
         ids: prompt and answer so far.
         prompt: tokens of the prompt.
         drawn: of each prompt token, the digest of the image it draws on, or None.
@@ -33,7 +32,6 @@ class AnswerInMaking:
 
     row: int
     candidate: int = 0
-    arrival: int
     ids: list[int]
     prompt: int
     drawn: Sequence[bytes | None]
@@ -46,6 +44,11 @@ class AnswerInMaking:
     done: bool = False
     digests: list[bytes] = field(default_factory=list)
     state: Any = None
+
+    @property
+    def arrival(self) -> tuple[int, int]:
+        """Order in which the engine serves: requests are numbered as they come."""
+        return self.row, self.candidate
 
     @property
     def decoding(self) -> bool:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from idefics.config import read_json
-from idefics.errors import ConfigError
+from idefics.config import family_name, read_json
 from idefics.hf.configuration import Spelled
 from idefics.hf.hub import folder_of
 from idefics.hf.modeling import Idefics2ForConditionalGeneration, IdeficsForVisionText2Text
@@ -30,10 +29,8 @@ Found = TypeVar("Found")
 
 def _of(folder: Path, known: Mapping[str, Found]) -> Found:
     """What belongs to a checkpoint's `model_type`."""
-    found = read_json(folder / "config.json").get("model_type")
-    if found not in known:
-        raise ConfigError(f"{folder / 'config.json'}: model_type = {found!r} is none of {', '.join(sorted(known))}")
-    return known[str(found)]
+    path = folder / "config.json"
+    return known[family_name(read_json(path), where=f"{path}: config")]
 
 
 def _processor_class(folder: Path) -> type[Idefics2Processor | IdeficsProcessor]:

@@ -79,6 +79,11 @@ class Spelled(own.Config):
         own.write_json(Path(save_directory) / "config.json", self.to_dict())
 
 
+def _of_text(name: str) -> Any:
+    """A size of the decoder where the reference has it; like all sizes here, to be read only."""
+    return property(lambda config: getattr(config.text_config, name), doc=f"`text_config.{name}`.")
+
+
 class Idefics2Config(Spelled, own.Idefics2Config):
     """The configuration of an Idefics2.
 
@@ -91,10 +96,28 @@ class Idefics2Config(Spelled, own.Idefics2Config):
 
 
 class IdeficsConfig(Spelled, own.Idefics1Config):
-    """The configuration of an IDEFICS, the first generation. `vocab_size` counts no added ids, as in the files.
+    """The configuration of an IDEFICS, the first generation, flat as in the files. `vocab_size` counts no added ids.
 
-    >>> IdeficsConfig(vocab_size=100, additional_vocab_size=2).text_config.vocab_size
-    102
+    >>> config = IdeficsConfig(vocab_size=100, additional_vocab_size=2)
+    >>> config.vocab_size, config.text_config.vocab_size
+    (100, 102)
     """
 
     _plain = own.Idefics1Config
+
+    hidden_size = _of_text("hidden_size")
+    intermediate_size = _of_text("intermediate_size")
+    num_hidden_layers = _of_text("num_hidden_layers")
+    num_attention_heads = _of_text("num_attention_heads")
+    hidden_act = _of_text("hidden_act")
+    max_position_embeddings = _of_text("max_position_embeddings")
+    rms_norm_eps = _of_text("rms_norm_eps")
+    rope_theta = _of_text("rope_theta")
+    bos_token_id = _of_text("bos_token_id")
+    eos_token_id = _of_text("eos_token_id")
+    pad_token_id = _of_text("pad_token_id")
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids without the added ones."""
+        return self.text_config.vocab_size - self.additional_vocab_size

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from idefics.errors import OptionError
+from idefics.errors import InputError, OptionError
 from idefics.hf.configuration import Idefics2Config, IdeficsConfig
 from idefics.hf.outputs import CausalLMOutput
-from idefics.hf.padded import seen_images, token_inputs, unpad_images
+from idefics.hf.padded import token_inputs, unpad_images, used_images
 from idefics.hf.pretrained import PretrainedModel, labels_loss, output
 from idefics.inputs import ModelInputs
 
@@ -27,6 +27,7 @@ class Idefics2ForConditionalGeneration(PretrainedModel):
 
     def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Tensor | None) -> ModelInputs:
         """The engine's inputs; `images` are `pixel_values` and `pixel_attention_mask`."""
+        self._check_names(images)
         pixels = images.get("pixel_values")
         found, counts = ((), ()) if pixels is None else unpad_images(pixels, images.get("pixel_attention_mask"))
         mask = token_inputs(input_ids, attention_mask)
@@ -83,6 +84,7 @@ class IdeficsForVisionText2Text(PretrainedModel):
 
     def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Tensor | None) -> ModelInputs:
         """The engine's inputs; `images` are `pixel_values` and `image_attention_mask`."""
+        self._check_names(images)
         return self._inputs(input_ids, attention_mask, images.get("pixel_values"), images.get("image_attention_mask"))[0]
 
     @staticmethod
@@ -92,8 +94,10 @@ class IdeficsForVisionText2Text(PretrainedModel):
         """The inputs, and which of the images (B, N) are among them."""
         mask = token_inputs(input_ids, attention_mask)
         if pixels is None:
+            if image_attention_mask is not None:
+                raise InputError("image_attention_mask says who sees which image, and there is none; give pixel_values too")
             return ModelInputs(input_ids_BT=input_ids, attention_mask_BT=mask), None
-        seen_BT, used_BN = seen_images(pixels, image_attention_mask, mask)
+        seen_BT, used_BN = used_images(pixels, image_attention_mask, mask)
         inputs = ModelInputs(
             input_ids_BT=input_ids,
             attention_mask_BT=mask,

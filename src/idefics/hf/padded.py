@@ -8,7 +8,7 @@ from torch import Tensor
 from idefics.errors import InputError
 from idefics.processor.image_mask import seen_by_mask
 
-__all__ = ["seen_images", "token_inputs", "unpad_images"]
+__all__ = ["token_inputs", "unpad_images", "used_images"]
 
 
 def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -51,7 +51,7 @@ def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> t
     return tuple(images), tuple(counts)
 
 
-def seen_images(pixel_values: Tensor, image_attention_mask: Tensor | None, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+def used_images(pixel_values: Tensor, image_attention_mask: Tensor | None, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Which image each token sees. What padding tokens see does not count, and an image that nobody sees is padding.
 
     Args:
@@ -64,14 +64,16 @@ def seen_images(pixel_values: Tensor, image_attention_mask: Tensor | None, atten
         bool (B, N).
 
     Raises:
-        InputError: there is no mask, shapes differ, or a token sees several images.
+        InputError: there is no mask or no image, shapes differ, or a token sees several images.
 
     >>> mask = torch.tensor([[[0, 0, 0], [0, 1, 0], [0, 0, 1]]])
-    >>> seen, used = seen_images(torch.zeros(1, 3, 3, 2, 2), mask, torch.ones(1, 3))
+    >>> seen, used = used_images(torch.zeros(1, 3, 3, 2, 2), mask, torch.ones(1, 3))
     >>> seen.tolist(), used.tolist()
     ([[-1, 0, 1]], [[False, True, True]])
     """
     _five_dimensions(pixel_values)
+    if not pixel_values.shape[1]:
+        raise InputError(f"pixel_values {tuple(pixel_values.shape)} hold no images; leave them and image_attention_mask out")
     if image_attention_mask is None:
         raise InputError("pixel_values need image_attention_mask, which says what each token sees; the processor makes both")
     due = (*attention_mask.shape, pixel_values.shape[1])

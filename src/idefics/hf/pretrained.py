@@ -86,7 +86,7 @@ class PretrainedModel(nn.Module, ABC):
 
         Args:
             pretrained_model_name_or_path: in the published layout.
-            torch_dtype: of the weights; None or `"auto"` keeps the stored one.
+            torch_dtype: of the weights; None or `"auto"` keeps the stored one, but bfloat16 for a family that overflows in it.
             dtype: the newer name of `torch_dtype`.
             device_map: a device (a number is a GPU's), `"auto"`, or a mapping from parts to devices; None loads to the CPU.
             attn_implementation: see the class.
@@ -162,7 +162,13 @@ class PretrainedModel(nn.Module, ABC):
 
         Raises:
             InputError: shapes do not agree.
+            OptionError: an image input of another name.
         """
+
+    def _check_names(self, images: Mapping[str, Tensor | None]) -> None:
+        refuse(
+            f"{type(self).__name__}.inputs", {name: value for name, value in images.items() if name not in self.image_inputs}
+        )
 
     def generate(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from idefics.errors import OptionError
 from idefics.hf.hub import folder_of
 from idefics.processor import idefics1, idefics2
 from idefics.processor.image import ImageProcessor
@@ -27,17 +29,40 @@ class _FromPretrained(_FromFolder):
         return cls.from_folder(folder_of(pretrained_model_name_or_path, options, weights=False), **options)
 
 
-class Idefics2ImageProcessor(ImageProcessor, _FromPretrained):
-    """Images alone to pixels: alpha is composited on white and EXIF ignored, as the reference does without text."""
+class _Settable:
+    """Settings that scripts assign after loading, as the reference lets them: checked like those given at loading."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        changed = dataclasses.replace(self, **{name: value}) if name in _settings(self) else None  # type: ignore[type-var]
+        if changed is None:
+            raise OptionError(f"{type(self).__name__} has no setting {name!r}; there are {', '.join(_settings(self))}")
+        for kept, content in vars(changed).items():
+            object.__setattr__(self, kept, content)
+
+
+def _settings(images: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(images) if field.init)
+
+
+class Idefics2ImageProcessor(_Settable, ImageProcessor, _FromPretrained):
+    """Images alone to pixels: alpha is composited on white and EXIF ignored, as the reference does without text.
+
+    >>> images = Idefics2ImageProcessor(do_image_splitting=True)
+    >>> images.do_image_splitting = False  # the same as `do_image_splitting=False` at loading or in a call
+    """
 
 
 class Idefics2Processor(idefics2.Idefics2Processor, _FromPretrained):
     """Texts and images to inputs (`idefics.processor.idefics2.Idefics2Processor`)."""
 
+    images_class = Idefics2ImageProcessor
 
-class IdeficsImageProcessor(SquareImageProcessor, _FromPretrained):
+
+class IdeficsImageProcessor(_Settable, SquareImageProcessor, _FromPretrained):
     """Images alone to squares (`idefics.processor.square_image.SquareImageProcessor`)."""
 
 
 class IdeficsProcessor(idefics1.IdeficsProcessor, _FromPretrained):
     """Prompts of texts, URLs and images to inputs (`idefics.processor.idefics1.IdeficsProcessor`)."""
+
+    images_class = IdeficsImageProcessor

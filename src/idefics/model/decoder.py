@@ -5,7 +5,7 @@ Letters: B rows, T new tokens, S all tokens, D hidden size, H query heads, G key
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class DecoderAttention(SharedInput):
     def forward(self, x_BTD: Tensor, angles: Angles, cache: KVCache) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q, k, v = (made.view(heads).transpose(1, 2) for made in self.projections(x_BTD))
+        q, k, v = (projected.view(heads).transpose(1, 2) for projected in self.projections(x_BTD))
         q, k = rotate(q, angles.cos, angles.sin), rotate(k, angles.cos, angles.sin)
         out_BHTK = cache.attend(self.layer, q, k, v, backend=self.backend)
         out: Tensor = self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
@@ -115,8 +115,21 @@ class Decoder(nn.Module):
         Returns:
             Normed hidden states (B, T, D).
         """
+        return self.run(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
+
+    def run(
+        self,
+        x_BTD: Tensor,
+        *,
+        positions_BT: Tensor,
+        key_mask_BS: Tensor | None,
+        cache: KVCache | None,
+        before: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """As `forward`; `before` is what becomes of the hidden states before each layer, told which."""
         angles, cache = self.begin(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            x_BTD = x_BTD if before is None else before(index, x_BTD)
             x_BTD = layer(x_BTD, angles, cache)
         cache.advance(x_BTD.shape[1])
         out: Tensor = self.norm(x_BTD)

@@ -20,7 +20,7 @@ from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 
-__all__ = ["CrossAttention", "GatedCrossAttention", "Routes", "Sight", "route"]
+__all__ = ["CrossAttention", "GatedCrossAttention", "Routes", "Sight", "View", "route"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,21 @@ class Routes:
         """The same on another device."""
         images = None if self.images is None else self.images.to(device)
         return Routes(tokens_P=self.tokens_P.to(device), lengths=self.lengths, images=images)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What one block needs of the images that tokens see.
+
+    Attributes:
+        keys_NLHK: its keys of all images.
+        values_NLHK: its values.
+        routes: who attends to which.
+    """
+
+    keys_NLHK: Tensor
+    values_NLHK: Tensor
+    routes: Routes
 
 
 def route(image_BT: Tensor, *, images: int) -> Routes:
@@ -107,8 +122,9 @@ class CrossAttention(SharedInput):
         k_NLHK, v_NLHK = (torch.unflatten(made, -1, (-1, self.head_dim)) for made in self.projections(latents_NLF))
         return self.k_layer_norm(k_NLHK), v_NLHK
 
-    def forward(self, x_BTD: Tensor, keys_NLHK: Tensor, values_NLHK: Tensor, routes: Routes) -> Tensor:
+    def forward(self, x_BTD: Tensor, view: View) -> Tensor:
         """Maps (B, T, D) to (B, T, D); exactly zero for tokens that see no image."""
+        routes, keys_NLHK, values_NLHK = view.routes, view.keys_NLHK, view.values_NLHK
         if not len(routes.tokens_P):
             return torch.zeros_like(x_BTD)
         if routes.images is not None:
@@ -142,10 +158,10 @@ class GatedCrossAttention(nn.Module):
         self.alpha_initializer = config.alpha_initializer
         self.alpha_range = config.alphas_initializer_range
 
-    def forward(self, x_BTD: Tensor, keys_NLHK: Tensor | None, values_NLHK: Tensor | None, routes: Routes | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, view: View | None) -> Tensor:
         """Maps (B, T, D) to (B, T, D); without images only the MLP is left."""
-        if keys_NLHK is not None and values_NLHK is not None and routes is not None:
-            seen = self.cross_attn(self.input_layernorm(x_BTD), keys_NLHK, values_NLHK, routes)
+        if view is not None:
+            seen = self.cross_attn(self.input_layernorm(x_BTD), view)
             x_BTD = x_BTD + self.alpha_cross_attn.tanh() * seen
         out: Tensor = x_BTD + self.alpha_dense.tanh() * self.mlp(self.post_attention_layernorm(x_BTD))
         return out

@@ -19,7 +19,7 @@ from idefics.model.cache import KVCache
 from idefics.model.clip import ClipTower
 from idefics.model.decoder import Decoder
 from idefics.model.flamingo_resampler import FlamingoResampler
-from idefics.model.gated_cross_attention import GatedCrossAttention, Sight, route
+from idefics.model.gated_cross_attention import GatedCrossAttention, Sight, View, route
 from idefics.model.layers.attention import Backend
 from idefics.model.layers.decoupled import DecoupledEmbedding, DecoupledLinear
 
@@ -57,20 +57,16 @@ class GatedDecoder(Decoder):
         sight: Sight | None = None,
     ) -> Tensor:
         """As `Decoder.forward`; `sight` is what the new tokens can see of their images."""
-        angles, cache = self.begin(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
-        routes = None
+        views: Sequence[View | None] = [None] * len(self.gated_cross_attn_layers)
         if sight is not None:
-            images = len(sight.keys[0])
-            routes = route(sight.image_BT.cpu().expand(x_BTD.shape[:2]), images=images).to(x_BTD.device)
-        for index, layer in enumerate(self.layers):
-            if index % self.interval == 0:
-                block = index // self.interval
-                keys, values = (None, None) if sight is None else (sight.keys[block], sight.values[block])
-                x_BTD = self.gated_cross_attn_layers[block](x_BTD, keys, values, routes)
-            x_BTD = layer(x_BTD, angles, cache)
-        cache.advance(x_BTD.shape[1])
-        out: Tensor = self.norm(x_BTD)
-        return out
+            routes = route(sight.image_BT.cpu().expand(x_BTD.shape[:2]), images=len(sight.keys[0])).to(x_BTD.device)
+            views = [View(k, v, routes) for k, v in zip(sight.keys, sight.values, strict=True)]
+
+        def look(index: int, x_BTD: Tensor) -> Tensor:
+            block, rest = divmod(index, self.interval)
+            return x_BTD if rest else self.gated_cross_attn_layers[block](x_BTD, views[block])
+
+        return self.run(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache, before=look)
 
 
 class Idefics1(VisionLanguageModel):
@@ -101,12 +97,22 @@ class Idefics1(VisionLanguageModel):
                 self.lm_head.additional_fc.weight = self.text_model.embed_tokens.additional_embedding.weight
 
     def check(self, inputs: ModelInputs) -> None:
-        """Refuses prompts that look at images they do not have, and ids that do not exist.
+        """Refuses prompts that look at images they do not have or have images they cannot see, and ids that do not exist.
 
         Raises:
             InputError: the row and both numbers are named.
         """
+        if not inputs.input_ids_BT.shape[1]:
+            raise InputError("the prompts are empty")
         images = inputs.images_per_row or (0,) * len(inputs.input_ids_BT)
+        if self.config.additional_vocab_size >= 2:  # with fewer there is no image token
+            places_BT = (inputs.input_ids_BT == self.config.image_token_id) & inputs.attention_mask_BT.bool()
+            for row, (places, count) in enumerate(zip(places_BT.sum(1).tolist(), images, strict=True)):
+                if places and not count:
+                    raise InputError(
+                        f"prompt {row + 1} holds {places} image token(s) but no token sees an image; give its images, "
+                        "and the image_attention_mask that the processor makes with them"
+                    )
         if inputs.seen_BT is not None:
             for row, (last, count) in enumerate(zip(inputs.seen_BT.amax(1).tolist(), images, strict=True)):
                 if last >= count:

@@ -15,12 +15,24 @@ from idefics.config import Config
 from idefics.errors import OptionError, OutOfMemory
 from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Angles, Decoder
-from idefics.model.gated_cross_attention import Routes
+from idefics.model.gated_cross_attention import Routes, View
 from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.families import build_on_meta
 from idefics.weights.placement import Device, DeviceMap, Placement
 
-__all__ = ["held_heads", "layer_devices", "plan_devices", "spread", "unit_bytes"]
+__all__ = ["held_heads", "layer_devices", "plan_devices", "spread", "unit_bytes", "usable"]
+
+
+def usable(free: int, *, devices: int) -> int:
+    """Bytes of a device's free memory that weights may take where a map is made by itself.
+
+    Of several devices a tenth stays free for the cache and activations; the plan fills all alike, so most have more. One
+    device takes all there is or cannot hold the model.
+
+    >>> usable(100, devices=4), usable(100, devices=1)
+    (90, 100)
+    """
+    return free * 9 // 10 if devices > 1 else free
 
 
 def plan_devices(
@@ -173,11 +185,15 @@ def _cut(sizes: Sequence[int], room: Sequence[int]) -> list[int] | None:
     return cut
 
 
+Shared = Angles | Routes | View
+"""What a pass shares between its layers."""
+
+
 class _Mover:
     """Forward pre-hooks that move arguments; what a pass shares is copied once per device, not once per layer."""
 
     def __init__(self) -> None:
-        self._copies: WeakKeyDictionary[Angles | Routes, dict[torch.device, Angles | Routes]] = WeakKeyDictionary()
+        self._copies: WeakKeyDictionary[Shared, dict[torch.device, Shared]] = WeakKeyDictionary()
 
     def before(self, module: nn.Module, device: torch.device) -> RemovableHandle:
         """Moves every argument of `module` to `device` from now on."""
@@ -190,12 +206,11 @@ class _Mover:
     def _moved(self, argument: Any, device: torch.device) -> Any:
         if isinstance(argument, Tensor):
             return argument.to(device)
-        if not isinstance(argument, Angles | Routes):
+        if not isinstance(argument, Shared):
             return argument
         # Weakly: once the pass is over, they are not kept alive here.
         copies = self._copies.setdefault(argument, {})
         if device not in copies:
             values = {field.name: getattr(argument, field.name) for field in fields(argument)}
-            moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
-            copies[device] = replace(argument, **moved)
+            copies[device] = replace(argument, **{name: self._moved(value, device) for name, value in values.items()})
         return copies[device]

@@ -29,8 +29,8 @@ def init(n: int, *, device: Device | None = None) -> DeviceMesh:
     Raises:
         OptionError: this process was started alone or among another number, or a process cannot have its device.
     """
-    if n < 1:
-        raise OptionError(f"tensor_parallel = {n}; a model is divided over 1 process or more")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise OptionError(f"tensor_parallel = {n!r}; a model is divided over 1 process or more")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise OptionError(
             f"tensor_parallel = {n} needs {n} process(es) that know of each other, and this one was started alone; start it "

@@ -12,10 +12,10 @@ import torch
 from idefics.errors import OptionError
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
-from idefics.parallel.device_map import plan_devices, spread
+from idefics.parallel.device_map import plan_devices, spread, usable
 from idefics.parallel.launch import init
 from idefics.weights.families import build_on_meta, family_of
-from idefics.weights.load import Progress, load_config, load_model, stored_dtype
+from idefics.weights.load import Progress, load_config, load_model, stored_dtype, unasked_dtype
 from idefics.weights.placement import Device
 from idefics.weights.shards import Shards
 
@@ -63,13 +63,14 @@ def load_placed(
         device, device_map = device_map, None
     if device_map == "auto":
         count = torch.cuda.device_count()
-        # A tenth stays free for the cache and activations; the plan fills all devices alike, so most have more.
-        devices: list[tuple[Device, int]] = [(f"cuda:{i}", torch.cuda.mem_get_info(i)[0] * 9 // 10) for i in range(count)]
+        free = [torch.cuda.mem_get_info(index)[0] for index in range(count)]
+        devices: list[tuple[Device, int]] = [(f"cuda:{i}", usable(each, devices=count)) for i, each in enumerate(free)]
         if len(devices) <= 1:
             device, device_map = "cuda" if devices else "cpu", None
         else:
             config = load_config(folder)
-            device_map = plan_devices(config, devices, dtype=dtype or stored_dtype(Shards(folder).entries.values()))
+            planned = dtype if dtype is not None else unasked_dtype(config, stored_dtype(Shards(folder).entries.values()))
+            device_map = plan_devices(config, devices, dtype=planned)
     if device_map is None:
         where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
         return load_model(folder, dtype=dtype, device=where, backend=backend, progress=progress)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from idefics.config import read_json
-from idefics.errors import ConfigError
+from idefics.config import family_name, read_json
 from idefics.processor.base import Processor
 from idefics.processor.idefics1 import IdeficsProcessor
 from idefics.processor.idefics2 import Idefics2Processor
@@ -23,10 +22,7 @@ def processor_class(model_type: object) -> type[Processor]:
     Raises:
         ConfigError: no family of that name.
     """
-    if not isinstance(model_type, str) or model_type not in PROCESSORS:
-        known = ", ".join(map(repr, PROCESSORS))
-        raise ConfigError(f"config.model_type = {model_type!r} is no model of this package; it has {known}")
-    return PROCESSORS[model_type]
+    return PROCESSORS[family_name({"model_type": model_type})]
 
 
 def load_processor(folder: Path, **overrides: Any) -> Processor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.config import Idefics1Config
 from idefics.errors import ConfigError, ImageCountError, InputError, OptionError
@@ -50,6 +50,7 @@ class IdeficsProcessor(Processor):
     published_name = "IdeficsProcessor"
     tokens_per_sub_image = 1
     image_processor: SquareImageProcessor
+    images_class: ClassVar[type[SquareImageProcessor]] = SquareImageProcessor
 
     def __init__(self, image_processor: SquareImageProcessor, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
         super().__init__(image_processor, tokenizer, chat_template)
@@ -74,7 +75,7 @@ class IdeficsProcessor(Processor):
         """
         check_options(overrides, (*_OVERRIDES, "padding_side", "chat_template"), what="processor")
         processor_settings_of(folder, family="Idefics")
-        images = SquareImageProcessor.from_folder(folder, **{name: overrides.get(name) for name in _OVERRIDES})
+        images = cls.images_class.from_folder(folder, **{name: overrides.get(name) for name in _OVERRIDES})
         template = overrides.get("chat_template")
         tokenizer = Tokenizer.from_folder(folder, padding_side=overrides.get("padding_side"))
         return cls(images, tokenizer, chat_template=find_template(folder) if template is None else template)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.config import Idefics2Config
 from idefics.errors import ConfigError, InputError, OptionError
@@ -48,6 +48,7 @@ class Idefics2Processor(Processor):
 
     published_name = "Idefics2Processor"
     image_processor: ImageProcessor
+    images_class: ClassVar[type[ImageProcessor]] = ImageProcessor
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Idefics2Processor(Processor):
             OptionError: an override is unknown or unusable.
         """
         own = {name: overrides.pop(name, None) for name in ("image_seq_len", "chat_template", "padding_side")}
-        images = ImageProcessor.from_folder(folder, **overrides)
+        images = cls.images_class.from_folder(folder, **overrides)
         seq_len = own["image_seq_len"]
         if seq_len is None:
             seq_len = processor_settings_of(folder, family="Idefics2").get("image_seq_len")

@@ -174,7 +174,7 @@ class SquareImageProcessor:
 
         Raises:
             ImageError: an image cannot be used.
-            InputError: `transform` gives tensors of several shapes.
+            InputError: `transform` gives no tensors (C, H, W), or tensors of several shapes.
             OptionError: an unusable option, or one that `transform` leaves without effect.
         """
         import torch
@@ -185,7 +185,7 @@ class SquareImageProcessor:
         if transform is not None:
             if changes:
                 raise OptionError(f"{', '.join(changes)}: no effect beside a transform, which makes the pixels")
-            return _stacked([torch.as_tensor(transform(image)) for image in opened], self.image_size)
+            return _stacked([_transformed(transform(image), self.image_num_channels) for image in opened], self.image_size)
         worker = dataclasses.replace(self, **changes) if changes else self
         return _stacked([torch.from_numpy(pixels) for pixels in worker._squares.pixels(opened)], worker.image_size)
 
@@ -204,6 +204,18 @@ class SquareImageProcessor:
 
 def _options(cls: type[SquareImageProcessor]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(cls) if f.init)
+
+
+def _transformed(made: Any, channels: int) -> torch.Tensor:
+    import torch
+
+    try:
+        pixels_CHW = torch.as_tensor(made)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"transform gives a {type(made).__name__}, not a tensor of pixels: {error}") from None
+    if pixels_CHW.ndim != 3 or len(pixels_CHW) != channels or not pixels_CHW.numel():
+        raise InputError(f"transform gives a tensor of shape {tuple(pixels_CHW.shape)}; ({channels}, height, width) is due")
+    return pixels_CHW
 
 
 def _stacked(images: list[torch.Tensor], side: int) -> torch.Tensor:

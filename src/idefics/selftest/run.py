@@ -36,6 +36,7 @@ CHECKS: Mapping[str, Callable[[Subject], Check]] = {
     "images are isolated": vision.images_isolated,
     "tokens see the last image before them": sight.last_image_only,
     "tokens that see no image get exactly zero": sight.blind_tokens,
+    "a document sees no image of the one before it": sight.documents_apart,
     "the answer depends on the image": answers.depends_on_image,
     "the answer depends on the order of images": answers.depends_on_order,
     "cache equals full forward": decoding.cache_equals_full,

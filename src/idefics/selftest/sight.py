@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from idefics.engine.prefill import Prefill
+from idefics.inputs import ModelInputs
 from idefics.selftest.checks import Check, distance, inapplicable, judge
 from idefics.selftest.subject import Subject
 
-__all__ = ["blind_tokens", "last_image_only"]
+__all__ = ["blind_tokens", "documents_apart", "last_image_only"]
 
 AMONG = "images stand among the tokens"
 
@@ -53,6 +54,41 @@ def blind_tokens(subject: Subject) -> Check:
     name = "tokens that see no image get exactly zero"
     if not subject.crossed:
         return inapplicable(name, AMONG)
+    seen_BT = torch.stack([_due(subject, ids) for ids in subject.batch.input_ids_BT])
+    return _exactly_zero(
+        name,
+        subject,
+        subject.batch,
+        seen_BT < 0,
+        holds="a batch with none, one and two images",
+        broken="text that comes before an image is changed by it",
+    )
+
+
+def documents_apart(subject: Subject) -> Check:
+    """Where two documents are packed in one row, cross-attention gives exactly zero to the second before its own image."""
+    name = "a document sees no image of the one before it"
+    eos = subject.processor.tokenizer.eos_token
+    if not subject.crossed or eos is None:
+        return inapplicable(name, AMONG if eos is not None else "the tokenizer has nothing that ends a document")
+    packed = subject.inputs([f"{{i}}a{eos}b{{i}}c"], [subject.pictures[:2]])
+    shown, blind = False, []
+    for token in packed.input_ids_BT[0].tolist():
+        shown |= token == subject.config.image_token_id
+        blind.append(not shown)
+        shown &= token != subject.processor.tokenizer.eos_token_id
+    return _exactly_zero(
+        name,
+        subject,
+        packed,
+        torch.tensor([blind]),
+        holds=f"two documents with an image each and {eos} between them",
+        broken="a document is changed by the image of another",
+    )
+
+
+def _exactly_zero(name: str, subject: Subject, inputs: ModelInputs, blind_BT: Tensor, *, holds: str, broken: str) -> Check:
+    """Whether all gated blocks give zeros to these tokens, which see no image."""
     outputs: list[Tensor] = []
 
     def spy(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
@@ -61,20 +97,18 @@ def blind_tokens(subject: Subject) -> Check:
     blocks = [module for part, module in subject.model.named_modules() if part.endswith(".cross_attn")]
     handles = [block.register_forward_hook(spy) for block in blocks]
     try:
-        rows = len(subject.batch.input_ids_BT)
-        Prefill(subject.model, subject.batch, rows=range(rows), rooms=[1] * rows)
+        rows = len(inputs.input_ids_BT)
+        Prefill(subject.model, inputs, rows=range(rows), rooms=[1] * rows)
     finally:
         for handle in handles:
             handle.remove()
-    seen_BT = torch.stack([_due(subject, ids) for ids in subject.batch.input_ids_BT])
-    wrong = sum(int((output.cpu()[seen_BT < 0] != 0).any(-1).sum()) for output in outputs)
+    wrong = sum(int((output.cpu()[blind_BT] != 0).any(-1).sum()) for output in outputs)
     return Check(
         name=name,
         passed=wrong == 0 and len(outputs) == len(blocks),
         measured=f"{wrong} outputs are not zero",
         allowed="0",
-        explanation=f"{len(blocks)} gated blocks over a batch with none, one and two images"
-        + ("" if wrong == 0 else "; text that comes before an image is changed by it"),
+        explanation=f"{len(blocks)} gated blocks over {holds}" + ("" if wrong == 0 else f"; {broken}"),
     )
 
 

@@ -1,6 +1,6 @@
 """Which models there are. A family is named here, and by its own files; nothing else asks what it is.
 
-To add one: a config, a model, a table beside `idefics2.py`, and a row below.
+To add one: a config (and its row in `config.CONFIGS`), a model, a table beside `idefics2.py`, and a row below.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from idefics.config import Config, Idefics1Config, Idefics2Config
+from idefics.config import CONFIGS, Config, family_name
 from idefics.errors import ConfigError
 from idefics.model.base import VisionLanguageModel
 from idefics.model.idefics1 import Idefics1
@@ -29,7 +29,6 @@ class Family:
     """What it takes to read and write the checkpoints of one family.
 
     Attributes:
-        config: read by `from_dict`, written by `to_dict`.
         model: built from a config.
         architectures: class names that `config.json` may give.
         parts: what is counted apart, by the prefix of our parameter names; the first that fits counts.
@@ -37,7 +36,6 @@ class Family:
         overflows: dtypes too narrow for the numbers inside models of this family.
     """
 
-    config: type[Config]
     model: Callable[..., VisionLanguageModel]
     architectures: tuple[str, ...]
     parts: Mapping[str, str]
@@ -47,14 +45,12 @@ class Family:
 
 FAMILIES: Mapping[str, Family] = {
     "idefics2": Family(
-        config=Idefics2Config,
         model=Idefics2,
         architectures=idefics2.ARCHITECTURES,
         parts=idefics2.PARTS,
         table=idefics2.TABLE,
     ),
     "idefics": Family(
-        config=Idefics1Config,
         model=Idefics1,
         architectures=idefics1.ARCHITECTURES,
         parts=idefics1.PARTS,
@@ -75,17 +71,14 @@ def read_config(raw: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: of no family here, or refused by its config class.
     """
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(map(repr, FAMILIES))
-        raise ConfigError(f"config.model_type = {model_type!r} is no model of this package; it has {known}")
+    model_type = family_name(raw)
     family = FAMILIES[model_type]
     architectures = raw.get("architectures") or []
     if architectures and not set(architectures) & set(family.architectures):
         raise ConfigError(
             f"config.architectures = {architectures!r}; of {model_type!r} only {', '.join(family.architectures)} is supported"
         )
-    return family.config.from_dict(raw)
+    return CONFIGS[model_type].from_dict(raw)
 
 
 def build_on_meta(config: Config, *, backend: Backend = "auto") -> VisionLanguageModel:

@@ -23,7 +23,7 @@ from idefics.weights.memory import explain_out_of_memory, require_free_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
 from idefics.weights.shards import DTYPES, Shards, TensorEntry
 
-__all__ = ["Division", "Progress", "load_config", "load_model", "stored_dtype"]
+__all__ = ["Division", "Progress", "load_config", "load_model", "stored_dtype", "unasked_dtype"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes read so far and in all."""
@@ -83,14 +83,15 @@ def load_model(
 
     Args:
         folder: holds `config.json` and the weights.
-        dtype: of all parameters; None takes the one that most of the stored bytes are in.
+        dtype: of all parameters; None takes the one that most of the stored bytes are in, or bfloat16 where the family's
+            numbers do not fit that.
         device: one device for all, or a map from prefixes of our parameter names to devices (see `Placement`).
         backend: attention implementation.
         progress: told how far it is, after every tensor.
         division: what this process keeps; None for everything.
 
     Warns:
-        UserWarning: the family's numbers do not fit the dtype.
+        UserWarning: the family's numbers do not fit the dtype that was asked for, or the stored one.
 
     Returns:
         The model in eval mode, its parameters trainable; `model.config.dtype` is the dtype it is in.
@@ -117,11 +118,19 @@ def load_model(
     _check_ties(shards, {name: table.published(aliases[ours]) for name, ours in targets.items() if ours in aliases})
 
     entries = [shards.entries[name] for name in targets]
-    chosen = dtype if dtype is not None else stored_dtype(entries)
+    stored_as = stored_dtype(entries)
+    chosen = dtype if dtype is not None else unasked_dtype(config, stored_as)
     model.config = replace(config, dtype=str(chosen).removeprefix("torch."))
     if chosen in family.overflows:
         warnings.warn(
             f"{folder}: models of this family overflow in {model.config.dtype}, and answers become NaN; use bfloat16",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif dtype is None and chosen != stored_as:
+        warnings.warn(
+            f"{folder}: stored as {str(stored_as).removeprefix('torch.')}, in which models of this family overflow; loaded as "
+            f"{model.config.dtype} instead",
             UserWarning,
             stacklevel=2,
         )
@@ -153,6 +162,16 @@ def load_model(
 def stored_dtype(entries: Iterable[TensorEntry]) -> torch.dtype:
     """The dtype that most bytes of a checkpoint are in."""
     return main_dtype((DTYPES[entry.dtype], entry.bytes) for entry in entries)
+
+
+def unasked_dtype(config: Config, stored: torch.dtype) -> torch.dtype:
+    """The dtype that a checkpoint is loaded in where none is asked for: the stored one, unless the family overflows in it.
+
+    >>> from idefics.presets import preset
+    >>> unasked_dtype(preset("idefics-9b"), torch.float16), unasked_dtype(preset("idefics2-8b"), torch.float16)
+    (torch.bfloat16, torch.float16)
+    """
+    return torch.bfloat16 if stored in family_of(config).overflows else stored
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:

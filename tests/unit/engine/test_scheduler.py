@@ -1,7 +1,11 @@
-"""The scheduler and its blocks, against a cache that notes what was written where: random traces, in milliseconds each."""
+"""The scheduler and its blocks, against a cache that notes what was written where: random traces, in milliseconds each.
+
+TRACES=10000 in the environment runs as many.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -13,7 +17,7 @@ from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.engine.speculative import look_up
 
-TRACES = 400
+TRACES = int(os.environ.get("TRACES", "300"))
 VOCABULARY = 5  # few words, so that prompts share beginnings and guesses come true
 IMAGES = (None, None, None, b"one", b"two")
 
@@ -105,13 +109,13 @@ def request(rng: random.Random, arrival: int, *, longest: int) -> AnswerInMaking
     drawn = [None if place < start else image for place in range(length)]
     most = min(longest, length + rng.randint(1, 12))
     after = image if rng.random() < 0.5 else None
-    return AnswerInMaking(row=arrival, arrival=arrival, ids=ids, prompt=length, drawn=drawn, drawn_after=after, most=most)
+    return AnswerInMaking(row=arrival, ids=ids, prompt=length, drawn=drawn, drawn_after=after, most=most)
 
 
 def alone(answer: AnswerInMaking) -> list[int]:
     """The answer's ids, had it been the only one."""
     copy = AnswerInMaking(
-        row=0, arrival=0, ids=answer.ids[: answer.prompt], prompt=answer.prompt, drawn=answer.drawn,
+        row=0, ids=answer.ids[: answer.prompt], prompt=answer.prompt, drawn=answer.drawn,
         drawn_after=answer.drawn_after, most=answer.most,
     )  # fmt: skip
     while len(copy.ids) < copy.most:
@@ -173,10 +177,10 @@ def test_the_eldest_ends_first_and_nobody_waits_for_ever() -> None:
 
 def test_a_long_prompt_does_not_stall_the_others() -> None:
     world = World(Scheduler(BlockPool(100, 4), tokens=8, rows=4))
-    short = AnswerInMaking(row=0, arrival=0, ids=[1], prompt=1, drawn=[None], most=40)
+    short = AnswerInMaking(row=0, ids=[1], prompt=1, drawn=[None], most=40)
     world.scheduler.add(short)
     world.run()
-    world.scheduler.add(AnswerInMaking(row=1, arrival=1, ids=[2] * 100, prompt=100, drawn=[None] * 100, most=101))
+    world.scheduler.add(AnswerInMaking(row=1, ids=[2] * 100, prompt=100, drawn=[None] * 100, most=101))
     for _ in range(10):
         before = len(short.ids)
         plan = world.run()
@@ -186,18 +190,18 @@ def test_a_long_prompt_does_not_stall_the_others() -> None:
 
 def test_a_second_turn_computes_only_what_is_new() -> None:
     world = World(Scheduler(BlockPool(50, 4), tokens=100, rows=2))
-    first = AnswerInMaking(row=0, arrival=0, ids=[1, 2, 3] * 8, prompt=24, drawn=[b"i"] * 24, most=30)
+    first = AnswerInMaking(row=0, ids=[1, 2, 3] * 8, prompt=24, drawn=[b"i"] * 24, most=30)
     world.scheduler.add(first)
     while not first.done:
         world.run()
     before = world.computed
     ids = [*first.ids, 4, 4, 4]
     drawn = [*[b"i"] * 24, *[None] * 9]
-    second = AnswerInMaking(row=1, arrival=1, ids=list(ids), prompt=33, drawn=drawn, most=34)
+    second = AnswerInMaking(row=1, ids=list(ids), prompt=33, drawn=drawn, most=34)
     world.scheduler.add(second)
     world.run()
     assert world.computed - before == 33 - 28  # seven blocks of four were there
-    other = AnswerInMaking(row=2, arrival=2, ids=list(ids), prompt=33, drawn=[*[b"j"] * 24, *[None] * 9], most=34)
+    other = AnswerInMaking(row=2, ids=list(ids), prompt=33, drawn=[*[b"j"] * 24, *[None] * 9], most=34)
     world.scheduler.add(other)
     before = world.computed
     world.run()
@@ -208,7 +212,7 @@ def test_right_guesses_save_passes() -> None:
     passes = []
     for guesses in (0, 4):
         world = World(Scheduler(BlockPool(200, 4), tokens=50, rows=2))
-        answer = AnswerInMaking(row=0, arrival=0, ids=[0], prompt=1, drawn=[None], most=120)
+        answer = AnswerInMaking(row=0, ids=[0], prompt=1, drawn=[None], most=120)
         world.scheduler.add(answer)
         while not answer.done:
             world.run(guesses=guesses)

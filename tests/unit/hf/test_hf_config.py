@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fakes import tiny_config
-from idefics import Idefics2Config
+from idefics import Idefics2Config, IdeficsConfig
 from idefics.config import Idefics2Config as Plain
 from idefics.config import PerceiverConfig, VisionConfig
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
@@ -91,3 +91,17 @@ def test_round_trip_through_the_reference(tmp_path: Path, name: str) -> None:
         assert {key: pair for key, pair in different.items() if pair[0] != pair[1]} == {}, part
     theirs.save_pretrained(tmp_path / "theirs")
     assert Idefics2Config.from_pretrained(tmp_path / "theirs") == config
+
+
+def test_sizes_of_the_first_generation_stand_at_the_top() -> None:
+    given = {
+        "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "hidden_act": "gelu", "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 500.0, "bos_token_id": 3,
+        "eos_token_id": 4, "pad_token_id": 5,
+    }  # fmt: skip
+    config = IdeficsConfig(additional_vocab_size=2, **given)
+    assert {name: getattr(config, name) for name in given} == given
+    for name in given:
+        with pytest.raises(AttributeError):
+            setattr(config, name, 1)
+    assert IdeficsConfig(**config.to_dict()) == config

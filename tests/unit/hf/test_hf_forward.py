@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -146,3 +148,9 @@ def test_a_model_in_a_low_precision_takes_float_pixels(
     assert model.to("cpu") is model
     assert model.to(torch.float32).dtype == torch.float32
     assert model.device == torch.device("cpu")
+
+
+def test_images_of_another_familys_names_are_refused(tiny_checkpoint: Path) -> None:
+    model = Idefics2ForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    with pytest.raises(OptionError, match="does not know image_attention_mask"):
+        model.inputs(torch.tensor([[1, 5]]), image_attention_mask=torch.zeros(1, 2, 1))

@@ -17,7 +17,7 @@ from gated import BOS, EDGES, EOS, FAKE, IMAGE, SIDE, block, pictures, random_ba
 from idefics import AutoConfig, AutoModelForImageTextToText, AutoModelForVision2Seq, IdeficsConfig, IdeficsForVisionText2Text
 from idefics.config import Idefics1Config
 from idefics.errors import ConfigError, InputError, OptionError
-from idefics.hf.padded import seen_images
+from idefics.hf.padded import used_images
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,10 @@ def test_images_that_nobody_sees_are_not_encoded(
 
 def test_what_each_token_sees() -> None:
     mask = torch.tensor([[[0, 1, 0], [0, 0, 0], [0, 0, 1]], [[1, 0, 0], [1, 0, 0], [1, 0, 0]]])
-    seen, used = seen_images(torch.zeros(2, 3, 3, 2, 2), mask, torch.tensor([[1, 1, 1], [0, 1, 1]]))
+    seen, used = used_images(torch.zeros(2, 3, 3, 2, 2), mask, torch.tensor([[1, 1, 1], [0, 1, 1]]))
     assert seen.tolist() == [[0, -1, 1], [-1, 0, 0]]
     assert used.tolist() == [[False, True, True], [True, False, False]]
-    boolean, _ = seen_images(torch.zeros(2, 3, 3, 2, 2), mask.bool(), torch.ones(2, 3))
+    boolean, _ = used_images(torch.zeros(2, 3, 3, 2, 2), mask.bool(), torch.ones(2, 3))
     assert boolean.tolist() == [[0, -1, 1], [0, 0, 0]]
 
 
@@ -141,7 +141,7 @@ def test_a_tuple_where_one_is_asked_for(model: IdeficsForVisionText2Text, severa
     assert torch.equal(loss, named.loss)
     assert torch.equal(logits, named.logits)
     assert torch.equal(states, named.image_hidden_states)
-    assert len(model(several["input_ids"], return_dict=False)) == 1
+    assert len(model(torch.tensor([[BOS, 5]]), return_dict=False)) == 1
 
 
 def test_files_both_ways(tmp_path: Path, model: IdeficsForVisionText2Text) -> None:
@@ -260,3 +260,28 @@ def test_processors_of_either_family_by_their_folder(card: Path, tiny_checkpoint
     assert type(idefics.IdeficsImageProcessor.from_pretrained(card)) is idefics.IdeficsImageProcessor
     idefics.AutoProcessor.from_pretrained(card).save_pretrained(tmp_path)
     assert type(idefics.AutoProcessor.from_pretrained(tmp_path)) is idefics.IdeficsProcessor, "a folder without a model"
+
+
+def test_images_are_never_dropped_in_silence(model: IdeficsForVisionText2Text, several: dict[str, torch.Tensor]) -> None:
+    ids, mask = several["input_ids"], several["attention_mask"]
+    for ask in (model, model.generate, model.inputs):
+        with pytest.raises(InputError, match="give pixel_values too"):
+            ask(ids, mask, image_attention_mask=several["image_attention_mask"])
+    with pytest.raises(InputError, match=r"prompt 1 holds 3 image token\(s\) but no token sees an image"):
+        model(ids, mask)
+    with pytest.raises(InputError, match="no token sees an image"):
+        model.generate(ids, mask, max_new_tokens=1)
+    nobody = torch.zeros_like(several["image_attention_mask"])
+    with pytest.raises(InputError, match="no token sees an image"):
+        model(ids, mask, pixel_values=several["pixel_values"], image_attention_mask=nobody)
+
+
+def test_inputs_of_the_wrong_name_or_size(model: IdeficsForVisionText2Text) -> None:
+    ids = torch.tensor([[BOS, 5]])
+    with pytest.raises(OptionError, match="does not know pixel_value"):
+        model.inputs(ids, pixel_value=torch.zeros(1, 1, 3, SIDE, SIDE))
+    with pytest.raises(InputError, match="hold no images"):
+        model(ids, pixel_values=torch.zeros(1, 0, 3, SIDE, SIDE), image_attention_mask=torch.zeros(1, 2, 0))
+    with pytest.raises(InputError, match="empty"):
+        model(torch.zeros(1, 0, dtype=torch.long), pixel_values=torch.zeros(1, 1, 3, SIDE, SIDE),
+              image_attention_mask=torch.zeros(1, 0, 1))  # fmt: skip

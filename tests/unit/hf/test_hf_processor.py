@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from idefics import AutoProcessor, Idefics2ImageProcessor, Idefics2Processor, load_image
+from idefics import AutoProcessor, Idefics2ImageProcessor, Idefics2Processor, IdeficsImageProcessor, load_image
 from idefics.errors import CheckpointNotFound, ImageCountError, OptionError
 from idefics.hf.padded import unpad_images
 
@@ -95,3 +95,22 @@ def test_the_image_processors_options(tiny_checkpoint: Path, pictures: list[Imag
         Idefics2ImageProcessor.from_pretrained(tiny_checkpoint, sizes=SIZE)
     with pytest.raises(CheckpointNotFound, match="preprocessor_config"):
         Idefics2ImageProcessor.from_pretrained(tiny_checkpoint.parent)
+
+
+def test_settings_may_be_assigned_after_loading(tiny_checkpoint: Path) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint, do_image_splitting=True)
+    assert type(processor.image_processor) is Idefics2ImageProcessor
+    image = Image.new("RGB", (40, 40))
+    sub_images = [processor(text="<image>", images=image, return_tensors="pt").pixel_values.shape[1]]
+    processor.image_processor.do_image_splitting = False
+    sub_images.append(processor(text="<image>", images=image, return_tensors="pt").pixel_values.shape[1])
+    assert sub_images == [5, 1]
+    assert processor.image_processor == AutoProcessor.from_pretrained(tiny_checkpoint, do_image_splitting=False).image_processor
+    with pytest.raises(OptionError, match="do_image_splitting = 'no' must be true or false"):
+        processor.image_processor.do_image_splitting = "no"
+    with pytest.raises(OptionError, match=r"no setting 'do_splitting'; there are .*do_image_splitting"):
+        processor.image_processor.do_splitting = False
+    squares = IdeficsImageProcessor()
+    squares.image_size = 28
+    assert squares.preprocess(image).shape == (1, 3, 28, 28)
+    assert squares == IdeficsImageProcessor(image_size=28)

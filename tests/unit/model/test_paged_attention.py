@@ -31,13 +31,13 @@ def blocks_of(
     generator = torch.Generator().manual_seed(sum(newest))
     most = max(newest) // block + 1
     count = rows * most + 3
-    keys, values = (torch.randn(count, block, groups, size, generator=generator).to(dtype) for _ in range(2))
+    keys, values = (torch.randn(count, groups, block, size, generator=generator).to(dtype) for _ in range(2))
     table = torch.randperm(count, generator=generator)[: rows * most].view(rows, most)
     whole = []
     for row, last in enumerate(newest):
-        whole += [kind[table[row]].flatten(0, 1)[: last + 1].transpose(0, 1)[None] for kind in (keys, values)]
+        whole += [kind[table[row]].transpose(0, 1).flatten(1, 2)[:, : last + 1][None] for kind in (keys, values)]
     given = dict(
-        q_RHK=torch.randn(rows, heads, size, generator=generator).to(dtype), keys_NZGK=keys, values_NZGK=values, table_RM=table,
+        q_RHK=torch.randn(rows, heads, size, generator=generator).to(dtype), keys_NGZK=keys, values_NGZK=values, table_RM=table,
         newest_R=torch.tensor(newest),
     )  # fmt: skip
     return given, whole
@@ -137,7 +137,7 @@ def test_what_no_row_reaches_is_not_read(kernel: Callable[..., torch.Tensor]) ->
     given, _ = blocks_of(2, 4, 2, 8, 4, [5, 2])
     expected = kernel(**given, window=None)
     reached = {int(block) for row, last in enumerate((5, 2)) for block in given["table_RM"][row, : last // 4 + 1]}
-    for kind in ("keys_NZGK", "values_NZGK"):
+    for kind in ("keys_NGZK", "values_NGZK"):
         given[kind][[n for n in range(len(given[kind])) if n not in reached]] = float("nan")
     given["table_RM"][1, 1:] = 10**6  # after a row's last block: any number
     assert torch.equal(kernel(**given, window=None), expected)

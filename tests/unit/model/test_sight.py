@@ -14,7 +14,7 @@ import invariants
 from gated import BOS, EDGES, block, model_inputs, pictures, random_batch, tiny_config, tiny_model
 from idefics.errors import InputError, NumericsError
 from idefics.model import gated_cross_attention, idefics1
-from idefics.model.gated_cross_attention import Routes, Sight, route
+from idefics.model.gated_cross_attention import Routes, Sight, View, route
 from idefics.model.idefics1 import Idefics1, global_images
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -59,10 +59,11 @@ def _shuffled(image_BT: torch.Tensor, *, images: int) -> Routes:
     return dataclasses.replace(routes, lengths=routes.lengths[::-1])
 
 
-def _all_at_once(self: Any, x_BTD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, routes: Routes) -> torch.Tensor:
+def _all_at_once(self: Any, x_BTD: torch.Tensor, view: View) -> torch.Tensor:
     """The mask over images is dropped: tokens that see one see all."""
-    one = Routes(tokens_P=routes.tokens_P, lengths=[len(routes.tokens_P)], images=None)
-    return HONEST_FORWARD(self, x_BTD, keys.flatten(0, 1)[None], values.flatten(0, 1)[None], one)
+    tokens_P = view.routes.tokens_P
+    one = Routes(tokens_P=tokens_P, lengths=[len(tokens_P)], images=None)
+    return HONEST_FORWARD(self, x_BTD, View(view.keys_NLHK.flatten(0, 1)[None], view.values_NLHK.flatten(0, 1)[None], one))
 
 
 def _first_row_for_all(self: Idefics1, seen: Sight | None, rows_R: torch.Tensor) -> Sight | None:
@@ -195,3 +196,16 @@ def test_added_ids_have_tables_of_their_own() -> None:
     plain = tiny_model(additional_vocab_size=0)
     assert plain.text_model.embed_tokens.additional_embedding is None
     assert plain.lm_head.weight.shape[0] == tiny_config().text_config.vocab_size
+
+
+def test_prompts_whose_images_are_missing() -> None:
+    inputs = model_inputs([[BOS, 5, 6], [BOS, *block(2), 7]], [[], []])
+    for seen_BT in (None, torch.full_like(inputs.input_ids_BT, -1)):
+        with pytest.raises(InputError, match=r"prompt 2 holds 2 image token\(s\) but no token sees an image"):
+            tiny_model().check(dataclasses.replace(inputs, seen_BT=seen_BT))
+    for added in (0, 1):  # a model of text has no such id: it is a word like another
+        tiny_model(additional_vocab_size=added).check(dataclasses.replace(inputs, seen_BT=None))
+    empty = model_inputs([[BOS]], [pictures(1)]).row(0)
+    none = {"input_ids_BT": empty.input_ids_BT[:, :0], "attention_mask_BT": empty.attention_mask_BT[:, :0]}
+    with pytest.raises(InputError, match="empty"):
+        tiny_model().check(dataclasses.replace(empty, **none, seen_BT=none["input_ids_BT"]))

@@ -3,6 +3,8 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +16,13 @@ from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Angles
 from idefics.model.gated_cross_attention import route
 from idefics.parallel import device_map as module
-from idefics.parallel.device_map import layer_devices, plan_devices, spread
+from idefics.parallel import load
+from idefics.parallel.device_map import layer_devices, plan_devices, spread, usable
 from idefics.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize
+from idefics.weights.save import save_model
 from invariants import logits_of
 
 GIB = 2**30
@@ -237,3 +241,25 @@ def test_a_tied_head_computes_where_its_parameter_is() -> None:
 def test_maps_that_do_not_fit(device_map: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         spread(_build(), device_map)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_automatic_maps_plan_with_the_dtype_that_is_loaded(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A float16 file of the first generation is planned and loaded as bfloat16; the reserve is that of `usable`."""
+    save_model(tiny_model(dtype=torch.float16), tmp_path)
+    planned: list[Any] = []
+
+    def plan(_: Any, devices: Any, *, dtype: torch.dtype) -> Any:
+        planned.append((devices, dtype))
+        return {"": "cpu"}
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
+    monkeypatch.setattr(load, "plan_devices", plan)
+    monkeypatch.setattr(load, "load_model", lambda *_, device, **__: device)
+    monkeypatch.setattr(load, "spread", lambda *_: None)
+    placed = load.load_placed(tmp_path, dtype=None, device=None, device_map="auto", backend="sdpa", progress=None)
+    if count == 1:
+        assert (placed, planned) == ("cuda", [])
+    else:
+        assert planned == [([("cuda:0", usable(1000, devices=2)), ("cuda:1", 900)], torch.bfloat16)]

@@ -290,3 +290,9 @@ def test_nearly_all_of_a_published_model_is_divided(name: str, share: float) -> 
     plan = plan_of(model)
     counts = {key: parameter.numel() for key, parameter in model.named_parameters()}
     assert sum(count for key, count in counts.items() if key.rpartition(".")[0] in plan) > share * sum(counts.values())
+
+
+@pytest.mark.parametrize("n", ["2", 2.0, 0, -1])
+def test_numbers_of_processes_that_are_none(tiny_checkpoint: Path, n: Any) -> None:
+    with pytest.raises(OptionError, match="divided over 1 process or more"):
+        idefics.load(tiny_checkpoint, tensor_parallel=n)

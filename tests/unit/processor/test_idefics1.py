@@ -213,10 +213,10 @@ def test_transform(processor: IdeficsProcessor) -> None:
     assert seen == [(9, 9), (20, 12), (12, 20)]
     assert out.pixel_values[..., 0, 0, 0].tolist() == [[9, 20], [0, 0], [12, 0]]
     assert out.pixel_values.shape == (3, 2, 3, 5, 4)
-    with pytest.raises(InputError, match=r"several shapes: \(3, 9\), \(3, 20\)"):
-        processor(["a", A, J], transform=lambda image: torch.zeros(3, image.width))
+    with pytest.raises(InputError, match=r"several shapes: \(3, 9, 1\), \(3, 20, 1\)"):
+        processor(["a", A, J], transform=lambda image: torch.zeros(3, image.width, 1))
     with pytest.raises(InputError, match="several shapes"):
-        processor([["a", A], [J]], transform=lambda image: torch.zeros(3, image.width))
+        processor([["a", A], [J]], transform=lambda image: torch.zeros(3, image.width, 1))
     with pytest.raises(OptionError, match="image_size: no effect beside a transform"):
         processor.image_processor(A, image_size=9, transform=transform)
 

@@ -16,6 +16,7 @@ from idefics.model import gated_cross_attention
 from idefics.model import idefics1 as network
 from idefics.model.gated_cross_attention import route
 from idefics.model.idefics1 import Idefics1
+from idefics.processor import idefics1, image_mask
 from idefics.selftest import CHECKS, answers, decoding, sight, verify
 from idefics.selftest.checks import Check
 from idefics.selftest.run import attempt
@@ -90,11 +91,16 @@ def rows_look_at_the_first_rows_images(_: Idefics, patch: pytest.MonkeyPatch) ->
 def blind_tokens_get_a_mean(_: Idefics, patch: pytest.MonkeyPatch) -> None:
     forward = gated_cross_attention.CrossAttention.forward
 
-    def leaking(self, x_BTD, keys, values, routes):  # type: ignore[no-untyped-def]
-        out = forward(self, x_BTD, keys, values, routes)
+    def leaking(self, x_BTD, view):  # type: ignore[no-untyped-def]
+        out = forward(self, x_BTD, view)
         return out + out.mean(dim=(0, 1), keepdim=True)
 
     patch.setattr(gated_cross_attention.CrossAttention, "forward", leaking)
+
+
+@caught_by(sight.documents_apart)
+def documents_run_into_each_other(_: Idefics, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(idefics1, "seen_images", lambda ids, **names: image_mask.seen_images(ids, **{**names, "eos_token_id": None}))
 
 
 @pytest.mark.parametrize(("mutation", "check"), BROKEN, ids=lambda f: f.__name__)

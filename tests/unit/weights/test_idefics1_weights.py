@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,15 @@ def test_a_blind_beginning_answers_like_a_text_model() -> None:
     row = [BOS, *block(1), 5, 6]
     logits = [invariants.logits_of(model, model_inputs([row], [pictures(1, seed=seed)])) for seed in (1, 2)]
     assert torch.equal(*logits)
+
+
+def test_numbers_that_float16_cannot_hold(tmp_path: Path) -> None:
+    save_model(tiny_model(dtype=torch.float16), tmp_path)
+    with pytest.warns(UserWarning, match="stored as float16, in which .* overflow; loaded as bfloat16 instead"):
+        model = load_model(tmp_path)
+    assert (model.dtype, model.config.dtype) == (torch.bfloat16, "bfloat16")
+    with pytest.warns(UserWarning, match="overflow in float16"):
+        assert load_model(tmp_path, dtype=torch.float16).dtype == torch.float16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_model(tmp_path, dtype=torch.float32).dtype == torch.float32

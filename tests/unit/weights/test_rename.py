@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 from tiny_models import TINY
 
+from idefics.config import CONFIGS
+from idefics.hf import auto
+from idefics.processor.families import PROCESSORS
 from idefics.weights.families import FAMILIES, build_on_meta
 from idefics.weights.idefics2 import TABLE
 from idefics.weights.rename import RenameTable
@@ -63,5 +66,6 @@ def test_a_table_that_cannot_be_inverted_is_refused(rows: dict[str, str], messag
 
 
 def test_families_are_keyed_by_their_own_model_type() -> None:
-    for model_type, family in FAMILIES.items():
-        assert family.config.model_type == model_type
+    for model_type, config in CONFIGS.items():
+        assert config.model_type == model_type
+    assert CONFIGS.keys() == FAMILIES.keys() == PROCESSORS.keys() == auto._MODELS.keys() == auto._PROCESSORS.keys()

@@ -24,8 +24,8 @@ PAGED = Shortcut("the kernel for attention over blocks", "blocks are gathered be
 
 def paged_attention(
     q_RHK: Tensor,
-    keys_NZGK: Tensor,
-    values_NZGK: Tensor,
+    keys_NGZK: Tensor,
+    values_NGZK: Tensor,
     *,
     table_RM: Tensor,
     newest_R: Tensor,
@@ -38,8 +38,8 @@ def paged_attention(
 
     Args:
         q_RHK: queries.
-        keys_NZGK: all blocks; every number that a row's table reaches must be finite.
-        values_NZGK: as the keys.
+        keys_NGZK: all blocks; every number that a row's table reaches must be finite.
+        values_NGZK: as the keys.
         table_RM: int64, which blocks hold the row, in order; after its last one, any.
         newest_R: int64, the newest token's place in its row, from 0: one less than the keys it sees.
         window: keys that a token sees at most, itself included; None for no limit.
@@ -49,18 +49,18 @@ def paged_attention(
         (R, H, K), dtype of `q_RHK`.
     """
     if backend == "auto" and q_RHK.is_cuda and _has_triton():
-        found = PAGED.attempt(lambda: _kernel(q_RHK, keys_NZGK, values_NZGK, table_RM, newest_R, window))
+        found = PAGED.attempt(lambda: _kernel(q_RHK, keys_NGZK, values_NGZK, table_RM, newest_R, window))
         if found is not None:
             return found
     return gathered_attention(
-        q_RHK, keys_NZGK, values_NZGK, table_RM=table_RM, newest_R=newest_R, window=window, backend=backend
+        q_RHK, keys_NGZK, values_NGZK, table_RM=table_RM, newest_R=newest_R, window=window, backend=backend
     )
 
 
 def gathered_attention(
     q_RHK: Tensor,
-    keys_NZGK: Tensor,
-    values_NZGK: Tensor,
+    keys_NGZK: Tensor,
+    values_NGZK: Tensor,
     *,
     table_RM: Tensor,
     newest_R: Tensor,
@@ -68,11 +68,17 @@ def gathered_attention(
     backend: Backend,
 ) -> Tensor:
     """`paged_attention` by its definition."""
-    key_1S = torch.arange(table_RM.shape[1] * keys_NZGK.shape[1], device=q_RHK.device)[None]
+    key_1S = torch.arange(table_RM.shape[1] * keys_NGZK.shape[2], device=q_RHK.device)[None]
     mask_RS = key_1S <= newest_R[:, None]
     if window is not None:
         mask_RS &= newest_R[:, None] - key_1S < window
-    k_RGSK, v_RGSK = (blocks[table_RM].flatten(1, 2).transpose(1, 2) for blocks in (keys_NZGK, values_NZGK))
+    groups = keys_NGZK.shape[1]
+    table_RGM = table_RM[:, None] * groups + torch.arange(groups, device=q_RHK.device)[:, None]
+    # Gathered in this order, one copy is all: (R, G, M, Z x K) is (R, G, S, K).
+    k_RGSK, v_RGSK = (
+        blocks.flatten(0, 1).flatten(1).index_select(0, table_RGM.flatten()).view(len(q_RHK), groups, -1, q_RHK.shape[-1])
+        for blocks in (keys_NGZK, values_NGZK)
+    )
     out_RH1K = attention(q_RHK[:, :, None], k_RGSK, v_RGSK, mask_BTS=mask_RS[:, None], causal=False, backend=backend)
     return out_RH1K[:, :, 0]
 
@@ -83,9 +89,9 @@ def _has_triton() -> bool:
 
 
 def _kernel(
-    q_RHK: Tensor, keys_NZGK: Tensor, values_NZGK: Tensor, table_RM: Tensor, newest_R: Tensor, window: int | None
+    q_RHK: Tensor, keys_NGZK: Tensor, values_NGZK: Tensor, table_RM: Tensor, newest_R: Tensor, window: int | None
 ) -> Tensor:
     from idefics.model.layers.paged_kernel import paged_kernel  # not at the top: it imports triton
 
     with torch.cuda.device(q_RHK.device):  # Triton starts kernels on the current GPU, wherever the tensors are
-        return paged_kernel(q_RHK, keys_NZGK, values_NZGK, table_RM=table_RM, newest_R=newest_R, window=window)
+        return paged_kernel(q_RHK, keys_NGZK, values_NGZK, table_RM=table_RM, newest_R=newest_R, window=window)

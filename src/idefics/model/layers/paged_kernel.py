@@ -36,7 +36,7 @@ LEAST_ROWS = 16
 @triton.jit
 def _attend(
     q_ptr, k_ptr, v_ptr, table_ptr, newest_ptr, out_ptr, top_ptr, sum_ptr,
-    scale, newest_step, table_row, block_step, token_step, head_step,
+    scale, newest_step, table_row, block_step, head_step, token_step,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, STRETCHES: tl.constexpr,
     STRETCH_KEYS: tl.constexpr, WINDOW: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -114,15 +114,15 @@ def _join(
 
 
 def paged_kernel(
-    q_RHK: Tensor, keys_NZGK: Tensor, values_NZGK: Tensor, *, table_RM: Tensor, newest_R: Tensor, window: int | None
+    q_RHK: Tensor, keys_NGZK: Tensor, values_NGZK: Tensor, *, table_RM: Tensor, newest_R: Tensor, window: int | None
 ) -> Tensor:
     """As `paged_attention`; tables and places of any integer dtype.
 
     Blocks must be of one layout for keys and values, with each head's numbers next to each other.
     """
-    (rows, heads, size), (_, block, groups, _) = q_RHK.shape, keys_NZGK.shape
-    assert keys_NZGK.stride() == values_NZGK.stride(), "keys and values lie differently"
-    assert keys_NZGK.stride(3) == 1, "a head's numbers are apart"
+    (rows, heads, size), (_, groups, block, _) = q_RHK.shape, keys_NGZK.shape
+    assert keys_NGZK.stride() == values_NGZK.stride(), "keys and values lie differently"
+    assert keys_NGZK.stride(3) == 1, "a head's numbers are apart"
     assert table_RM.stride(1) == 1, "a row's blocks are apart in the table"
     q_RHK = q_RHK.contiguous()
     stretches, keys = _stretches(rows * groups, table_RM.shape[1] * block)
@@ -134,8 +134,8 @@ def paged_kernel(
         top, total = (q_RHK.new_empty(rows, heads, stretches, dtype=torch.float32) for _ in range(2))
     launch: Any = _attend[(rows, groups, stretches)]
     launch(
-        q_RHK, keys_NZGK, values_NZGK, table_RM, newest_R, found, top, total,
-        size**-0.5, newest_R.stride(0), table_RM.stride(0), *keys_NZGK.stride()[:3],
+        q_RHK, keys_NGZK, values_NGZK, table_RM, newest_R, found, top, total,
+        size**-0.5, newest_R.stride(0), table_RM.stride(0), *keys_NGZK.stride()[:3],
         HEADS=heads, GROUPS=groups, SIZE=size, BLOCK=block, STRETCHES=stretches, STRETCH_KEYS=keys, WINDOW=window or 0,
         SHARED=shared, WIDTH=width, STEP=KEYS_AT_ONCE * 2 // q_RHK.element_size(),
     )  # fmt: skip

@@ -33,12 +33,9 @@ from idefics.processor.base import Images
 from idefics.processor.families import load_processor, processor_class
 
 __all__ = [
-    "ASSUMED_TEXT_TOKENS", "PRECISIONS", "ImagePlan", "MemoryPlan", "Plan", "Precision", "Share", "Subject", "make_plan",
-    "make_shares", "preset_named", "published_images", "subject",
+    "ASSUMED_TEXT_TOKENS", "PRECISIONS", "ImagePlan", "MemoryPlan", "Plan", "Precision", "Subject", "make_plan",
+    "preset_named", "published_images", "subject",
 ]  # fmt: skip
-
-USABLE = (9, 10)
-"""The part of a GPU that weights may take, as `device_map="auto"` has it: the rest is for the cache and activations."""
 
 ASSUMED_TEXT_TOKENS = 32
 """A short question and the chat template around it, where neither the text nor its length is known."""
@@ -127,11 +124,15 @@ class ImagePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes at one precision; see the head of this file for what is counted."""
+    """Bytes at one precision; see the head of this file for what is counted.
+
+    `image_cache` is the part of `kv_cache` that gated blocks keep of images.
+    """
 
     precision: Precision
     weights: int
     kv_cache: int
+    image_cache: int
     vision: int
     prompt: int
 
@@ -139,22 +140,6 @@ class MemoryPlan:
     def total(self) -> int:
         """At the peak: the images are done when the prompt is run."""
         return self.weights + self.kv_cache + max(self.vision, self.prompt)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one of several GPUs holds.
-
-    Attributes:
-        first: name of its first part, in the order of the computation; `last` of its last.
-        weights: bytes.
-        free: bytes left for the cache and for activations.
-    """
-
-    first: str
-    last: str
-    weights: int
-    free: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,39 +319,12 @@ def _memory(config: Config, plan: Plan, precision: Precision) -> MemoryPlan:
     patches = min(plan.batch * sum(every), max(PATCHES_AT_ONCE, *every)) if every else 0
     pixels = vision.num_channels * vision.patch_size**2 * (4 + precision.bytes)
     tokens = plan.batch * (plan.prompt_tokens + plan.new_tokens)
+    image_cache = plan.batch * len(every) * config.values_per_image * precision.bytes
     return MemoryPlan(
         precision=precision,
         weights=sum(plan.parameters.values()) * precision.weight_bits // 8,
-        kv_cache=tokens * kv_bytes_per_token(config, getattr(torch, precision.dtype))
-        + plan.batch * len(every) * config.values_per_image * precision.bytes,
+        kv_cache=tokens * kv_bytes_per_token(config, getattr(torch, precision.dtype)) + image_cache,
+        image_cache=image_cache,
         vision=patches * (config.values_per_patch * precision.bytes + pixels),
         prompt=plan.batch * plan.prompt_tokens * (2 * text.hidden_size + 3 * text.intermediate_size) * precision.bytes,
     )
-
-
-def make_shares(config: Config, gpus: Sequence[int], precision: Precision) -> tuple[Share, ...]:
-    """How `device_map="auto"` would cut the model over GPUs: consecutive pieces that fill all of them alike.
-
-    Args:
-        config: of the model.
-        gpus: bytes of each.
-        precision: of the weights.
-
-    Raises:
-        OutOfMemory: it does not fit; with all the numbers.
-    """
-    import torch
-
-    from idefics.parallel.device_map import plan_devices, unit_bytes
-
-    dtype = getattr(torch, precision.dtype)
-    devices = [(f"cuda:{index}", size * USABLE[0] // USABLE[1]) for index, size in enumerate(gpus)]
-    placed = plan_devices(config, devices, dtype=dtype)
-    sizes = unit_bytes(config, dtype)
-    shares = []
-    for index, size in enumerate(gpus):
-        units = [unit for unit in sizes if placed[unit].index == index]
-        weights = sum(sizes[unit] for unit in units)
-        names = (units[0], units[-1]) if units else ("nothing", "nothing")
-        shares.append(Share(first=names[0], last=names[1], weights=weights, free=size - weights))
-    return tuple(shares)

@@ -1,0 +1,46 @@
+"""The CPU set: every comparison with transformers that a machine without a GPU can make, one after the other.
+
+    python benchmarks/cpu.py            # under 15 minutes on two cores; writes benchmarks/results/
+    python benchmarks/cpu.py decode     # some of it
+
+Each runs in a process of its own; what fails is told in the end and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SET = {
+    "start": ["start.py"],
+    "preprocessing": ["preprocessing.py"],
+    "decode": ["decode.py"],
+    "vision": ["vision.py", "--rounds", "2"],
+    "engine": ["engine.py"],
+    "wide": ["engine.py", "--layers", "2", "--tokens", "12", "--rounds", "2"],
+    "ties": ["ties.py"],
+}
+
+
+def main() -> None:
+    """Runs what was named, or all."""
+    names = sys.argv[1:] or list(SET)
+    unknown = [name for name in names if name not in SET]
+    if unknown:
+        sys.exit(f"there is no {', '.join(unknown)}; choose from {', '.join(SET)}")
+    failed = []
+    for name in names:
+        began = time.monotonic()
+        print(f"== {name}", flush=True)
+        done = subprocess.run([sys.executable, str(Path(__file__).parent / SET[name][0]), *SET[name][1:]], check=False)
+        print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
+        if done.returncode:
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""docs/performance.md says what the result files say."""
+
+from __future__ import annotations
+
+import sys
+
+from repository import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from tables import PAGE, filled, newest
+
+
+def test_the_page_is_made_from_the_results() -> None:
+    page = PAGE.read_text()
+    assert filled(page) == page, "run python benchmarks/tables.py"
+
+
+def test_a_changed_number_would_be_seen() -> None:
+    page = PAGE.read_text()
+    ratio = next(f"{case['ratio']:.2f}x" for case in newest("decode")["cases"] if case["ratio"])
+    assert ratio in page
+    changed = page.replace(ratio, "99.00x")
+    assert filled(changed) == page != changed
