@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "numpy", "PIL", "tokenizers", "safetensors", "huggingface_hub", "httpx", "jinja2", "transformers")
+SERVER = ("fastapi", "starlette", "uvicorn", "prometheus_client", "llguidance")
+HEAVY = ("torch", "numpy", "PIL", "tokenizers", "safetensors", "huggingface_hub", "httpx", "jinja2", "transformers", *SERVER)
 
 
 def _loaded(code: str) -> list[str]:
@@ -37,13 +38,17 @@ def test_names_are_loaded_when_used() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_the_command_lines_help_loads_no_torch(arguments: list[str]) -> None:
-    assert not {"torch", "numpy", "PIL", "transformers"} & set(_loaded(_command_line(*arguments)))
+    assert not {"torch", "numpy", "PIL", "transformers", *SERVER} & set(_loaded(_command_line(*arguments)))
 
 
 def test_the_facade_never_loads_transformers() -> None:
     names = _loaded("import idefics.api, idefics.hf, idefics.selftest")
     assert "torch" in names, "this test sees what is loaded"
-    assert not {"transformers", "peft", "accelerate", "sentencepiece", "mistral_common"} & set(names)
+    assert not {"transformers", "peft", "accelerate", "sentencepiece", "mistral_common", *SERVER} & set(names)
+
+
+def test_the_help_of_serving_loads_no_server() -> None:
+    assert not {"torch", *SERVER} & set(_loaded(_command_line("serve", "--help")))
 
 
 @pytest.mark.parametrize("module", ["sampling_params", "request"])

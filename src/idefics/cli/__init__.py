@@ -30,6 +30,7 @@ COMMANDS = {
     "info": ("idefics.cli.info:info", "Show what a model is: parameters, files, tokenizer, image settings."),
     "init": ("idefics.cli.init:init", "Write a checkpoint with random weights."),
     "plan": ("idefics.cli.plan:plan", "Tell what a request will take, before anything is loaded."),
+    "serve": ("idefics.cli.serve:serve", "Serve a model over HTTP: text-generation-inference's API and OpenAI's."),
     "verify": ("idefics.cli.verify:verify", "Test a model for silently wrong output."),
 }
 """Name to (module:function, one line of help)."""

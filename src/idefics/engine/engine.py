@@ -27,7 +27,7 @@ from idefics.engine.limits import Limits
 from idefics.engine.prefill import Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.runner import Runner
-from idefics.engine.sampling import Choice, choose
+from idefics.engine.sampling import Choice, LogitFilter, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice
@@ -91,6 +91,7 @@ class Engine:
         params: SamplingParams,
         *,
         stops: Sequence[StopCheck] | None = None,
+        guides: Sequence[LogitFilter] | None = None,
         deadline: float | None = None,
         stream: int = 0,
     ) -> int:
@@ -100,6 +101,7 @@ class Engine:
             inputs: one row, without padding.
             params: how to continue it; no beams.
             stops: one per answer, `params.candidates` of them.
+            guides: likewise; what they forbid on top of `params` is not chosen.
             deadline: in seconds of `time.monotonic`; what is unfinished then ends with `"deadline"`.
             stream: which of a seed's streams of random numbers the first answer draws from.
 
@@ -120,6 +122,7 @@ class Engine:
             number=number,
             held=self.scheduler.pool.blocks * self.limits.block,
             stops=stops,
+            guides=guides,
             deadline=deadline,
             stream=stream,
         )

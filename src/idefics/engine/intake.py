@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from idefics.engine.limits import check_room
 from idefics.engine.request import StopCheck
 from idefics.engine.runner import Source, pictures
-from idefics.engine.sampling import Sampler
+from idefics.engine.sampling import LogitFilter, Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.sequences import AnswerInMaking
 from idefics.errors import OptionError
@@ -45,6 +45,7 @@ def answers_of(
     number: int,
     held: int,
     stops: Sequence[StopCheck] | None,
+    guides: Sequence[LogitFilter] | None,
     deadline: float | None,
     stream: int,
 ) -> Iterator[AnswerInMaking]:
@@ -57,6 +58,7 @@ def answers_of(
         number: of the request.
         held: tokens that the cache holds in all.
         stops: one per answer.
+        guides: likewise.
         deadline: of all.
         stream: of random numbers, of the first answer.
 
@@ -85,7 +87,7 @@ def answers_of(
             state=State(
                 params,
                 source,
-                Sampler(params, ids, stream=stream + candidate),
+                Sampler(params, ids, stream=stream + candidate, guide=None if guides is None else guides[candidate]),
                 None if stops is None else stops[candidate],
                 deadline,
             ),

@@ -18,7 +18,7 @@ from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.upload import uploaded
 from idefics.errors import IdeficsError, NumericsError
 
-__all__ = ["Choice", "Sampler", "choose", "history_filters", "likeliest", "require_finite"]
+__all__ = ["Choice", "LogitFilter", "Sampler", "choose", "history_filters", "likeliest", "require_finite"]
 
 BANNED = float("-inf")
 
@@ -204,13 +204,15 @@ class PlainBans:
 
 
 class Sampler:
-    """One request's way of choosing tokens, with its own generator."""
+    """One request's way of choosing tokens, with its own generator; a guide, if there is one, filters last."""
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], *, stream: int = 0) -> None:
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int], *, stream: int = 0, guide: LogitFilter | None = None
+    ) -> None:
         self.params = params
         self.prompt = list(prompt)
-        self.filters = history_filters(params)
-        self.plain = PlainBans.of(params)
+        self.filters = [*history_filters(params), *([] if guide is None else [guide])]
+        self.plain = PlainBans.of(params) if guide is None else None
         self.generator = torch.Generator()
         if params.seed is None:
             self.generator.seed()

@@ -7,13 +7,15 @@ from itertools import pairwise
 
 import torch
 
-from idefics.engine.prefill import Prefill
+from idefics.engine.prefill import Prefill, left_aligned, positions
 from idefics.engine.sampling import require_finite
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 
-__all__ = ["score_continuations"]
+__all__ = ["score_continuations", "score_prompt"]
+
+AT_ONCE = 256  # rows of logits: a vocabulary of 32,003 in float32 is 128 kB each
 
 
 @torch.inference_mode()
@@ -66,6 +68,31 @@ def _documents(ids: Sequence[int], end: int | None) -> list[Sequence[int]]:
     """The ids cut after each `end`."""
     cuts = [0, *(place + 1 for place, found in enumerate(ids) if found == end), len(ids)]
     return [ids[start:stop] for start, stop in pairwise(cuts) if stop > start]
+
+
+@torch.inference_mode()
+def score_prompt(model: VisionLanguageModel, inputs: ModelInputs) -> list[float]:
+    """Log-probability of each token of a prompt after those before it; the first has none.
+
+    Args:
+        model: the model.
+        inputs: one prompt and its images.
+
+    Raises:
+        InputError: prompt and images do not match.
+        NumericsError: NaN or infinite logits.
+    """
+    model.check(inputs)
+    inputs = left_aligned(inputs).to(model.device)
+    ids_BT = inputs.input_ids_BT
+    hidden_BTD = model(ids_BT, positions_BT=positions(inputs.attention_mask_BT), seen=model.see(inputs))
+    scores: list[float] = []
+    for start in range(0, ids_BT.shape[1] - 1, AT_ONCE):
+        logits_TV = model.logits(hidden_BTD[0, start : start + AT_ONCE]).float()
+        targets = ids_BT[0, start + 1 : start + 1 + AT_ONCE].to(logits_TV.device)
+        require_finite(logits_TV)
+        scores += logits_TV[: len(targets)].log_softmax(-1).gather(1, targets[:, None])[:, 0].tolist()
+    return scores
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

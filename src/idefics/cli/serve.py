@@ -1,0 +1,156 @@
+"""`idefics serve`: one model over HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from idefics.cli.loading import memory_explained, open_model
+from idefics.cli.options import ImageOptions, ModelOptions
+from idefics.cli.terminal import say
+from idefics.errors import OptionError
+
+__all__ = ["serve"]
+
+_ADDRESS, _SAFETY, _LOAD = "Address", "Safety", "Load"
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+
+
+def serve(
+    checkpoint: Annotated[
+        str | None, Argument(metavar="[MODEL]", help="Folder or Hub id; left out: the embedded model.", show_default=False)
+    ] = None,
+    *,
+    model: ModelOptions,
+    images: ImageOptions,
+    host: Annotated[str, Option("--host", help="Where to listen; 0.0.0.0 for all.", rich_help_panel=_ADDRESS)] = "127.0.0.1",
+    port: Annotated[int, Option("--port", "-p", help="0 takes a free one.", rich_help_panel=_ADDRESS, min=0, max=65535)] = 8080,
+    tls_cert: Annotated[
+        Path | None, Option("--tls-cert", help="Certificate (PEM) for https.", rich_help_panel=_ADDRESS, show_default=False)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, Option("--tls-key", help="Its private key (PEM).", rich_help_panel=_ADDRESS, show_default=False)
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        Option(
+            "--api-key",
+            help="Ask clients for this key; repeatable. Better in the environment, where others do not see it.",
+            envvar="IDEFICS_API_KEY",
+            rich_help_panel=_SAFETY,
+            show_default=False,
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        Option(
+            "--cors", help="Origin whose pages may ask; repeatable, * for all.", rich_help_panel=_SAFETY, show_default=False
+        ),
+    ] = None,
+    allow_private_images: Annotated[
+        bool, Option("--allow-private-images", help="Fetch images from any address.", rich_help_panel=_SAFETY)
+    ] = False,
+    allow_image_host: Annotated[
+        list[str] | None,
+        Option(
+            "--allow-image-host",
+            help="Host, .domain, address or network to fetch images from though it is not public; repeatable.",
+            rich_help_panel=_SAFETY,
+            show_default=False,
+        ),
+    ] = None,
+    max_images: Annotated[int, Option("--max-images", help="In one request.", rich_help_panel=_SAFETY, min=0)] = 64,
+    max_image_mb: Annotated[float, Option("--max-image-mb", help="Of one encoded image.", rich_help_panel=_SAFETY)] = 20.0,
+    max_body_mb: Annotated[float, Option("--max-body-mb", help="Of a request.", rich_help_panel=_SAFETY)] = 32.0,
+    max_requests: Annotated[
+        int, Option("--max-requests", help="Taken on together; more are told to come back.", rich_help_panel=_LOAD, min=1)
+    ] = 128,
+    max_rows: Annotated[int, Option("--max-rows", help="Answers computed together.", rich_help_panel=_LOAD, min=1)] = 64,
+    max_pass_tokens: Annotated[
+        int, Option("--max-pass-tokens", help="Computed in one pass at most.", rich_help_panel=_LOAD, min=1)
+    ] = 2048,
+    cache_gb: Annotated[
+        float | None,
+        Option(
+            "--cache-gb", help="For keys and values; left out: a share of the free.", rich_help_panel=_LOAD, show_default=False
+        ),
+    ] = None,
+    image_cache_mb: Annotated[float, Option("--image-cache-mb", help="For images.", rich_help_panel=_LOAD, min=0)] = 512.0,
+    workers: Annotated[
+        int | None,
+        Option(
+            "--workers", help="Threads that prepare images; left out: one per core, up to 8.", rich_help_panel=_LOAD,
+            show_default=False, min=1,
+        ),
+    ] = None,
+    deadline: Annotated[float, Option("--deadline", help="Seconds that a request may take.", rich_help_panel=_LOAD)] = 600.0,
+    stuck_after: Annotated[
+        float, Option("--stuck-after", help="Seconds of one step after which /health fails.", rich_help_panel=_LOAD)
+    ] = 120.0,
+    drain: Annotated[
+        float, Option("--drain", help="Seconds that running requests get when the server is stopped.", rich_help_panel=_LOAD)
+    ] = 60.0,
+    log_level: Annotated[str, Option("--log-level", help="debug, info, warning or error.")] = "info",
+) -> None:  # fmt: skip
+    """Serve a model over HTTP until stopped; Ctrl-C or SIGTERM lets running requests end.
+
+    Example: idefics serve HuggingFaceM4/idefics2-8b --dtype bfloat16 --port 8080
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OptionError(f"serving needs {', '.join(missing)}: pip install 'idefics[server]'")
+    if checkpoint is not None:
+        if model.model is not None:
+            raise OptionError(f"MODEL {checkpoint!r} and --model {model.model!r} are both given; give one")
+        model = dataclasses.replace(model, model=checkpoint)
+    if (tls_cert is None) != (tls_key is None):
+        raise OptionError("--tls-cert and --tls-key go together; give both or none")
+    for path in (tls_cert, tls_key):
+        if path is not None and not path.is_file():
+            raise OptionError(f"{path} does not exist: no such file")
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise OptionError(f"--log-level {log_level!r} is not one of debug, info, warning, error")
+    from idefics.engine.limits import Limits
+    from idefics.server.addresses import AddressRule
+    from idefics.server.limits import ServerLimits
+
+    limits = ServerLimits(
+        requests=max_requests, body_bytes=int(max_body_mb * 2**20), images=max_images, image_bytes=int(max_image_mb * 2**20),
+        deadline=deadline, workers=workers or min(8, os.cpu_count() or 1), stuck_after=stuck_after, drain=drain,
+    )  # fmt: skip
+    at_once = Limits(
+        rows=max_rows, tokens=max(max_pass_tokens, max_rows), image_bytes=int(image_cache_mb * 2**20),
+        cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
+    )  # fmt: skip
+    rule = AddressRule(private=allow_private_images, allowed=allow_image_host or ())
+    from idefics.server.run import bound, run
+
+    at = bound(host, port)  # before a large model is loaded in vain
+    loaded = open_model(model, images)
+    from idefics.server.app import create_app
+    from idefics.server.logs import configure
+    from idefics.server.model import ServedEngine, ServedModel
+
+    configure(log_level)
+    app = create_app(
+        ServedModel.of(loaded), ServedEngine(loaded.model, at_once), limits=limits, images=rule,
+        api_keys=api_key or (), cors=cors or (),
+    )  # fmt: skip
+    scheme = "http" if tls_cert is None else "https"
+    with memory_explained("serving"):
+        run(
+            app,
+            at,
+            tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
+            drain=drain,
+            listening=lambda at: say(f"{loaded.name} at {scheme}://{_host(host)}:{at}"),
+        )
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,79 @@
+"""The text of answers while they grow. What is here runs in the engine's thread, once per token."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from idefics.engine.request import FinishReason, Token
+from idefics.processor.detokenizer import TextStream
+from idefics.processor.tokenizer import Tokenizer
+
+__all__ = ["AnswerText", "Said"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """One token of an answer, and the text that is certain with it.
+
+    Attributes:
+        candidate: which of the request's answers.
+        id: token id.
+        text: what it adds; with the last token, also what was held back. Never half a character.
+        logprob: log-probability under the model.
+        top: the likeliest alternatives (id, log-probability), if asked for.
+        finish: why the answer ends here, or None.
+        at: `time.monotonic` when it was chosen.
+    """
+
+    candidate: int
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    finish: FinishReason | None
+    at: float
+
+
+class AnswerText:
+    """Turns one answer's tokens into text and watches for stop strings.
+
+    Args:
+        tokenizer: of the model.
+        stop: strings that end the answer.
+        stop_ids: ids that end it because a stop string is that token.
+        keep_stop: whether a stop string that ended the answer is part of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, stop: Sequence[str], stop_ids: frozenset[int], keep_stop: bool) -> None:
+        self._shown = TextStream(tokenizer, stop=() if keep_stop else stop)
+        self._watched = TextStream(tokenizer, stop=stop) if keep_stop and stop else self._shown
+        self._stop_ids = stop_ids
+        self._pieces: deque[str] = deque()
+
+    def stop(self, ids: Sequence[int]) -> bool:
+        """What the engine calls with an answer's ids after each new one; True once a stop string is complete."""
+        self._pieces.append(self._shown.push(ids[-1]))
+        if self._watched is not self._shown:
+            self._watched.push(ids[-1])
+        return self._watched.stopped is not None
+
+    def said(self, token: Token) -> Said:
+        """A token with its text; tokens come in order, each after its `stop`."""
+        finish = token.finish
+        text = self._pieces.popleft() if finish != "eos" else ""
+        if finish is not None:
+            text += self._shown.finish()
+        if finish == "eos" and token.id in self._stop_ids:
+            finish = "stop"
+        return Said(
+            candidate=token.candidate,
+            id=token.id,
+            text=text,
+            logprob=token.logprob,
+            top=token.top,
+            finish=finish,
+            at=time.monotonic(),
+        )

@@ -1,0 +1,151 @@
+"""The application: both APIs over one engine, guarded, measured, and stopped in good order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse, Response
+
+from idefics import __version__
+from idefics.errors import IdeficsError
+from idefics.server.addresses import AddressRule
+from idefics.server.errors import Invalid, ServerError
+from idefics.server.guard import Guard
+from idefics.server.limits import ServerLimits
+from idefics.server.model import ServedModel, WatchedEngine
+from idefics.server.openai import openai_error, openai_router
+from idefics.server.service import Service, served_error
+from idefics.server.sse import Json
+from idefics.server.tgi import tgi_error, tgi_router
+from idefics.server.tgi_schemas import TgiError
+
+__all__ = ["create_app"]
+
+log = logging.getLogger(__name__)
+_BAD_REQUEST = {422: 400}  # what the clients of OpenAI's API are used to
+
+
+def create_app(
+    model: ServedModel,
+    engine: WatchedEngine,
+    *,
+    limits: ServerLimits | None = None,
+    images: AddressRule | None = None,
+    api_keys: Iterable[str] = (),
+    cors: Iterable[str] = (),
+) -> FastAPI:
+    """An ASGI application that serves one model.
+
+    Args:
+        model: facts, see `ServedModel.of`.
+        engine: that computes, see `ServedEngine`; used by the application alone.
+        limits: of requests.
+        images: where images may be fetched from; None: public addresses.
+        api_keys: one of which requests must bear; none means that anybody may ask.
+        cors: origins of pages whose scripts may ask; none by default.
+    """
+    limits = limits or ServerLimits()
+    service = Service(model, engine, limits, images or AddressRule())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        del app
+        service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="idefics",
+        version=__version__,
+        description=f"{model.name}: the text-generation-inference API and OpenAI's.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(tgi_router(service))
+    app.include_router(openai_router(service))
+
+    unhealthy: dict[int | str, dict[str, Any]] = {503: {"model": TgiError, "description": "The engine is stuck or dead"}}
+
+    @app.get(
+        "/health",
+        tags=["operation"],
+        summary="Whether the engine gets on with its work",
+        response_class=Response,
+        responses=unhealthy,
+    )
+    @app.get("/ping", include_in_schema=False)
+    async def health() -> Response:
+        if service.bridge.healthy and not service.bridge.closing:
+            return Response()
+        return Json({"error": "unhealthy", "error_type": "healthcheck"}, status_code=503)
+
+    @app.get("/metrics", tags=["operation"], summary="Counts for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    _handle_errors(app)
+    app.add_middleware(
+        Guard,
+        limits=limits,
+        api_keys=list(api_keys),
+        error=error_response,
+        counted=lambda status: service.metrics.count("idefics_http_responses", str(status)),
+    )
+    origins = list(cors)
+    if origins:  # outside of the guard: a browser asks what is allowed before it sends a key
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    return app
+
+
+def error_response(path: str, error: ServerError) -> Response:
+    """An error in the form of the API that was asked."""
+    if path.startswith("/v1/"):
+        status = _BAD_REQUEST.get(error.status, error.status)
+        return Json(openai_error(error), status_code=status, headers=dict(error.headers))
+    return Json(tgi_error(error), status_code=error.status, headers=dict(error.headers))
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        return error_response(request.url.path, _malformed(error))
+
+    @app.exception_handler(IdeficsError)
+    async def refused(request: Request, error: IdeficsError) -> Response:
+        return error_response(request.url.path, served_error(error))
+
+    @app.exception_handler(HTTPException)
+    async def no_such(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # JSON that is nested too deep to be read
+            return error_response(request.url.path, Invalid("the body cannot be read as JSON"))
+        kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "validation")
+        told: Mapping[str, Any] = {"error": str(error.detail), "error_type": kind}
+        if request.url.path.startswith("/v1/"):
+            told = {**openai_error(Invalid(str(error.detail))), "error_type": kind}
+        return Json(told, status_code=error.status_code, headers=dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        failed = served_error(error)
+        return Json({"error": str(failed), "error_type": "internal", "path": request.url.path}, status_code=500)
+
+
+def _malformed(error: RequestValidationError) -> Invalid:
+    """The first thing that is wrong with a body, in one line."""
+    found = error.errors()[0]
+    place = [str(step) for step in found["loc"] if step not in ("body", "parameters")]
+    name = ".".join(place)[:100]
+    if found["type"] == "extra_forbidden":
+        return Invalid(f"`{name}` is not a parameter of this API; leave it out", param=name)
+    if found["type"] == "json_invalid":
+        return Invalid(f"the body is not valid JSON: {found.get('ctx', {}).get('error', '')}")
+    return Invalid(f"`{name or 'body'}`: {found['msg']}", param=name or None)

@@ -1,0 +1,112 @@
+"""What can go wrong between a client and the engine, and with which status each API tells it.
+
+::
+
+    ServerError           status  error_type
+    ├── Invalid              422  validation
+    ├── TooLarge             413  validation
+    ├── Unauthorized         401  unauthorized
+    ├── Overloaded           429  overloaded
+    ├── Closing              503  unavailable
+    ├── TimedOut             504  timeout
+    ├── ClientGone           499  cancelled
+    └── GenerationFailed     424  generation
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from idefics.errors import IdeficsError, InputError
+
+__all__ = [
+    "ClientGone", "Closing", "GenerationFailed", "Invalid", "Overloaded", "ServerError", "TimedOut", "TooLarge", "Unauthorized",
+    "as_server_error",
+]  # fmt: skip
+
+
+class ServerError(IdeficsError):
+    """An error with an HTTP status.
+
+    Args:
+        message: for the client; carries the value, the limit and the remedy.
+        param: the option at fault, if there is one.
+    """
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "internal"
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Invalid(ServerError):
+    """A request that cannot be answered as it is."""
+
+    status = 422
+    kind = "validation"
+
+
+class TooLarge(ServerError):
+    """A body over the limit."""
+
+    status = 413
+    kind = "validation"
+
+
+class Unauthorized(ServerError):
+    """No key, or a wrong one."""
+
+    status = 401
+    kind = "unauthorized"
+    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012
+
+
+class Overloaded(ServerError):
+    """As many requests as the server takes on are in it."""
+
+    status = 429
+    kind = "overloaded"
+    headers = {"Retry-After": "1"}  # noqa: RUF012
+
+
+class Closing(ServerError):
+    """The server is stopping, or its engine is stuck or dead."""
+
+    status = 503
+    kind = "unavailable"
+    headers = {"Retry-After": "10"}  # noqa: RUF012
+
+
+class TimedOut(ServerError):
+    """The request's time is over."""
+
+    status = 504
+    kind = "timeout"
+
+
+class ClientGone(ServerError):
+    """Nobody reads the answer any more; only logs and metrics see this."""
+
+    status = 499
+    kind = "cancelled"
+
+
+class GenerationFailed(ServerError):
+    """The engine could not compute the answer."""
+
+    status = 424
+    kind = "generation"
+
+
+def as_server_error(error: BaseException) -> ServerError:
+    """The same error with a status: what a user handed over wrongly is told as it is, all else is the generation's."""
+    if isinstance(error, ServerError):
+        return error
+    if isinstance(error, InputError):
+        return Invalid(str(error))
+    if isinstance(error, IdeficsError):
+        return GenerationFailed(str(error))
+    return GenerationFailed(f"{type(error).__name__}; the server's log tells more")

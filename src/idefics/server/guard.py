@@ -1,0 +1,142 @@
+"""What stands before the routes: request ids, keys, and bodies that are too large or too slow. Plain ASGI, so that a route
+sees at once when its client is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from idefics.server.errors import Overloaded, ServerError, TimedOut, TooLarge, Unauthorized
+from idefics.server.limits import ServerLimits
+from idefics.server.logs import REQUEST_ID, event
+
+__all__ = ["OPEN_PATHS", "Guard"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+ErrorResponse = Callable[[str, ServerError], Any]
+
+OPEN_PATHS = frozenset({"/health", "/metrics", "/ping"})
+"""Need no key: what a load balancer or Prometheus asks for."""
+
+log = logging.getLogger(__name__)
+_ID = re.compile(r"[\w.:-]{1,128}")
+
+
+class Guard:
+    """Wraps the application.
+
+    Args:
+        app: what answers.
+        limits: of bodies.
+        api_keys: one of which requests must bear; none means that anybody may ask.
+        error: makes a response of a path and an error, in the form of that path's API.
+        counted: told each response's status.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        limits: ServerLimits,
+        api_keys: Iterable[str],
+        error: ErrorResponse,
+        counted: Callable[[int], None],
+    ) -> None:
+        self._app = app
+        self._limits = limits
+        self._keys = [key.encode() for key in api_keys]
+        self._error = error
+        self._counted = counted
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers, or lets the application answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        token = REQUEST_ID.set(request_id)
+        began, status, path = time.monotonic(), 499, scope["path"]
+        body = bytearray()
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            try:
+                self._check_key(path, headers)
+                await self._read(body, headers, receive)
+            except ServerError as error:
+                await self._error(path, error)(scope, receive, send_marked)
+            except ConnectionError:
+                pass  # gone before the body was whole
+            else:
+                await self._app(scope, _replayed(bytes(body), receive), send_marked)
+        finally:
+            self._held -= len(body)
+            self._counted(status)
+            level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
+            seconds = round(time.monotonic() - began, 4)
+            event(log, "request", level=level, method=scope["method"], path=path, status=status, seconds=seconds)
+            REQUEST_ID.reset(token)
+
+    def _check_key(self, path: str, headers: Headers) -> None:
+        if not self._keys or path in OPEN_PATHS:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        known = [hmac.compare_digest(key.strip().encode(), each) for each in self._keys]
+        if scheme.lower() != "bearer" or not any(known):
+            raise Unauthorized("an API key is needed: Authorization: Bearer KEY")
+
+    async def _read(self, body: bytearray, headers: Headers, receive: Receive) -> None:
+        limit = self._limits.body_bytes
+        told = TooLarge(f"the body is over the limit of {limit} bytes; send smaller images, or their URLs")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise told
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ConnectionError
+                    chunk = message.get("body", b"")
+                    body += chunk
+                    self._held += len(chunk)
+                    if len(body) > limit:
+                        raise told
+                    if self._held > self._limits.held_bytes:
+                        raise Overloaded("Model is overloaded")
+                    if not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            raise TimedOut(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once; after it comes what the server has to say, which is that the client is gone."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return receive_again

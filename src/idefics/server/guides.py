@@ -1,0 +1,170 @@
+"""Answers of a given form: a JSON schema or a regular expression allows, at every step, only what can still lead there.
+
+The work is llguidance's: it reads the tokenizer's vocabulary once and a grammar in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from torch import Tensor
+
+from idefics.errors import NumericsError
+from idefics.processor.tokenizer import Tokenizer
+from idefics.server.errors import Invalid
+
+__all__ = ["Grammar", "Guide", "Guides", "json_grammar"]
+
+# A model that would rather not write JSON could otherwise write spaces until its room is full.
+_JSON: Any = {"whitespace_flexible": False, "whitespace_pattern": " ?"}
+_NAMED = frozenset({"properties", "$defs", "definitions"})  # keywords that map names to schemas
+_INNER = frozenset({"items", "prefixItems", "anyOf", "oneOf"})  # keywords that hold schemas
+_OPENING = frozenset(
+    {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "if"}
+)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like.
+
+    Attributes:
+        kind: of source.
+        source: a JSON schema as text, or a regular expression that the whole answer must match.
+    """
+
+    kind: Literal["json", "regex"]
+    source: str
+
+
+def json_grammar(schema: Any) -> Grammar:
+    """The grammar of a JSON schema, given as an object or as text.
+
+    Raises:
+        Invalid: neither.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise Invalid(f"grammar is not valid: {error}", param="grammar") from None
+    if not isinstance(schema, dict):
+        raise Invalid(f"grammar is not valid: a JSON schema is an object, not {type(schema).__name__}", param="grammar")
+    try:
+        return Grammar("json", json.dumps(_closed(schema)))
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"grammar is not valid: {error}", param="grammar") from None
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with objects that hold what is listed and nothing else, unless they say otherwise.
+
+    text-generation-inference does the same: a model would often rather go on inventing properties than close the brace.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    for key in _NAMED & schema.keys():
+        if isinstance(schema[key], dict):
+            closed[key] = {name: _closed(inner) for name, inner in schema[key].items()}
+    for key in _INNER & schema.keys():
+        inner = schema[key]
+        closed[key] = [_closed(one) for one in inner] if isinstance(inner, list) else _closed(inner)
+    if isinstance(schema.get("properties"), dict) and not _OPENING & schema.keys():
+        closed["additionalProperties"] = False
+    return closed
+
+
+class Guide:
+    """One answer's filter; keeps where in the grammar the answer stands.
+
+    Args:
+        matcher: at the grammar's beginning.
+        ends: ids that end an answer.
+    """
+
+    def __init__(self, matcher: LLMatcher, ends: Sequence[int]) -> None:
+        self._matcher = matcher
+        self._ends = list(ends)
+        self._taken: list[int] = []
+
+    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Forbids what cannot lead to an answer of the grammar.
+
+        Raises:
+            NumericsError: the grammar has become too complex to go on.
+        """
+        del prompt
+        same = next((i for i, (a, b) in enumerate(zip(self._taken, answer, strict=False)) if a != b), None)
+        keep = min(len(self._taken), len(answer)) if same is None else same
+        if keep < len(self._taken):
+            self._matcher.rollback(len(self._taken) - keep)
+            del self._taken[keep:]
+        new = list(answer[keep:])
+        if new:
+            self._matcher.consume_tokens(new)
+            self._taken += new
+        if self._matcher.is_error():
+            raise NumericsError(f"the answer cannot follow its grammar any further: {self._matcher.get_error()}")
+        if self._matcher.is_stopped():
+            allowed_V = torch.zeros(len(logits_V), dtype=torch.bool)
+            allowed_V[self._ends] = True
+        else:
+            bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+            if self._matcher.is_error():
+                raise NumericsError(f"the answer cannot follow its grammar any further: {self._matcher.get_error()}")
+            allowed_V = torch.zeros(len(logits_V), dtype=torch.bool)
+            allowed_V[: len(bias)] = bias[: len(logits_V)] != 0
+        return logits_V.masked_fill(~allowed_V.to(logits_V.device), float("-inf"))
+
+
+class Guides:
+    """Makes guides for one tokenizer; its vocabulary is read when the first is asked for.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._vocabularies: dict[tuple[int, ...], LLTokenizer] = {}
+        self._lock = threading.Lock()
+
+    def of(self, grammar: Grammar, *, answers: int, ends: Sequence[int]) -> list[Guide]:
+        """A guide per answer.
+
+        Args:
+            grammar: of all of them.
+            answers: how many.
+            ends: ids that end an answer.
+
+        Raises:
+            Invalid: the grammar is not valid or too complex, or answers could never end.
+        """
+        if not ends:
+            raise Invalid("a grammar needs a token that ends answers, and this checkpoint names none", param="grammar")
+        try:
+            if grammar.kind == "json":
+                compiled = LLMatcher.grammar_from_json_schema(grammar.source, overrides=_JSON)
+            else:
+                compiled = LLMatcher.grammar_from_regex(grammar.source)
+            matcher = LLMatcher(self._vocabulary(tuple(ends)), compiled, log_level=0)
+        except ValueError as error:
+            raise Invalid(f"grammar is not valid: {error}", param="grammar") from None
+        if matcher.is_error():
+            raise Invalid(f"grammar is not valid: {' '.join(matcher.get_error().split())[:500]}", param="grammar")
+        return [Guide(matcher.deep_copy(), ends) for _ in range(answers)]
+
+    def _vocabulary(self, ends: tuple[int, ...]) -> LLTokenizer:
+        with self._lock:
+            if ends not in self._vocabularies:
+                if len(self._vocabularies) > 8:  # stop strings that are special tokens make ends of their own
+                    self._vocabularies.clear()
+                self._vocabularies[ends] = LLTokenizer(self._tokenizer.backend.to_str(), eos_token=list(ends))
+            return self._vocabularies[ends]

@@ -1,0 +1,68 @@
+"""What one request may ask for, and how many requests at once. Everything that a stranger can make large is bounded here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from idefics.errors import OptionError
+
+__all__ = ["ServerLimits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLimits:
+    """Bounds of a server.
+
+    Attributes:
+        requests: being prepared, waiting or answered together; more are told to come back (429).
+        body_bytes: of a request.
+        held_bytes: of all requests' bodies together.
+        body_seconds: that a request may take to arrive.
+        images: in one request.
+        image_bytes: of one encoded image.
+        image_pixels: of one image.
+        request_pixels: of all images of a request together.
+        image_seconds: in which an image must have been fetched, redirects included.
+        redirects: that are followed for one image.
+        prompts: texts in one request of `/v1/completions`.
+        answers: to one prompt (`n`, `best_of`).
+        stops: stop strings of one request.
+        stop_characters: of one stop string.
+        top_tokens: alternatives reported with each token.
+        grammar_bytes: of a JSON schema or regular expression.
+        deadline: seconds from a request's arrival to its end.
+        send_seconds: that a client may leave a piece of its answer unread.
+        workers: threads that prepare images and prompts.
+        stuck_after: seconds of one step after which the engine counts as stuck.
+        drain: seconds that running requests get when the server stops.
+    """
+
+    requests: int = 128
+    body_bytes: int = 32 * 2**20
+    held_bytes: int = 2**29
+    body_seconds: float = 60.0
+    images: int = 64
+    image_bytes: int = 20 * 2**20
+    image_pixels: int = 50_000_000
+    request_pixels: int = 200_000_000
+    image_seconds: float = 20.0
+    redirects: int = 3
+    prompts: int = 16
+    answers: int = 8
+    stops: int = 16
+    stop_characters: int = 1_000
+    top_tokens: int = 20
+    grammar_bytes: int = 2**16
+    deadline: float = 600.0
+    send_seconds: float = 60.0
+    workers: int = 2
+    stuck_after: float = 120.0
+    drain: float = 60.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0 and field.name not in ("redirects", "images", "drain"):
+                raise OptionError(f"{field.name} = {value} must be above 0")
+            if value < 0:
+                raise OptionError(f"{field.name} = {value} must not be negative")

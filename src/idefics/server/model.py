@@ -1,0 +1,126 @@
+"""The model that is served: what routes need to know of it, and its engine with what metrics want to count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from idefics.engine.engine import Engine
+from idefics.engine.scoring import score_prompt
+from idefics.inputs import ModelInputs
+from idefics.processor.base import Processor
+from idefics.server.bridge import EngineLike
+
+if TYPE_CHECKING:
+    from idefics.api import Idefics
+
+__all__ = ["EngineState", "ServedEngine", "ServedModel", "WatchedEngine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineState:
+    """What the engine holds at a moment.
+
+    Attributes:
+        waiting: answers whose prompt is not computed yet, or that were interrupted.
+        running: answers computed together.
+        blocks: of the cache.
+        blocks_held: by running answers; others may still be found again but are free.
+        block_tokens: that one block keeps.
+        admitted_tokens: of prompts, those computed again after an interruption included, so far.
+        found_tokens: of them, those whose keys and values were still there.
+        interruptions: of answers for lack of blocks, so far.
+        image_hits: images that were found encoded, so far.
+        image_misses: images that were not, so far.
+        image_bytes: of encoded images kept.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    blocks: int = 0
+    blocks_held: int = 0
+    block_tokens: int = 0
+    admitted_tokens: int = 0
+    found_tokens: int = 0
+    interruptions: int = 0
+    image_hits: int = 0
+    image_misses: int = 0
+    image_bytes: int = 0
+
+
+class WatchedEngine(EngineLike, Protocol):
+    """An engine that can be counted, and asked for a prompt's log-probabilities."""
+
+    def state(self) -> EngineState:
+        """What it holds now; from any thread."""
+        ...
+
+    def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
+        """Log-probability of each token of a prompt but the first; in the engine's thread."""
+        ...
+
+
+class ServedEngine(Engine):
+    """The engine as the server watches it."""
+
+    def state(self) -> EngineState:
+        """What it holds now; from any thread, without waiting for a step."""
+        scheduler, runner = self._scheduler, self._runner
+        if scheduler is None or runner is None:
+            return EngineState()
+        pool, images = scheduler.pool, runner.images
+        return EngineState(
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            blocks=pool.blocks,
+            blocks_held=pool.blocks - pool.free,
+            block_tokens=pool.size,
+            admitted_tokens=scheduler.admitted,
+            found_tokens=scheduler.found,
+            interruptions=scheduler.preemptions,
+            image_hits=images.hits,
+            image_misses=images.misses,
+            image_bytes=images.bytes,
+        )
+
+    def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
+        """Log-probability of each token of a prompt but the first."""
+        return score_prompt(self.model, inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What the routes know of the model.
+
+    Attributes:
+        name: as it is told to clients.
+        processor: texts and images to inputs.
+        defaults: content of the checkpoint's `generation_config.json`.
+        positions: tokens of prompt and answer together at most.
+        longest_image: edge in pixels that the model was made for.
+        dtype: of the weights, such as `"bfloat16"`.
+        device: kind of device, such as `"cpu"`.
+    """
+
+    name: str
+    processor: Processor
+    defaults: Mapping[str, Any]
+    positions: int
+    longest_image: int
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, loaded: Idefics) -> ServedModel:
+        """The facts of a loaded model."""
+        config = loaded.model.config
+        return cls(
+            name=loaded.name,
+            processor=loaded.processor,
+            defaults=loaded.defaults,
+            positions=config.text_config.max_position_embeddings,
+            longest_image=config.vision_config.image_size,
+            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            device=loaded.model.device.type,
+        )

@@ -1,0 +1,262 @@
+"""A request in no API's words, and what the engine gets of it. Everything that takes time runs in worker threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+
+from idefics.engine.sampling import LogitFilter
+from idefics.engine.sampling_params import SamplingParams, sampling_params
+from idefics.errors import InputError
+from idefics.inputs import ModelInputs
+from idefics.processor.base import Processor
+from idefics.server.errors import Invalid
+from idefics.server.guides import Grammar, Guides
+from idefics.server.images import ImageSource, decode
+from idefics.server.limits import ServerLimits
+from idefics.server.prompts import Prompt
+
+__all__ = ["Asked", "Prepared", "Preparer", "Tokenized"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a client wants.
+
+    Attributes:
+        prompt: text and images.
+        options: of `SamplingParams`, without `stop`; what is left out follows the checkpoint.
+        stop: strings that end an answer.
+        keep_stop: whether a stop string is part of the answer that it ends.
+        grammar: what answers must look like.
+        truncate: keep this many of the prompt's last tokens.
+        split: cut images in sub-images; None follows the checkpoint.
+        max_image_size: longest edge of images in pixels; None follows the checkpoint.
+    """
+
+    prompt: Prompt
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    keep_stop: bool = False
+    grammar: Grammar | None = None
+    truncate: int | None = None
+    split: bool | None = None
+    max_image_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """What the engine gets.
+
+    Attributes:
+        asked: the request.
+        inputs: one row.
+        params: with every default filled in.
+        stop_ids: ids that end an answer because a stop string is that token.
+        stop: the other stop strings.
+        guides: one per answer, or None.
+        prompt_tokens: images included.
+        new_tokens: at most.
+        image_bytes: encoded.
+        seconds: that preparing took.
+    """
+
+    asked: Asked
+    inputs: ModelInputs
+    params: SamplingParams
+    stop_ids: frozenset[int]
+    stop: tuple[str, ...]
+    guides: list[LogitFilter] | None
+    prompt_tokens: int
+    new_tokens: int
+    image_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One token of a text: its id and where it stands."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class Preparer:
+    """Prepares requests.
+
+    Args:
+        processor: of the model.
+        defaults: content of the checkpoint's `generation_config.json`.
+        positions: of the model.
+        longest_image: edge in pixels that the model was made for.
+        limits: of the server.
+        images: where images come from.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        defaults: Mapping[str, Any],
+        *,
+        positions: int,
+        longest_image: int,
+        limits: ServerLimits,
+        images: ImageSource,
+    ) -> None:
+        self.processor = processor
+        self._defaults = defaults
+        self._positions = positions
+        self._longest_image = longest_image
+        self._limits = limits
+        self._images = images
+        self._guides = Guides(processor.tokenizer)
+        # A text of more characters than this cannot fit, whatever they are, and need not be read to know it.
+        self._characters = positions * max(map(len, processor.tokenizer.backend.get_vocab()))
+        self._workers = ThreadPoolExecutor(max_workers=limits.workers, thread_name_prefix="prepare")
+
+    async def prepare(self, asked: Asked) -> Prepared:
+        """Fetches images and makes inputs.
+
+        Raises:
+            InputError: the request cannot be answered as it is.
+        """
+        began = time.monotonic()
+        self._check(asked)
+        options = dict(asked.options)
+        special, stop = self._stops(asked.stop)
+        params = sampling_params(self._defaults, options)
+        params = replace(params, eos_token_id=(*params.eos_token_id, *(i for i in special if i not in params.eos_token_id)))
+        encoded = await self._images.fetch(asked.prompt.references)
+        made = await self.in_worker(lambda: self._make(asked, encoded, params))
+        inputs, guides = made
+        tokens = inputs.input_ids_BT.shape[1]
+        return Prepared(
+            asked=asked,
+            inputs=inputs,
+            params=params,
+            stop_ids=frozenset(special),
+            stop=stop,
+            guides=guides,
+            prompt_tokens=tokens,
+            new_tokens=self._room(params, tokens),
+            image_bytes=sum(map(len, encoded)),
+            seconds=time.monotonic() - began,
+        )
+
+    async def tokens(self, asked: Asked) -> list[Tokenized]:
+        """The tokens of a prompt; images are counted, not fetched, as their tokens do not depend on them.
+
+        Raises:
+            InputError: the request cannot be answered as it is.
+        """
+        self._check(asked)
+        if len(asked.prompt.references) > self._limits.images:
+            raise InputError(
+                f"{len(asked.prompt.references)} images in one request are over the limit of {self._limits.images}"
+            )
+        return await self.in_worker(lambda: self._tokens(asked))
+
+    async def in_worker(self, work: Callable[[], Result]) -> Result:
+        """Runs something slow beside the event loop and the engine."""
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._workers, lambda: context.run(work))
+
+    def close(self) -> None:
+        """Lets go of the threads; what they do is finished, what waits is not begun."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _adjusted(self, asked: Asked) -> Processor:
+        return self.processor.adjusted(max_image_size=asked.max_image_size, split=asked.split)
+
+    def _check(self, asked: Asked) -> None:
+        if len(asked.prompt.text) > self._characters:
+            raise Invalid(
+                f"`inputs` must have less than {self._positions} tokens; "
+                f"{len(asked.prompt.text)} characters are more in any case",
+                param="inputs",
+            )
+        size = asked.max_image_size
+        if size is not None and not 1 <= size <= self._longest_image:
+            raise Invalid(f"max_image_size = {size} must be from 1 to {self._longest_image} pixels", param="max_image_size")
+        if len(asked.stop) > self._limits.stops:
+            raise Invalid(f"`stop` supports up to {self._limits.stops} stop sequences. Given: {len(asked.stop)}", param="stop")
+        for text in asked.stop:
+            if not 0 < len(text) <= self._limits.stop_characters:
+                raise Invalid(
+                    f"a stop sequence must have from 1 to {self._limits.stop_characters} characters, not {len(text)}",
+                    param="stop",
+                )
+
+    def _stops(self, given: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+        """Stop strings that are one special token, which texts do not show, by id; and the others."""
+        special = set(self.processor.tokenizer.all_special_ids)
+        ids = {text: self.processor.tokenizer.backend.token_to_id(text) for text in given}
+        as_ids = {text: found for text, found in ids.items() if found is not None and found in special}
+        return list(as_ids.values()), tuple(text for text in dict.fromkeys(given) if text not in as_ids)
+
+    def _make(
+        self, asked: Asked, encoded: Sequence[bytes], params: SamplingParams
+    ) -> tuple[ModelInputs, list[LogitFilter] | None]:
+        guides: list[LogitFilter] | None = None
+        if asked.grammar is not None:
+            if len(asked.grammar.source) > self._limits.grammar_bytes:
+                raise Invalid(
+                    f"grammar is not valid: {len(asked.grammar.source)} characters are over the limit of "
+                    f"{self._limits.grammar_bytes}",
+                    param="grammar",
+                )
+            guides = list(self._guides.of(asked.grammar, answers=params.candidates, ends=params.eos_token_id))
+        processor = self._adjusted(asked)
+        pictures = decode(encoded, self._limits)
+        inputs = processor.inputs([asked.prompt.text], [pictures])
+        if asked.truncate is not None:
+            inputs = self._truncated(inputs, asked.truncate)
+        return inputs, guides
+
+    def _truncated(self, inputs: ModelInputs, tokens: int) -> ModelInputs:
+        """The last tokens of a prompt; the images must be among them."""
+        ids = inputs.input_ids_BT
+        cut = max(0, ids.shape[1] - tokens)
+        around = torch.tensor([self.processor.image_token_id, self.processor.fake_image_token_id])
+        if torch.isin(ids[0, :cut], around).any():
+            raise Invalid(
+                f"truncate = {tokens} would cut an image off a prompt of {ids.shape[1]} tokens; raise it or give fewer images",
+                param="truncate",
+            )
+        return replace(
+            inputs,
+            input_ids_BT=ids[:, cut:],
+            attention_mask_BT=inputs.attention_mask_BT[:, cut:],
+            seen_BT=None if inputs.seen_BT is None else inputs.seen_BT[:, cut:],
+        )
+
+    def _room(self, params: SamplingParams, tokens: int) -> int:
+        if tokens >= self._positions:
+            raise Invalid(f"`inputs` must have less than {self._positions} tokens. Given: {tokens}", param="inputs")
+        new = params.new_tokens(tokens, positions=self._positions)
+        if tokens + new > self._positions:
+            raise Invalid(
+                f"`inputs` tokens + `max_new_tokens` must be <= {self._positions}. "
+                f"Given: {tokens} `inputs` tokens and {new} `max_new_tokens`",
+                param="max_new_tokens",
+            )
+        return new
+
+    def _tokens(self, asked: Asked) -> list[Tokenized]:
+        text = self._adjusted(asked).expand(asked.prompt.text)
+        encoding = self.processor.tokenizer.backend.encode(text)
+        return [
+            Tokenized(id, text[start:stop], start, stop)
+            for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]

@@ -1,0 +1,256 @@
+"""What both APIs share: admission, the way through preparing and the engine, and what is counted and logged on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from idefics.errors import IdeficsError
+from idefics.server.addresses import AddressRule
+from idefics.server.answers import Said
+from idefics.server.bridge import Bridge, Running
+from idefics.server.errors import ClientGone, Closing, GenerationFailed, Overloaded, ServerError, as_server_error
+from idefics.server.images import ImageSource
+from idefics.server.limits import ServerLimits
+from idefics.server.logs import event
+from idefics.server.metrics import Metrics
+from idefics.server.model import ServedModel, WatchedEngine
+from idefics.server.requests import Asked, Prepared, Preparer
+
+__all__ = ["Conversation", "Service", "Written", "served_error"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Written:
+    """One answer, whole or as far as it has come.
+
+    Attributes:
+        tokens: in order.
+    """
+
+    tokens: list[Said] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(said.text for said in self.tokens)
+
+    @property
+    def finish(self) -> str:
+        """Why it ended."""
+        assert self.tokens, "an answer without tokens"
+        assert self.tokens[-1].finish is not None, "an unfinished answer"
+        return self.tokens[-1].finish
+
+    @property
+    def score(self) -> float:
+        """Mean log-probability of its tokens."""
+        return sum(said.logprob for said in self.tokens) / len(self.tokens)
+
+
+class Conversation:
+    """One request on its way through the engine.
+
+    Attributes:
+        prepared: what was asked.
+        arrived: `time.monotonic` when it came.
+        written: its answers so far.
+    """
+
+    def __init__(self, prepared: Prepared, running: Running, arrived: float, metrics: Metrics) -> None:
+        self.prepared = prepared
+        self.arrived = arrived
+        self.written = [Written() for _ in range(running.answers)]
+        self.running = running
+        self._metrics = metrics
+        self._last: list[float | None] = [None] * running.answers
+        self._started = False
+
+    async def __aiter__(self) -> AsyncGenerator[Said, None]:
+        """Yields what is said, and keeps it."""
+        async for said in self.running:
+            if not self._started:
+                self._started = True
+                self._metrics.observe("idefics_time_to_first_token_seconds", said.at - self.arrived)
+            last = self._last[said.candidate]
+            if last is not None:
+                self._metrics.observe("idefics_time_between_tokens_seconds", said.at - last)
+            self._last[said.candidate] = said.at
+            self.written[said.candidate].tokens.append(said)
+            if said.finish is not None:
+                self._metrics.count("idefics_finished_answers", said.finish)
+            yield said
+
+    async def whole(self) -> list[Written]:
+        """All answers, whole."""
+        async for _ in self:
+            pass
+        return self.written
+
+    @property
+    def generated(self) -> int:
+        """Tokens of all answers."""
+        return sum(len(answer.tokens) for answer in self.written)
+
+    def seconds(self) -> dict[str, float]:
+        """Where the time went, so far: total, validation, queue, inference, time_per_token."""
+        now = time.monotonic()
+        added = self.running.added or now
+        inference = now - added
+        return {
+            "total": now - self.arrived,
+            "validation": self.prepared.seconds,
+            "queue": max(0.0, added - self.running.began),
+            "inference": inference,
+            "time_per_token": inference / max(1, self.generated),
+        }
+
+
+class Service:
+    """One served model.
+
+    Args:
+        model: facts.
+        engine: that computes.
+        limits: of requests.
+        rule: where images may be fetched from.
+    """
+
+    def __init__(self, model: ServedModel, engine: WatchedEngine, limits: ServerLimits, rule: AddressRule) -> None:
+        self.model = model
+        self.engine = engine
+        self.limits = limits
+        self.images = ImageSource(limits, rule)
+        self.preparer = Preparer(
+            model.processor,
+            model.defaults,
+            positions=model.positions,
+            longest_image=model.longest_image,
+            limits=limits,
+            images=self.images,
+        )
+        self.open = 0
+        self.metrics = Metrics(engine.state, lambda: self.open, lambda: self.bridge.healthy)
+        self.bridge = Bridge(engine, model.processor.tokenizer, stuck_after=limits.stuck_after, stepped=self.metrics.stepped)
+
+    def start(self) -> None:
+        """Begins to work; called in the event loop."""
+        self.bridge.start()
+        event(log, "ready", model=self.model.name, device=self.model.device, dtype=self.model.dtype)
+
+    async def close(self) -> None:
+        """Lets what runs end, within the limit, and stops."""
+        event(log, "stopping", open_requests=self.open)
+        await self.bridge.close(drain=self.limits.drain)
+        self.preparer.close()
+        await self.images.close()
+        event(log, "stopped")
+
+    @asynccontextmanager
+    async def conversation(self, asked: Asked, *, streams: bool) -> AsyncGenerator[Conversation, None]:
+        """Takes a request in, and sees to it that nothing of it is left in the engine afterwards.
+
+        Args:
+            asked: the request.
+            streams: whether its tokens are wanted one by one.
+
+        Raises:
+            Overloaded: as many requests are here as the server takes on.
+            Closing: the server is stopping, or the engine is stuck or dead.
+            InputError: the request cannot be answered as it is.
+        """
+        arrived = time.monotonic()
+        self.metrics.count("tgi_request_count")
+        conversation: Conversation | None = None
+        try:
+            prepared, running = await self._admitted(asked, arrived, streams=streams)
+            conversation = Conversation(prepared, running, arrived, self.metrics)
+            try:
+                yield conversation
+            finally:
+                running.cancel()
+        except BaseException as error:
+            self._failed(error, conversation)
+            raise
+        self._answered(conversation)
+
+    async def _admitted(self, asked: Asked, arrived: float, *, streams: bool) -> tuple[Prepared, Running]:
+        if self.bridge.closing:
+            raise Closing("the server is stopping")
+        if self.open >= self.limits.requests:
+            raise Overloaded("Model is overloaded")
+        self.open += 1
+        released = False
+
+        def release() -> None:
+            nonlocal released
+            if not released:
+                released = True
+                self.open -= 1
+
+        try:
+            prepared = await self.preparer.prepare(asked)
+            self._observe(prepared)
+            running = await self.bridge.ask(prepared, streams=streams, deadline=arrived + self.limits.deadline, done=release)
+        except BaseException:
+            release()
+            raise
+        return prepared, running
+
+    def _observe(self, prepared: Prepared) -> None:
+        observe = self.metrics.observe
+        observe("tgi_request_validation_duration", prepared.seconds)
+        observe("tgi_request_input_length", prepared.prompt_tokens)
+        observe("tgi_request_max_new_tokens", prepared.new_tokens)
+        observe("idefics_request_images", len(prepared.asked.prompt.references))
+        observe("idefics_request_image_bytes", prepared.image_bytes)
+        self.metrics.count("idefics_image_bytes", by=prepared.image_bytes)
+
+    def _answered(self, conversation: Conversation) -> None:
+        observe, seconds = self.metrics.observe, conversation.seconds()
+        self.metrics.count("tgi_request_success")
+        observe("tgi_request_duration", seconds["total"])
+        observe("tgi_request_queue_duration", seconds["queue"])
+        observe("tgi_request_inference_duration", seconds["inference"])
+        observe("tgi_request_mean_time_per_token_duration", seconds["time_per_token"])
+        observe("tgi_request_generated_tokens", conversation.generated)
+        event(
+            log,
+            "answered",
+            prompt_tokens=conversation.prepared.prompt_tokens,
+            images=len(conversation.prepared.asked.prompt.references),
+            generated_tokens=conversation.generated,
+            finish=[answer.finish for answer in conversation.written],
+            seconds={name: round(value, 5) for name, value in seconds.items()},
+        )
+
+    def _failed(self, error: BaseException, conversation: Conversation | None) -> None:
+        if not isinstance(error, Exception):  # cancelled, or closed from outside: the client is gone or its time is over
+            error = ClientGone("nobody waits for the answer any more")
+        failed = served_error(error)
+        self.metrics.count("tgi_request_failure", failed.kind)
+        generated = 0 if conversation is None else conversation.generated
+        event(
+            log,
+            "not answered",
+            level=_level(failed),
+            error=str(failed)[:500],
+            error_type=failed.kind,
+            generated_tokens=generated,
+        )
+
+
+def served_error(error: BaseException) -> ServerError:
+    """An error as clients are told; one that nobody meant to raise is logged."""
+    if not isinstance(error, IdeficsError):
+        log.error("an unexpected error", exc_info=error)
+    return as_server_error(error)
+
+
+def _level(error: ServerError) -> int:
+    return logging.ERROR if isinstance(error, GenerationFailed) else logging.INFO

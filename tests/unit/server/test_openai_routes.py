@@ -1,0 +1,230 @@
+"""OpenAI's API over a fake engine: shapes, defaults, statuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from fake_engine import FakeEngine
+from idefics.errors import NumericsError
+from serving import data_url, fake_app, png, script
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(script())
+
+
+@pytest.fixture
+def client(engine: FakeEngine) -> Iterator[TestClient]:
+    with TestClient(fake_app(engine), raise_server_exceptions=False) as client:
+        yield client
+
+
+def body(*parts: dict[str, Any], text: str = "What?", **options: Any) -> dict[str, Any]:
+    return {"model": "x", "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}], **options}
+
+
+def image(url: str | None = None) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url or data_url(png()), "detail": "high"}}
+
+
+def pieces(text: str) -> list[dict[str, Any]]:
+    lines = [line for line in text.split("\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    assert text.endswith("data: [DONE]\n\n")
+    return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+def test_chat(client: TestClient) -> None:
+    answer = client.post(CHAT, json=body(image())).json()
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "the red image", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert answer["usage"]["completion_tokens"] == 4
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + 4
+    assert answer["system_fingerprint"]
+
+
+def test_the_defaults_are_openais(client: TestClient, engine: FakeEngine) -> None:
+    client.post(CHAT, json=body())
+    client.post(CHAT, json=body(temperature=0, seed=3))
+    assert (engine.params[0].do_sample, engine.params[0].temperature) == (True, 1.0)
+    assert (engine.params[1].do_sample, engine.params[1].seed) == (False, None)
+
+
+def test_options_reach_the_engine(client: TestClient, engine: FakeEngine) -> None:
+    given = {
+        "temperature": 0.5, "top_p": 0.8, "seed": 5, "n": 2, "frequency_penalty": 0.3, "presence_penalty": 0.2, "top_k": 4,
+        "min_p": 0.1, "repetition_penalty": 1.1,
+    }  # fmt: skip
+    answer = client.post(CHAT, json=body(max_tokens=7, **given)).json()
+    assert len(answer["choices"]) == 2
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    for name, value in given.items():
+        assert getattr(engine.params[0], name) == value
+    assert engine.params[0].max_new_tokens == 7
+
+
+def test_chat_streams(client: TestClient) -> None:
+    found = pieces(client.post(CHAT, json=body(image(), stream=True, stream_options={"include_usage": True})).text)
+    assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(p["choices"][0]["delta"].get("content", "") for p in found[1:-1]) == "the red image"
+    assert found[-2]["choices"][0]["finish_reason"] == "stop"
+    assert found[-1]["choices"] == []
+    assert found[-1]["usage"]["completion_tokens"] == 4
+    assert {p["object"] for p in found} == {"chat.completion.chunk"}
+    assert len({p["id"] for p in found}) == 1
+
+
+def test_several_answers_stream_side_by_side(client: TestClient) -> None:
+    found = pieces(client.post(CHAT, json=body(stream=True, n=2)).text)
+    for index in (0, 1):
+        mine = [p["choices"][0] for p in found if p["choices"][0]["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in mine) == "the red image"
+
+
+def test_a_stop_string_is_not_part_of_the_text(client: TestClient) -> None:
+    answer = client.post(CHAT, json=body(stop="red")).json()
+    assert answer["choices"][0]["message"]["content"] == "the "
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert client.post(CHAT, json=body(max_tokens=1)).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_logprobs(client: TestClient) -> None:
+    content = client.post(CHAT, json=body(logprobs=True, top_logprobs=2)).json()["choices"][0]["logprobs"]["content"]
+    assert len(content) == 4
+    assert content[1]["token"] == " red"
+    assert content[1]["bytes"] == list(b" red")
+    assert content[1]["logprob"] == -0.5
+    assert [set(top) for top in content[0]["top_logprobs"]] == [{"token", "logprob", "bytes"}] * 2
+
+
+def test_images_in_markdown_and_in_parts(client: TestClient, engine: FakeEngine) -> None:
+    client.post(CHAT, json=body(image(), text=f"and ![]({data_url(png())}) this?"))
+    assert engine.seen[0].images_per_row == (2,)
+    client.post(CHAT, json={"messages": [{"role": "user", "content": f"![]({data_url(png())})What?"}]})
+    assert engine.seen[1].images_per_row == (1,)
+    client.post(CHAT, json=body(image(), do_image_splitting=True))
+    assert engine.seen[2].images_per_row == (5,)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"store": True}, "store"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"n": 9}, "n"),
+        ({"n": 2, "temperature": 0}, "n"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 50}, "top_logprobs"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"messages": "hi"}, "messages"),
+        ({"max_image_size": 100}, "max_image_size"),
+        ({"stop": ["x"] * 17}, "stop"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(client: TestClient, options: dict[str, Any], param: str) -> None:
+    response = client.post(CHAT, json={**body(), **options})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert error["message"]
+    assert response.json()["error_type"] == "validation"
+
+
+def test_what_is_null_counts_as_left_out(client: TestClient) -> None:
+    nulls = dict.fromkeys(("tools", "tool_choice", "logit_bias", "n", "stop", "seed", "temperature", "modalities", "audio"))
+    assert client.post(CHAT, json=body(**nulls)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user"},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
+        {"role": "user", "content": "an <image>"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]},
+        {"role": "user", "content": [{"type": "image", "path": "/etc/passwd"}]},
+        {"role": "user", "content": [{"type": "image"}]},
+        {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
+    ],
+)
+def test_unusable_messages(client: TestClient, message: dict[str, Any]) -> None:
+    response = client.post(CHAT, json={"messages": [message]})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+def test_errors_of_the_engine(client: TestClient, engine: FakeEngine) -> None:
+    engine.fail_request = NumericsError("logits are NaN")
+    response = client.post(CHAT, json=body())
+    assert response.status_code == 424
+    assert response.json()["error"]["type"] == "server_error"
+    streamed = pieces(client.post(CHAT, json=body(stream=True)).text)
+    assert streamed[-1]["error"]["message"] == "logits are NaN"
+    assert streamed[-1]["error_type"] == "generation"
+
+
+def test_completions(client: TestClient, engine: FakeEngine) -> None:
+    answer = client.post("/v1/completions", json={"prompt": f"![]({data_url(png())})a", "temperature": 0}).json()
+    assert answer["object"] == "text_completion"
+    assert answer["choices"][0] == {"index": 0, "text": "the red image", "logprobs": None, "finish_reason": "stop"}
+    assert engine.params[0].max_new_tokens == 16
+
+
+def test_completions_of_several_prompts(client: TestClient) -> None:
+    answer = client.post("/v1/completions", json={"prompt": ["a", "b"], "n": 2, "echo": True}).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"][0] for choice in answer["choices"]] == ["a", "a", "b", "b"]
+    assert answer["usage"]["completion_tokens"] == 16
+    found = pieces(client.post("/v1/completions", json={"prompt": ["a", "b"], "stream": True}).text)
+    for index in (0, 1):
+        mine = [p["choices"][0] for p in found if p["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in mine) == "the red image"
+
+
+def test_completions_best_of_and_logprobs(client: TestClient, engine: FakeEngine) -> None:
+    answer = client.post("/v1/completions", json={"prompt": "a", "best_of": 3, "n": 2, "logprobs": 2}).json()
+    assert engine.params[0].candidates == 3
+    assert len(answer["choices"]) == 2
+    logprobs = answer["choices"][0]["logprobs"]
+    assert [len(logprobs[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [4] * 4
+    assert logprobs["text_offset"][:3] == [0, 3, 7]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"suffix": "x"}, {"prompt": []}, {"prompt": [1, 2]}, {"prompt": ""}, {"best_of": 2, "stream": True}]
+)
+def test_unusable_completions(client: TestClient, wrong: dict[str, Any]) -> None:
+    assert client.post("/v1/completions", json={"prompt": "a", **wrong}).status_code == 400
+
+
+def test_models(client: TestClient) -> None:
+    listed = client.get("/v1/models").json()
+    assert [model["id"] for model in listed["data"]] == ["tiny"]
+    assert client.get("/v1/models/tiny").json() == listed["data"][0]
+    missing = client.get("/v1/models/other")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["message"]

@@ -1,0 +1,70 @@
+"""What the server asks of the engine beyond tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from fakes import tiny_idefics
+from idefics.api import Idefics
+from idefics.engine import scoring
+from idefics.engine.limits import Limits
+from idefics.engine.sampling import Sampler
+from idefics.engine.sampling_params import SamplingParams
+from idefics.engine.scoring import score_continuations, score_prompt
+from idefics.server.model import EngineState, ServedEngine, ServedModel
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Idefics:
+    return tiny_idefics(std=0.3)
+
+
+def test_a_prompts_log_probabilities_are_those_of_its_continuations(tiny: Idefics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "AT_ONCE", 3)
+    inputs = tiny.processor.inputs(["<image>the red image is blue"], [[Image.new("RGB", (30, 50), (9, 200, 30))]])
+    ids = inputs.input_ids_BT[0].tolist()
+    scores = score_prompt(tiny.model, inputs)
+    assert len(scores) == len(ids) - 1
+    begun = tiny.processor.inputs(["<image>the"], [[Image.new("RGB", (30, 50), (9, 200, 30))]])
+    ((after, _),) = score_continuations(tiny.model, begun, [ids])
+    torch.testing.assert_close(torch.tensor(scores[-len(after) :]), torch.tensor(after), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_of_one_token_has_none(tiny: Idefics) -> None:
+    assert score_prompt(tiny.model, tiny.processor.inputs([""], [[]])) == []
+
+
+def test_a_guide_comes_last() -> None:
+    def only_five(logits_V: torch.Tensor, prompt: object, answer: object) -> torch.Tensor:
+        del prompt, answer
+        return logits_V.masked_fill(torch.arange(len(logits_V)) != 5, float("-inf"))
+
+    sampler = Sampler(SamplingParams(), [1], guide=only_five)
+    assert sampler.plain is None, "guided answers are not chosen with the plain ones"
+    logits_V = torch.zeros(9)
+    logits_V[3] = 4.0
+    assert sampler.choose(logits_V, []).token == 5
+    assert Sampler(SamplingParams(), [1]).choose(logits_V, []).token == 3
+
+
+def test_the_state_is_what_the_engine_holds(tiny: Idefics) -> None:
+    engine = ServedEngine(tiny.model, Limits(cache_bytes=2**20))
+    assert engine.state() == EngineState(), "nothing is made for being looked at"
+    inputs = tiny.processor.inputs(["<image>the red"], [[Image.new("RGB", (30, 50))]])
+    number = engine.add(inputs, SamplingParams(max_new_tokens=9))
+    assert engine.state().waiting == 1
+    engine.step()
+    state = engine.state()
+    assert (state.waiting, state.running) == (0, 1)
+    assert state.blocks_held > 0
+    assert state.image_bytes > 0
+    assert (state.admitted_tokens, state.found_tokens) == (inputs.input_ids_BT.shape[1], 0)
+    engine.cancel(number)
+    assert (engine.state().running, engine.state().blocks_held) == (0, 0)
+
+
+def test_facts_of_a_model(tiny: Idefics) -> None:
+    facts = ServedModel.of(tiny)
+    assert (facts.name, facts.positions, facts.dtype, facts.device) == ("tiny", 512, "float32", "cpu")
