@@ -50,7 +50,7 @@ def ceilings(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> Ceili
     for dtype in dtypes:
         a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
         rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / _least(partial(torch.matmul, a, b), place)
-    numbers = torch.ones(2**26 if place.type == "cpu" else 2**28, device=place)
+    numbers = torch.ones(2**26 if place.type == "cpu" else 2**29, device=place)
     return Ceilings(bytes_per_second=numbers.numel() * 4 / _least(numbers.sum, place), operations_per_second=rates)
 
 

@@ -7,11 +7,15 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "idefics"
 README = ROOT / "README.md"
+
+OPTIONAL = {"idefics.model.layers.paged_kernel": "triton"}
+"""Modules that import what need not be installed; whoever imports them has looked for it."""
 
 _FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$",
@@ -35,6 +39,11 @@ def tracked_files() -> list[Path]:
     )
     paths = (ROOT / name for name in listed.stdout.decode().split("\0") if name)
     return sorted(path for path in paths if path.is_file())
+
+
+def importable(module: str) -> bool:
+    """Whether what a module of ours imports is installed here."""
+    return module not in OPTIONAL or find_spec(OPTIONAL[module]) is not None
 
 
 def modules() -> dict[str, ast.Module]:

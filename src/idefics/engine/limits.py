@@ -28,6 +28,8 @@ class Limits:
         block: tokens of a block of the cache.
         cache_bytes: for keys and values; None takes a share of what is free when the first request comes.
         image_bytes: for encoded images that may be asked about again.
+        graphs: whether steps of one token per answer have static shapes (`engine/graphs.py`); None: on CUDA. Elsewhere it
+            only serves to test them.
     """
 
     rows: int = 64
@@ -35,6 +37,7 @@ class Limits:
     block: int = 16
     cache_bytes: int | None = None
     image_bytes: int = 2**29
+    graphs: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "tokens", "block"):

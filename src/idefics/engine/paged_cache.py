@@ -16,6 +16,7 @@ from torch import Tensor
 
 from idefics.config import TextConfig
 from idefics.model.layers.attention import Backend, attention, causal_mask
+from idefics.model.layers.paged_attention import paged_attention
 
 __all__ = ["PagedKVCache", "PagedPass", "Segment"]
 
@@ -45,6 +46,9 @@ class PagedKVCache:
         dtype: of keys and values.
         devices: one per layer.
         heads: key-value heads that are computed here.
+
+    Attributes:
+        scratch: one block more, which belongs to nobody: padding is written there.
     """
 
     def __init__(
@@ -57,7 +61,8 @@ class PagedKVCache:
         devices: Sequence[torch.device],
         heads: int,
     ) -> None:
-        shape = (blocks, heads, size, config.head_dim)
+        self.scratch = blocks
+        shape = (blocks + 1, heads, size, config.head_dim)
         # What is masked is still multiplied by zero, so it must be a number.
         self.keys = [_zeros(shape, dtype, device) for device in devices]
         self.values = [_zeros(shape, dtype, device) for device in devices]
@@ -69,7 +74,7 @@ class PagedKVCache:
         """Where blocks (..., M) lie in a buffer seen as (blocks x heads, size x K): (..., G, M), so that what is gathered
         in this order is (..., G, S, K) already.
         """
-        return blocks[..., None, :] * self.heads + torch.arange(self.heads)[:, None]
+        return blocks[..., None, :] * self.heads + torch.arange(self.heads, device=blocks.device)[:, None]
 
     def wipe(self, blocks: Sequence[int]) -> None:
         """Zeros blocks that may hold what is no number, before others take them."""
@@ -95,18 +100,23 @@ class Group:
     Attributes:
         first: the first row's place among the new tokens.
         rows: how many.
-        table_RGM: where their blocks lie, see `PagedKVCache.rows_of`; a shorter row's end with any.
+        table_RM: their blocks; a shorter row's end with any.
+        table_RGM: where these lie, see `PagedKVCache.rows_of`.
+        newest_R: their tokens' places.
         mask_R1S: True for keys that a row's token sees.
     """
 
     first: int
     rows: int
+    table_RM: Tensor
     table_RGM: Tensor
+    newest_R: Tensor
     mask_R1S: Tensor
 
     def to(self, device: torch.device) -> Group:
         """The same on another device."""
-        return Group(self.first, self.rows, self.table_RGM.to(device), self.mask_R1S.to(device))
+        moved = (part.to(device) for part in (self.table_RM, self.table_RGM, self.newest_R, self.mask_R1S))
+        return Group(self.first, self.rows, *moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +141,11 @@ class Run:
         """The same on another device."""
         mask_1TS = None if self.mask_1TS is None else self.mask_1TS.to(device)
         return Run(self.first, self.tokens, self.keys, self.table_GM.to(device), mask_1TS)
+
+
+def reads_in_place(q_BHTK: Tensor) -> bool:
+    """Whether rows of one token are left to `paged_attention`, which makes the mask anew for each layer if it has no kernel."""
+    return q_BHTK.is_cuda
 
 
 class PagedPass:
@@ -174,7 +189,8 @@ class PagedPass:
             mask_RS = key_1S <= newest_R1
             if self._cache.window is not None:
                 mask_RS &= newest_R1 - key_1S < self._cache.window
-            groups.append(Group(first, len(rows), self._cache.rows_of(torch.tensor(table)), mask_RS[:, None]))
+            table_RM = torch.tensor(table)
+            groups.append(Group(first, len(rows), table_RM, self._cache.rows_of(table_RM), newest_R1[:, 0], mask_RS[:, None]))
             first = last
         return groups
 
@@ -212,6 +228,13 @@ class PagedPass:
         for group in groups:
             rows = slice(group.first, group.first + group.rows)
             q_RH1K = q_BHTK[0, :, rows].transpose(0, 1)[:, :, None]
+            if reads_in_place(q_BHTK):
+                out_RHK = paged_attention(
+                    q_RH1K[:, :, 0], keys, values, table_RM=group.table_RM, newest_R=group.newest_R, window=self._cache.window,
+                    backend=backend,
+                )  # fmt: skip
+                outputs.append(out_RHK.transpose(0, 1)[None])
+                continue
             k_RGSK, v_RGSK = (_gathered(buffer, group.table_RGM) for buffer in (keys, values))
             out_RH1K = attention(q_RH1K, k_RGSK, v_RGSK, mask_BTS=group.mask_R1S, causal=False, backend=backend)
             outputs.append(out_RH1K[:, :, 0].transpose(0, 1)[None])

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from idefics.engine.graphs import DecodeGraphs, graphs_fit
 from idefics.engine.image_cache import Encoded, ImageCache, image_digest
 from idefics.engine.limits import Limits, cache_blocks
 from idefics.engine.paged_cache import PagedKVCache, Segment
 from idefics.engine.sequences import Slice
+from idefics.engine.upload import uploaded
 from idefics.inputs import Levels, ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
@@ -71,6 +73,7 @@ class Runner:
     Attributes:
         blocks: of the cache.
         images: encoded ones.
+        graphs: steps of one token per answer, with static shapes; None where there are none.
     """
 
     def __init__(self, model: VisionLanguageModel, limits: Limits) -> None:
@@ -86,6 +89,8 @@ class Runner:
             heads=held_heads(model),
         )
         self._stacked: tuple[list[Picture], Encoded] | None = None
+        wanted = limits.graphs if limits.graphs is not None else model.device.type == "cuda"
+        self.graphs = DecodeGraphs(model, self._cache) if wanted and graphs_fit(model) else None
 
     def wipe(self, blocks: Sequence[int]) -> None:
         """Makes blocks of a failed answer harmless."""
@@ -121,6 +126,9 @@ class Runner:
             Of each slice float32 logits (tokens after which one is chosen, V): after its newest known token and each
             draft if it ends with the newest, none if it does not.
         """
+        stepped = self._step(slices)
+        if stepped is not None:
+            return stepped
         order = sorted(range(len(slices)), key=lambda i: (len(slices[i].ids) > 1, slices[i].start))
         ordered = [slices[i] for i in order]
         device = self.model.device
@@ -128,8 +136,8 @@ class Runner:
         positions = [place for piece in ordered for place in range(piece.start, piece.start + len(piece.ids))]
         segments = [Segment(piece.answer.blocks, piece.start, len(piece.ids)) for piece in ordered]
         hidden_1PD = self.model(
-            torch.tensor([ids], device=device),
-            positions_BT=torch.tensor([positions], device=device),
+            uploaded([ids], device),
+            positions_BT=uploaded([positions], device),
             seen=self._seen(ordered),
             cache=self._cache.pass_over(segments),
         )
@@ -142,9 +150,17 @@ class Runner:
             chosen += range(at - counts[-1], at)
         if not chosen:
             return [torch.empty(0)] * len(slices)
-        logits_RV = self.model.logits(hidden_1PD[0, torch.tensor(chosen, device=hidden_1PD.device)]).float()
+        logits_RV = self.model.logits(hidden_1PD[0, uploaded(chosen, hidden_1PD.device)]).float()
         parts = dict(zip(order, torch.split(logits_RV, counts), strict=True))
         return [parts[i] for i in range(len(slices))]
+
+    def _step(self, slices: Sequence[Slice]) -> list[Tensor] | None:
+        """As `run`, if every slice is one token that chooses the next and sees no image; None if not."""
+        if self.graphs is None or any(len(piece.ids) > 1 or not piece.chooses or self.needed(piece) for piece in slices):
+            return None
+        segments = [Segment(piece.answer.blocks, piece.start, 1) for piece in slices]
+        logits_RV = self.graphs.run([piece.ids[0] for piece in slices], segments)
+        return None if logits_RV is None else list(torch.split(logits_RV, 1))
 
     def _seen(self, ordered: Sequence[Slice]) -> object:
         per_image = self.model.sources_per_image

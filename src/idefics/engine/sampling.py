@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from idefics.engine.sampling_params import SamplingParams
+from idefics.engine.upload import uploaded
 from idefics.errors import IdeficsError, NumericsError
 
-__all__ = ["Choice", "LogitFilter", "Sampler", "choose", "history_filters", "require_finite"]
+__all__ = ["Choice", "LogitFilter", "Sampler", "choose", "history_filters", "likeliest", "require_finite"]
 
 BANNED = float("-inf")
 
@@ -261,20 +262,35 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
     """
     plain = [(i, sampler.plain, answer) for i, (sampler, _, answer) in enumerate(rows) if sampler.plain is not None]
     chosen: list[Choice | IdeficsError | None] = [None] * len(rows)
-    if len(plain) > 1:
+    if plain:
         logits_RV = torch.stack([rows[i][1] for i, _, _ in plain])
-        allowed_RV = logits_RV.clone()
-        banned = [(r, token) for r, (_, bans, answer) in enumerate(plain) for token in bans.after(len(answer))]
-        if banned:
-            at_R, token_R = torch.tensor(banned, device=logits_RV.device).unbind(1)
-            allowed_RV[at_R, token_R] = BANNED
-        best = allowed_RV.max(1)
-        logprobs = logits_RV.gather(1, best.indices[:, None])[:, 0] - logits_RV.logsumexp(1)
-        good = torch.isfinite(logits_RV).all(1) & torch.isfinite(best.values)
-        found = zip(best.indices.tolist(), logprobs.tolist(), good.tolist(), strict=True)
-        for (i, _, _), (token, logprob, fine) in zip(plain, found, strict=True):
-            chosen[i] = Choice(token=token, logprob=logprob) if fine else None
+        best_R3 = likeliest(logits_RV, [bans.after(len(answer)) for _, bans, answer in plain])
+        for (i, _, _), (token, logprob, fine) in zip(plain, best_R3.tolist(), strict=True):
+            chosen[i] = Choice(token=int(token), logprob=logprob) if fine else None
     return [choice if choice is not None else _alone(*row) for choice, row in zip(chosen, rows, strict=True)]
+
+
+def likeliest(logits_RV: Tensor, banned: Sequence[Sequence[int]]) -> Tensor:
+    """Each row's likeliest token, without waiting for a GPU: whoever reads the result waits, once.
+
+    Args:
+        logits_RV: float32; not changed.
+        banned: of each row the tokens it must not choose.
+
+    Returns:
+        float64 (R, 3): the token, its log-probability before any ban, and 1 where the row's logits are numbers and something
+        was left to choose, else 0.
+    """
+    allowed_RV = logits_RV.clone()
+    places = [(row, token) for row, tokens in enumerate(banned) for token in tokens]
+    if places:
+        row_X, token_X = uploaded(places, logits_RV.device).unbind(1)
+        # A number from Python would be sent as a tensor by itself; this one is made where it is needed.
+        allowed_RV.index_put_((row_X, token_X), torch.full((), BANNED, device=logits_RV.device))
+    best = allowed_RV.max(1)
+    logprobs = logits_RV.gather(1, best.indices[:, None])[:, 0] - logits_RV.logsumexp(1)
+    good = torch.isfinite(logits_RV).all(1) & torch.isfinite(best.values)
+    return torch.stack([best.indices.double(), logprobs.double(), good.double()], dim=1)
 
 
 def _alone(sampler: Sampler, logits_V: Tensor, answer: Sequence[int]) -> Choice | IdeficsError:

@@ -52,6 +52,11 @@ class Routes:
     lengths: Sequence[int]
     images: Tensor | None
 
+    def to(self, device: torch.device) -> Routes:
+        """The same on another device."""
+        images = None if self.images is None else self.images.to(device)
+        return Routes(tokens_P=self.tokens_P.to(device), lengths=self.lengths, images=images)
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -72,7 +77,7 @@ def route(image_BT: Tensor, *, images: int) -> Routes:
     """Gathers tokens by the image they see.
 
     Args:
-        image_BT: from 0, -1 for none.
+        image_BT: from 0, -1 for none; on the CPU, or a GPU has to finish all it was given before this can be answered.
         images: N.
     """
     flat = image_BT.flatten()

@@ -59,7 +59,7 @@ class GatedDecoder(Decoder):
         """As `Decoder.forward`; `sight` is what the new tokens can see of their images."""
         views: Sequence[View | None] = [None] * len(self.gated_cross_attn_layers)
         if sight is not None:
-            routes = route(sight.image_BT.expand(x_BTD.shape[:2]), images=len(sight.keys[0]))
+            routes = route(sight.image_BT.cpu().expand(x_BTD.shape[:2]), images=len(sight.keys[0])).to(x_BTD.device)
             views = [View(k, v, routes) for k, v in zip(sight.keys, sight.values, strict=True)]
 
         def look(index: int, x_BTD: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class Idefics1(VisionLanguageModel):
         if not (source_BT >= 0).any():
             return None
         blocks = len(projected) // 2
-        return Sight(keys=projected[:blocks], values=projected[blocks:], image_BT=source_BT.to(self.device))
+        return Sight(keys=projected[:blocks], values=projected[blocks:], image_BT=source_BT)
 
     def forward(
         self,

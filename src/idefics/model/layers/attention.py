@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from idefics.model.layers.varlen import fits_varlen, varlen_attention
+
 __all__ = ["Backend", "attention", "causal_mask", "fastest", "segmented_attention"]
 
 Backend = Literal["auto", "reference", "sdpa", "blocked"]
@@ -54,11 +56,14 @@ def attention(
             return _at_once(q_BHTK, k_BGSK, v_BGSK, mask_BTS, causal)
         return _by_blocks(q_BHTK, k_BGSK, v_BGSK, mask_BTS, causal)
     groups = q_BHTK.shape[1] // k_BGSK.shape[1]
-    if groups > 1:
+    shares = backend == "sdpa" and groups > 1 and mask_BTS is None and _shares_keys(q_BHTK)
+    if groups > 1 and not shares:
         k_BGSK, v_BGSK = k_BGSK.repeat_interleave(groups, dim=1), v_BGSK.repeat_interleave(groups, dim=1)
     mask = None if mask_BTS is None else mask_BTS[:, None]
     if backend == "sdpa":
-        fused: Tensor = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal)
+        fused: Tensor = F.scaled_dot_product_attention(
+            q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal, enable_gqa=shares
+        )
         return fused
     scores = (q_BHTK @ k_BGSK.transpose(-1, -2)) * q_BHTK.shape[-1] ** -0.5
     if causal:
@@ -72,14 +77,23 @@ def attention(
 def fastest(q_BHTK: Tensor, k_BGSK: Tensor) -> Backend:
     """What `"auto"` takes for such queries and keys (docs/log.md has the measurements).
 
-    `"sdpa"` on GPUs and wherever gradients are needed. On CPUs `"blocked"` in 16 bits, for which torch's fused kernel is
-    written for processors with AMX alone; in float32 only where there is one query or keys serve several heads at once.
+    `"sdpa"` wherever gradients are needed, and on GPUs but for one query of heads that share keys: torch's fused kernels take a
+    mask there only with the keys repeated, while `"blocked"` is then one product per matrix. On CPUs `"blocked"` in 16 bits,
+    for which torch's fused kernel is written for processors with AMX alone; in float32 only where there is one query or keys
+    serve several heads at once.
     """
-    if q_BHTK.device.type != "cpu" or (torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BGSK.requires_grad)):
+    if torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BGSK.requires_grad):
         return "sdpa"
+    if q_BHTK.device.type != "cpu":
+        return "blocked" if q_BHTK.shape[2] == 1 and q_BHTK.shape[1] > k_BGSK.shape[1] else "sdpa"
     if q_BHTK.dtype == torch.float32:
         return "blocked" if q_BHTK.shape[2] == 1 else "sdpa"
     return "sdpa" if _has_amx() else "blocked"
+
+
+def _shares_keys(q_BHTK: Tensor) -> bool:
+    """Whether torch has a fused kernel here that reads shared keys where they are: in 16 bits on GPUs, without a mask."""
+    return q_BHTK.is_cuda and q_BHTK.dtype in (torch.float16, torch.bfloat16)
 
 
 @lru_cache(maxsize=1)
@@ -159,9 +173,14 @@ def segmented_attention(
         backend: which implementation.
 
     Returns:
-        Packed (P, H, K), in the order of the queries. Runs of segments of equal lengths are computed as one batch.
+        Packed (P, H, K), in the order of the queries. Runs of segments of equal lengths are computed as one batch; by
+        `"auto"`, on a GPU, segments of any lengths are.
     """
     assert len(q_lengths) == len(k_lengths), "queries and keys have different segments"
+    if backend == "auto" and len({*zip(q_lengths, k_lengths, strict=True)}) > 1 and fits_varlen(q_PHK):
+        packed = varlen_attention(q_PHK, k_PGK, v_PGK, q_lengths=q_lengths, k_lengths=k_lengths)
+        if packed is not None:
+            return packed
     outputs = []
     q_at = k_at = first = 0
     while first < len(q_lengths):

@@ -20,12 +20,11 @@ class DecoupledEmbedding(nn.Embedding):
         """Embeds ids (...) to (..., size)."""
         if self.additional_embedding is None:
             return F.embedding(input, self.weight)
+        # Both tables are always read: to ask whether an added id is there would make a GPU wait for the answer.
         late = input >= self.num_embeddings
-        embedded = F.embedding(input.masked_fill(late, 0), self.weight)
-        if late.any():
-            added = self.additional_embedding((input - self.num_embeddings).clamp(min=0))
-            embedded = torch.where(late[..., None], added, embedded)
-        return embedded
+        known = F.embedding(input.masked_fill(late, 0), self.weight)
+        added = self.additional_embedding((input - self.num_embeddings).clamp(min=0))
+        return torch.where(late[..., None], added, known)
 
 
 class DecoupledLinear(nn.Linear):

@@ -14,7 +14,7 @@ ELEMENTS_AT_ONCE = 2**20
 
 def normalised(x: Tensor, *, eps: float) -> Tensor:
     """Scales the last dimension to unit mean square, computed in float32, rounded to the input's dtype."""
-    if x.numel() <= ELEMENTS_AT_ONCE or (x.requires_grad and torch.is_grad_enabled()):
+    if x.device.type != "cpu" or x.numel() <= ELEMENTS_AT_ONCE or (x.requires_grad and torch.is_grad_enabled()):
         return F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows = max(1, ELEMENTS_AT_ONCE // x.shape[-1])

@@ -1,0 +1,21 @@
+"""Numbers from Python lists to a device, without waiting for what the device is still doing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["uploaded"]
+
+
+def uploaded(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """An int64 tensor on a device.
+
+    `torch.tensor(numbers, device="cuda")` waits until the GPU has finished everything before it; from page-locked memory, which
+    torch keeps until the copy is done, nobody waits.
+    """
+    if device.type != "cuda":
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
+    return torch.tensor(numbers, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
