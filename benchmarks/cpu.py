@@ -17,9 +17,9 @@ SET = {
     "start": ["start.py"],
     "preprocessing": ["preprocessing.py"],
     "decode": ["decode.py"],
-    "vision": ["vision.py", "--rounds", "2"],
+    "vision": ["vision.py", "--rounds", "1"],
     "engine": ["engine.py"],
-    "wide": ["engine.py", "--layers", "2", "--tokens", "12", "--rounds", "2"],
+    "wide": ["engine.py", "--layers", "2", "--tokens", "8", "--rounds", "1"],
     "ties": ["ties.py"],
 }
 

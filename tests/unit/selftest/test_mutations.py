@@ -16,6 +16,7 @@ import idefics.model.siglip
 import idefics.model.vision_encoder
 import invariants
 from fakes import tiny_config, tiny_idefics, tiny_model
+from idefics.engine import sampling
 from idefics.engine.blocks import BlockPool
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.paged_cache import PagedPass
@@ -302,10 +303,8 @@ def quarters_in_wrong_order(_, patch):
 
 @caught_by(answers.greedy_repeatable)
 def greedy_that_draws(_, patch):
-    from idefics.engine.sampling import Sampler
-
-    choose = Sampler.choose
-    patch.setattr(Sampler, "choose", lambda self, logits, answer: choose(self, logits + 9 * torch.randn_like(logits), answer))
+    honest = sampling.likeliest
+    patch.setattr(sampling, "likeliest", lambda logits, banned: honest(logits + 9 * torch.randn_like(logits), banned))
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
