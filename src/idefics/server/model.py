@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from idefics.config import Config
 from idefics.engine.engine import Engine
 from idefics.engine.scoring import score_prompt
 from idefics.inputs import ModelInputs
@@ -89,6 +90,7 @@ class ServedModel:
 
     Attributes:
         name: as it is told to clients.
+        config: its sizes.
         processor: texts and images to inputs.
         defaults: content of the checkpoint's `generation_config.json`.
         positions: tokens of prompt and answer together at most.
@@ -98,6 +100,7 @@ class ServedModel:
     """
 
     name: str
+    config: Config
     processor: Processor
     defaults: Mapping[str, Any]
     positions: int
@@ -111,6 +114,7 @@ class ServedModel:
         config = loaded.model.config
         return cls(
             name=loaded.name,
+            config=config,
             processor=loaded.processor,
             defaults=loaded.defaults,
             positions=config.text_config.max_position_embeddings,

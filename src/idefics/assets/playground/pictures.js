@@ -1,0 +1,77 @@
+/** Images on their way into a message: dropped, pasted or chosen. */
+
+import { byId, element } from "./elements.js";
+
+/** An image that a message holds, and how the page shows it. */
+export class Picture {
+  constructor(name, url, width, height) {
+    Object.assign(this, { name, url, width, height });
+    this.caption = element("figcaption", {}, `${width} × ${height}`);
+    const shown = element("img", { src: url, alt: name, title: name });
+    this.figure = element("figure", {}, element("span", { className: "frame" }, shown), this.caption);
+  }
+
+  /** Says what the model sees of it. */
+  plan({ tokens, seen }, split) {
+    const [width, height] = seen.at(-1);
+    const times = seen.length > 1 ? `${seen.length} parts, ` : "";
+    this.caption.replaceChildren(
+      element("strong", {}, `${tokens} tokens`),
+      element("br"),
+      `${this.width} × ${this.height}, seen ${times}${width} × ${height}`,
+    );
+    this.figure.classList.toggle("split", split);
+  }
+
+  /** @throws {Error} the file is no image that the browser can show. */
+  static async read(file) {
+    const url = await dataUrl(file);
+    const image = new Image();
+    image.src = url;
+    try {
+      await image.decode();
+    } catch {
+      throw new Error(`${file.name || "This"} is no image that this browser can read.`);
+    }
+    return new Picture(file.name || "pasted image", url, image.naturalWidth, image.naturalHeight);
+  }
+}
+
+/** Calls `take` with the files that come in, by whichever way. */
+export function watchFiles(take) {
+  const files = byId("files");
+  byId("choose").addEventListener("click", () => files.click());
+  files.addEventListener("change", () => {
+    take([...files.files]);
+    files.value = ""; // so that the same file can be chosen again
+  });
+  document.addEventListener("paste", (event) => {
+    if (!event.clipboardData?.files.length) return;
+    event.preventDefault();
+    take([...event.clipboardData.files]);
+  });
+  const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
+  document.addEventListener("dragover", (event) => {
+    if (!holdsFiles(event)) return;
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dropping");
+  });
+  document.addEventListener("drop", (event) => {
+    document.body.classList.remove("dropping");
+    if (!holdsFiles(event)) return;
+    event.preventDefault();
+    take([...event.dataTransfer.files]);
+  });
+}
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${file.name} cannot be read.`));
+    reader.readAsDataURL(file);
+  });
+}
