@@ -4,11 +4,11 @@ import { byId, element } from "./elements.js";
 
 /** An image that a message holds, and how the page shows it. */
 export class Picture {
-  constructor(name, url, width, height) {
-    Object.assign(this, { name, url, width, height });
-    this.caption = element("figcaption", {}, `${width} × ${height}`);
-    const shown = element("img", { src: url, alt: name, title: name });
-    this.figure = element("figure", {}, element("span", { className: "frame" }, shown), this.caption);
+  /** @param url a data URL, as requests carry it; @param image an element that shows it already. */
+  constructor(name, url, image) {
+    Object.assign(this, { name, url, width: image.naturalWidth, height: image.naturalHeight });
+    this.caption = element("figcaption", {}, `${this.width} × ${this.height}`);
+    this.figure = element("figure", {}, element("span", { className: "frame" }, image), this.caption);
   }
 
   /** Says what the model sees of it. */
@@ -25,15 +25,15 @@ export class Picture {
 
   /** @throws {Error} the file is no image that the browser can show. */
   static async read(file) {
-    const url = await dataUrl(file);
-    const image = new Image();
-    image.src = url;
+    const name = file.name || "pasted image";
+    const image = element("img", { src: URL.createObjectURL(file), alt: name, title: name });
     try {
       await image.decode();
     } catch {
-      throw new Error(`${file.name || "This"} is no image that this browser can read.`);
+      URL.revokeObjectURL(image.src);
+      throw new Error(`${name} is no image that this browser can read.`);
     }
-    return new Picture(file.name || "pasted image", url, image.naturalWidth, image.naturalHeight);
+    return new Picture(name, await dataUrl(file), image);
   }
 }
 
