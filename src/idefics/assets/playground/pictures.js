@@ -14,11 +14,11 @@ export class Picture {
   /** Says what the model sees of it. */
   plan({ tokens, seen }, split) {
     const [width, height] = seen.at(-1);
-    const times = seen.length > 1 ? `${seen.length} parts, ` : "";
+    const how = seen.length > 1 ? `in ${seen.length} parts of` : "as";
     this.caption.replaceChildren(
       element("strong", {}, `${tokens} tokens`),
       element("br"),
-      `${this.width} × ${this.height}, seen ${times}${width} × ${height}`,
+      `${this.width} × ${this.height}, seen ${how} ${width} × ${height}`,
     );
     this.figure.classList.toggle("split", split);
   }

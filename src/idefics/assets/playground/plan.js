@@ -51,9 +51,9 @@ export class PlanPanel {
       ...(fits ? [] : [element("p", { className: "problem" }, "Prompt and answer do not fit; ask for fewer new tokens.")]),
       table(`Memory in ${dtype}`, [
         ["Weights", size(bytes.weights)],
-        ["Cache", size(bytes.cache)],
-        ["Seeing", size(bytes.vision)],
-        ["Reading", size(bytes.prompt)],
+        ["Keys and values", size(bytes.cache)],
+        ["Seeing the images", size(bytes.vision)],
+        ["Reading the prompt", size(bytes.prompt)],
         ["At the peak", size(bytes.total)],
       ]),
     );

@@ -4,27 +4,37 @@ import { button, byId, element } from "./elements.js";
 import { curl, python } from "./snippets.js";
 
 export class Turns {
+  #log = byId("log");
   #list = byId("turns");
   #actions;
+  #following = true; // the end stays in sight, unless somebody scrolls up
 
   /** @param actions `edit(index)`, `retry()`, `copy(text, what)` */
   constructor(actions) {
     this.#actions = actions;
+    this.#log.addEventListener("scroll", () => {
+      const { scrollHeight, scrollTop, clientHeight } = this.#log;
+      this.#following = scrollHeight - scrollTop - clientHeight < 40;
+    });
+    new ResizeObserver(() => this.#follow()).observe(this.#log);
   }
 
   show(turns, { editing = null } = {}) {
     byId("hint").hidden = turns.length > 0;
     this.#list.replaceChildren(...turns.map((turn, index) => this.#item(turn, index, index === turns.length - 1)));
     if (editing !== null) [...this.#list.children].slice(editing).forEach((item) => item.classList.add("replaced"));
-    this.#list.lastElementChild?.scrollIntoView({ block: "end" });
+    this.#following ||= editing === null;
+    this.#follow();
   }
 
   /** Adds a piece to the last turn, as a node of its own: a screen reader says what is new, not all over again. */
   grow(piece) {
-    const log = byId("log");
-    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
     this.#list.lastElementChild.querySelector(".text").append(piece);
-    if (atEnd) log.scrollTop = log.scrollHeight;
+    this.#follow();
+  }
+
+  #follow() {
+    if (this.#following) this.#log.scrollTop = this.#log.scrollHeight;
   }
 
   #item(turn, index, last) {
