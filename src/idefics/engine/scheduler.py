@@ -32,6 +32,7 @@ class Scheduler:
         self.waiting: list[AnswerInMaking] = []  # by arrival
         self.running: list[AnswerInMaking] = []  # by arrival
         self.preemptions = 0
+        self.admitted = self.found = 0  # tokens of admitted answers, and how many of them were in blocks already
 
     def add(self, answer: AnswerInMaking) -> None:
         """Takes in a new answer; the pool must be large enough for it alone."""
@@ -117,6 +118,8 @@ class Scheduler:
         if not self._room(answer, left):
             self._empty(answer)
             return False
+        self.admitted += len(answer.ids)
+        self.found += answer.computed
         self._take(answer, left)
         self.waiting.remove(answer)
         insort(self.running, answer, key=lambda a: a.arrival)

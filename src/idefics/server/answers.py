@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Said:
         logprob: log-probability under the model.
         top: the likeliest alternatives (id, log-probability), if asked for.
         finish: why the answer ends here, or None.
+        at: `time.monotonic` when it was chosen.
     """
 
     candidate: int
@@ -32,6 +34,7 @@ class Said:
     logprob: float
     top: tuple[tuple[int, float], ...]
     finish: FinishReason | None
+    at: float
 
 
 class AnswerText:
@@ -65,4 +68,12 @@ class AnswerText:
             text += self._shown.finish()
         if finish == "eos" and token.id in self._stop_ids:
             finish = "stop"
-        return Said(candidate=token.candidate, id=token.id, text=text, logprob=token.logprob, top=token.top, finish=finish)
+        return Said(
+            candidate=token.candidate,
+            id=token.id,
+            text=text,
+            logprob=token.logprob,
+            top=token.top,
+            finish=finish,
+            at=time.monotonic(),
+        )

@@ -1,7 +1,8 @@
 """Between asyncio and the engine: one thread owns the engine, and only it calls `add`, `step` and `cancel`.
 
-Requests reach the thread through an inbox; what happens to them goes back to each one's queue in the event loop, all of a
-step in one message. The event loop never waits for a step, so `/health` and `/metrics` answer whatever the engine does.
+Requests reach the thread through an inbox. What happens to them goes back to each one's queue in the event loop: all of a
+step in one message, or, where nobody wants tokens one by one, all of an answer when it ends. The event loop never waits for
+a step, so `/health` and `/metrics` answer whatever the engine does.
 """
 
 from __future__ import annotations
@@ -70,13 +71,17 @@ class Running:
         added: when the engine took it in; None before.
     """
 
-    def __init__(self, bridge: Bridge, texts: Sequence[AnswerText], deadline: float, done: Callable[[], None]) -> None:
+    def __init__(
+        self, bridge: Bridge, texts: Sequence[AnswerText], *, streams: bool, deadline: float, done: Callable[[], None]
+    ) -> None:
         self.answers = len(texts)
         self.began = time.monotonic()
         self.added: float | None = None
         self.number: int | None = None
         self.texts = texts
+        self.streams = streams
         self.deadline = deadline
+        self.kept: list[Outcome] = []  # in the engine's thread, until the answer is whole
         self.open = set(range(len(texts)))
         self._bridge = bridge
         self._queue: asyncio.Queue[Outcome] = asyncio.Queue()
@@ -194,11 +199,12 @@ class Bridge:
         """Requests in the engine."""
         return len(self._running)
 
-    async def ask(self, prepared: Prepared, *, deadline: float, done: Callable[[], None]) -> Running:
+    async def ask(self, prepared: Prepared, *, streams: bool, deadline: float, done: Callable[[], None]) -> Running:
         """Hands a request to the engine and waits until it is taken in.
 
         Args:
             prepared: the request.
+            streams: tell each token at once, not all in the end, which costs the event loop less.
             deadline: in seconds of `time.monotonic`.
             done: called once when the engine is done with it.
 
@@ -215,7 +221,7 @@ class Bridge:
             AnswerText(self._tokenizer, stop=prepared.stop, stop_ids=prepared.stop_ids, keep_stop=asked.keep_stop)
             for _ in range(prepared.params.candidates)
         ]
-        running = Running(self, texts, deadline, done)
+        running = Running(self, texts, streams=streams, deadline=deadline, done=done)
         self._post(lambda: self._add(running, prepared))
         try:
             await running.taken()
@@ -302,9 +308,15 @@ class Bridge:
         self._failures = 0
         outcomes = [self._outcome(event) for event in events]
         self._stepped(time.monotonic() - began, sum(isinstance(said, Said) for _, said in outcomes))
-        told = [(running, outcome) for running, outcome in outcomes if running is not None]
+        known = [(running, outcome) for running, outcome in outcomes if running is not None]
+        ended = self._ended(known)
+        told = [(running, outcome) for running, outcome in known if running.streams]
+        for running, outcome in known:
+            if not running.streams:
+                running.kept.append(outcome)
+        for running in ended:
+            told += [(running, outcome) for outcome in running.kept]
         if told:
-            ended = self._ended(told)
             self._tell(lambda: _hand_over(told, ended))
 
     def _outcome(self, event: Event) -> tuple[Running | None, Outcome]:
@@ -320,9 +332,9 @@ class Bridge:
             running.open.discard(event.candidate)
         return running, running.texts[event.candidate].said(event)
 
-    def _ended(self, told: Sequence[tuple[Running, Outcome]]) -> list[Running]:
+    def _ended(self, known: Sequence[tuple[Running, Outcome]]) -> list[Running]:
         ended = []
-        for running, _ in told:
+        for running, _ in known:
             if not running.open and running.number in self._running:
                 del self._running[running.number]
                 ended.append(running)

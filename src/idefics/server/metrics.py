@@ -127,6 +127,8 @@ class _Counts(Collector):
             "idefics_engine_healthy": ("1 while the engine gets on with its work", int(self._healthy())),
         }
         counts = {
+            "idefics_prefix_cache_tokens": ("Tokens of prompts that the engine began with", state.admitted_tokens),
+            "idefics_prefix_cache_hit_tokens": ("Of them, those found computed", state.found_tokens),
             "idefics_interruptions": ("Answers interrupted for lack of blocks", state.interruptions),
             "idefics_image_cache_hits": ("Images that were found encoded", state.image_hits),
             "idefics_image_cache_misses": ("Images that had to be encoded", state.image_misses),

@@ -29,6 +29,8 @@ class EngineState:
         blocks: of the cache.
         blocks_held: by running answers; others may still be found again but are free.
         block_tokens: that one block keeps.
+        admitted_tokens: of prompts, those computed again after an interruption included, so far.
+        found_tokens: of them, those whose keys and values were still there.
         interruptions: of answers for lack of blocks, so far.
         image_hits: images that were found encoded, so far.
         image_misses: images that were not, so far.
@@ -40,6 +42,8 @@ class EngineState:
     blocks: int = 0
     blocks_held: int = 0
     block_tokens: int = 0
+    admitted_tokens: int = 0
+    found_tokens: int = 0
     interruptions: int = 0
     image_hits: int = 0
     image_misses: int = 0
@@ -73,6 +77,8 @@ class ServedEngine(Engine):
             blocks=pool.blocks,
             blocks_held=pool.blocks - pool.free,
             block_tokens=pool.size,
+            admitted_tokens=scheduler.admitted,
+            found_tokens=scheduler.found,
             interruptions=scheduler.preemptions,
             image_hits=images.hits,
             image_misses=images.misses,

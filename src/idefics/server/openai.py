@@ -93,7 +93,7 @@ class _Answering:
 
     async def _whole(self, asked: Sequence[Asked]) -> Response:
         async def one(each: Asked) -> Conversation:
-            async with self._service.conversation(each) as conversation:
+            async with self._service.conversation(each, streams=False) as conversation:
                 await conversation.whole()
                 return conversation
 
@@ -119,7 +119,7 @@ class _Answering:
     async def _stream(self, asked: Sequence[Asked]) -> Response:
         stack = AsyncExitStack()
         try:
-            conversations = [await stack.enter_async_context(self._service.conversation(each)) for each in asked]
+            conversations = [await stack.enter_async_context(self._service.conversation(each, streams=True)) for each in asked]
         except BaseException:
             await stack.aclose()
             raise

@@ -69,17 +69,18 @@ class Conversation:
         self.running = running
         self._metrics = metrics
         self._last: list[float | None] = [None] * running.answers
+        self._started = False
 
     async def __aiter__(self) -> AsyncGenerator[Said, None]:
         """Yields what is said, and keeps it."""
         async for said in self.running:
-            now = time.monotonic()
-            if self.first is None:
-                self._metrics.observe("idefics_time_to_first_token_seconds", now - self.arrived)
+            if not self._started:
+                self._started = True
+                self._metrics.observe("idefics_time_to_first_token_seconds", said.at - self.arrived)
             last = self._last[said.candidate]
             if last is not None:
-                self._metrics.observe("idefics_time_between_tokens_seconds", now - last)
-            self._last[said.candidate] = now
+                self._metrics.observe("idefics_time_between_tokens_seconds", said.at - last)
+            self._last[said.candidate] = said.at
             self.written[said.candidate].tokens.append(said)
             if said.finish is not None:
                 self._metrics.count("idefics_finished_answers", said.finish)
@@ -90,11 +91,6 @@ class Conversation:
         async for _ in self:
             pass
         return self.written
-
-    @property
-    def first(self) -> float | None:
-        """When the first token came."""
-        return min((last for last in self._last if last is not None), default=None)
 
     @property
     def generated(self) -> int:
@@ -156,8 +152,12 @@ class Service:
         event(log, "stopped")
 
     @asynccontextmanager
-    async def conversation(self, asked: Asked) -> AsyncGenerator[Conversation, None]:
+    async def conversation(self, asked: Asked, *, streams: bool) -> AsyncGenerator[Conversation, None]:
         """Takes a request in, and sees to it that nothing of it is left in the engine afterwards.
+
+        Args:
+            asked: the request.
+            streams: whether its tokens are wanted one by one.
 
         Raises:
             Overloaded: as many requests are here as the server takes on.
@@ -168,7 +168,7 @@ class Service:
         self.metrics.count("tgi_request_count")
         conversation: Conversation | None = None
         try:
-            prepared, running = await self._admitted(asked, arrived)
+            prepared, running = await self._admitted(asked, arrived, streams=streams)
             conversation = Conversation(prepared, running, arrived, self.metrics)
             try:
                 yield conversation
@@ -179,7 +179,7 @@ class Service:
             raise
         self._answered(conversation)
 
-    async def _admitted(self, asked: Asked, arrived: float) -> tuple[Prepared, Running]:
+    async def _admitted(self, asked: Asked, arrived: float, *, streams: bool) -> tuple[Prepared, Running]:
         if self.bridge.closing:
             raise Closing("the server is stopping")
         if self.open >= self.limits.requests:
@@ -196,7 +196,7 @@ class Service:
         try:
             prepared = await self.preparer.prepare(asked)
             self._observe(prepared)
-            running = await self.bridge.ask(prepared, deadline=arrived + self.limits.deadline, done=release)
+            running = await self.bridge.ask(prepared, streams=streams, deadline=arrived + self.limits.deadline, done=release)
         except BaseException:
             release()
             raise

@@ -127,7 +127,7 @@ class _Writer:
 
     async def _whole(self, body: Generate, asked: Asked, *, listed: bool) -> Response:
         given = body.parameters
-        async with self._service.conversation(asked) as conversation:
+        async with self._service.conversation(asked, streams=False) as conversation:
             prefill = []
             if given.decoder_input_details:
                 prefill = await self._prefill(conversation)
@@ -150,7 +150,7 @@ class _Writer:
         asked = self._asked(body, streams=True)
         stack = AsyncExitStack()
         # Entered before the response begins, so that what is wrong with a request has a status of its own.
-        entering = stack.enter_async_context(service.conversation(asked))
+        entering = stack.enter_async_context(service.conversation(asked, streams=True))
         conversation = await while_connected(request, entering, deadline=service.limits.deadline + 5)
         events = guarded_events(self._events(stack, conversation, body), tgi_error, served_error)
         return EventStream(events, send_seconds=service.limits.send_seconds)

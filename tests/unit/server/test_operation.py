@@ -17,7 +17,7 @@ import pytest
 from fake_engine import FakeEngine
 from idefics.server.limits import ServerLimits
 from idefics.server.logs import JsonLines
-from serving import data_url, fake_app, png, script, serving, wait_until
+from serving import data_url, fake_app, image_host, png, script, serving, wait_until
 
 LONG = script("the red image " * 30)
 BODY: dict[str, Any] = {"inputs": "a", "parameters": {"max_new_tokens": 400}}
@@ -220,6 +220,44 @@ def test_bodies_are_bounded_together() -> None:
             wait_until(lambda: httpx.post(f"{address}/generate", json={**small, "x": "y" * 4_000}).status_code == 429)
             assert httpx.post(f"{address}/generate", json=small).status_code == 200
         wait_until(lambda: httpx.post(f"{address}/generate", json={**small, "x": "y" * 4_000}).status_code == 200)
+
+
+def test_what_strangers_send_costs_one_request() -> None:
+    limits = ServerLimits(image_seconds=3)
+    app = fake_app(FakeEngine(script()), limits=limits)
+    with image_host({"/slow": 2.5}) as host, serving(app) as address:
+        told: dict[str, httpx.Response] = {}
+
+        def ask(name: str, **what: Any) -> None:
+            told[name] = httpx.post(f"{address}/generate", timeout=30, **what)
+
+        requests: dict[str, dict[str, Any]] = {
+            "slow": {"json": {"inputs": f"![]({host}/slow)a"}},
+            "many": {"json": {"inputs": f"![]({data_url(png())})" * 10_000}},
+            "large": {"content": b"a" * 100 * 2**20, "headers": {"content-type": "application/json"}},
+            "markdown": {"json": {"inputs": "![](" * 1_000_000}},
+            "deep": {"content": b"[" * 2**20, "headers": {"content-type": "application/json"}},
+        }
+        threads = [threading.Thread(target=ask, args=(name,), kwargs=what) for name, what in requests.items()]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            began = time.monotonic()
+            assert httpx.post(f"{address}/generate", json={"inputs": "a"}).status_code == 200
+            assert time.monotonic() - began < 2
+            time.sleep(0.02)
+        assert {name: response.status_code for name, response in told.items()} == {
+            "slow": 200, "many": 422, "large": 413, "markdown": 422, "deep": 422,
+        }  # fmt: skip
+        assert app.state.service.open == 0
+
+
+def test_who_leaves_while_an_image_is_fetched_is_forgotten() -> None:
+    app = fake_app(FakeEngine(script()), limits=ServerLimits(image_seconds=5))
+    with image_host({"/slow": 3.0}) as host, serving(app) as address:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/generate", json={"inputs": f"![]({host}/slow)a"}, timeout=0.5)
+        wait_until(lambda: app.state.service.open == 0, seconds=1)
 
 
 def test_keys() -> None:

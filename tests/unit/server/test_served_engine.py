@@ -60,6 +60,7 @@ def test_the_state_is_what_the_engine_holds(tiny: Idefics) -> None:
     assert (state.waiting, state.running) == (0, 1)
     assert state.blocks_held > 0
     assert state.image_bytes > 0
+    assert (state.admitted_tokens, state.found_tokens) == (inputs.input_ids_BT.shape[1], 0)
     engine.cancel(number)
     assert (engine.state().running, engine.state().blocks_held) == (0, 0)
 
