@@ -19,7 +19,7 @@ from idefics.server.model import ServedEngine, ServedModel  # noqa: E402
 from serving import serving  # noqa: E402
 
 DEMO = ROOT / "src/idefics/assets/demo"
-ASKED = ((("left.png", "right.png"), "Which image shows a cross?"), (("things.png",), "Describe the image."))
+ASKED = ((("things.png",), "Describe the image."), ((), "How many objects are there?"))
 PICTURE = Path(__file__).with_suffix(".png")
 
 

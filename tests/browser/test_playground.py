@@ -94,7 +94,7 @@ def test_chosen_and_pasted_images_can_be_taken_out_again(page: Tab) -> None:
     add(page, LEFT, RIGHT)
     page.run(PASTE)
     page.until("document.querySelectorAll('#pictures strong').length === 3")
-    assert "60 × 40" in page.text("#pictures li:last-child")
+    assert "60\u00a0×\u00a040" in page.text("#pictures li:last-child")
     page.click("#pictures li:first-child button")
     assert page.run("[...document.querySelectorAll('#pictures img')].map((i) => i.alt)") == ["right.png", "shot.png"]
     assert page.run("document.activeElement.ariaLabel") == "Remove right.png"

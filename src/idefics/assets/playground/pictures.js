@@ -7,7 +7,7 @@ export class Picture {
   /** @param url a data URL, as requests carry it; @param image an element that shows it already. */
   constructor(name, url, image) {
     Object.assign(this, { name, url, width: image.naturalWidth, height: image.naturalHeight });
-    this.caption = element("figcaption", {}, `${this.width} × ${this.height}`);
+    this.caption = element("figcaption", {}, pixels(this.width, this.height));
     this.figure = element("figure", {}, element("span", { className: "frame" }, image), this.caption);
   }
 
@@ -18,7 +18,7 @@ export class Picture {
     this.caption.replaceChildren(
       element("strong", {}, `${tokens} tokens`),
       element("br"),
-      `${this.width} × ${this.height}, seen ${how} ${width} × ${height}`,
+      `${pixels(this.width, this.height)}, seen ${how} ${pixels(width, height)}`,
     );
     this.figure.classList.toggle("split", split);
   }
@@ -65,6 +65,11 @@ export function watchFiles(take) {
     event.preventDefault();
     take([...event.dataTransfer.files]);
   });
+}
+
+/** A size that no line break parts. */
+function pixels(width, height) {
+  return `${width}\u00a0×\u00a0${height}`;
 }
 
 function dataUrl(file) {
