@@ -15,7 +15,7 @@ import uvicorn
 from PIL import Image
 
 from fake_engine import FakeEngine
-from fakes import generation_defaults, tiny_processor
+from fakes import generation_defaults, tiny_config, tiny_processor
 from idefics.server.addresses import AddressRule
 from idefics.server.app import create_app
 from idefics.server.limits import ServerLimits
@@ -50,6 +50,7 @@ def fake_app(engine: FakeEngine, *, limits: ServerLimits | None = None, private:
     processor = tiny_processor()
     model = ServedModel(
         name="tiny",
+        config=tiny_config(),
         processor=processor,
         defaults=generation_defaults(processor),
         positions=512,

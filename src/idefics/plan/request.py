@@ -24,7 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from idefics.config import Config
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
@@ -301,10 +303,11 @@ def _image(config: Config, eyes: Images, width: int, height: int, *, each: int) 
     )
 
 
-def _parameters(config: Config) -> dict[str, int]:
+@cache  # a server plans at every key that is pressed
+def _parameters(config: Config) -> Mapping[str, int]:
     from idefics.weights.footprint import parameter_counts
 
-    return parameter_counts(config)
+    return MappingProxyType(parameter_counts(config))
 
 
 def _memory(config: Config, plan: Plan, precision: Precision) -> MemoryPlan:

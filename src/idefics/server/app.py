@@ -17,10 +17,11 @@ from idefics import __version__
 from idefics.errors import IdeficsError
 from idefics.server.addresses import AddressRule
 from idefics.server.errors import Invalid, ServerError
-from idefics.server.guard import Guard
+from idefics.server.guard import OPEN_PATHS, Guard
 from idefics.server.limits import ServerLimits
 from idefics.server.model import ServedModel, WatchedEngine
 from idefics.server.openai import openai_error, openai_router
+from idefics.server.playground import page_paths, playground_router
 from idefics.server.service import Service, served_error
 from idefics.server.sse import Json
 from idefics.server.tgi import tgi_error, tgi_router
@@ -72,6 +73,7 @@ def create_app(
     app.state.service = service
     app.include_router(tgi_router(service))
     app.include_router(openai_router(service))
+    app.include_router(playground_router(service))
 
     unhealthy: dict[int | str, dict[str, Any]] = {503: {"model": TgiError, "description": "The engine is stuck or dead"}}
 
@@ -98,6 +100,7 @@ def create_app(
         limits=limits,
         api_keys=list(api_keys),
         error=error_response,
+        open_paths=OPEN_PATHS | page_paths(),
         counted=lambda status: service.metrics.count("idefics_http_responses", str(status)),
     )
     origins = list(cors)

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -44,6 +44,7 @@ class Guard:
         api_keys: one of which requests must bear; none means that anybody may ask.
         error: makes a response of a path and an error, in the form of that path's API.
         counted: told each response's status.
+        open_paths: need no key, and are logged at level debug.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Guard:
         api_keys: Iterable[str],
         error: ErrorResponse,
         counted: Callable[[int], None],
+        open_paths: Collection[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
         self._limits = limits
         self._keys = [key.encode() for key in api_keys]
         self._error = error
         self._counted = counted
+        self._open_paths = open_paths
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,13 +97,13 @@ class Guard:
         finally:
             self._held -= len(body)
             self._counted(status)
-            level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
+            level = logging.DEBUG if path in self._open_paths else logging.INFO
             seconds = round(time.monotonic() - began, 4)
             event(log, "request", level=level, method=scope["method"], path=path, status=status, seconds=seconds)
             REQUEST_ID.reset(token)
 
     def _check_key(self, path: str, headers: Headers) -> None:
-        if not self._keys or path in OPEN_PATHS:
+        if not self._keys or path in self._open_paths:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         known = [hmac.compare_digest(key.strip().encode(), each) for each in self._keys]

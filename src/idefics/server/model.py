@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from idefics.config import Config
 from idefics.engine.engine import Engine
 from idefics.engine.scoring import score_prompt
 from idefics.inputs import ModelInputs
@@ -95,6 +96,7 @@ class ServedModel:
 
     Attributes:
         name: as it is told to clients.
+        config: its sizes.
         processor: texts and images to inputs.
         defaults: content of the checkpoint's `generation_config.json`.
         positions: tokens of prompt and answer together at most.
@@ -104,6 +106,7 @@ class ServedModel:
     """
 
     name: str
+    config: Config
     processor: Processor
     defaults: Mapping[str, Any]
     positions: int
@@ -117,6 +120,7 @@ class ServedModel:
         config = loaded.model.config
         return cls(
             name=loaded.name,
+            config=config,
             processor=loaded.processor,
             defaults=loaded.defaults,
             positions=config.text_config.max_position_embeddings,

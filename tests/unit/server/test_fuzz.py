@@ -53,6 +53,7 @@ BODIES = {
     "/chat_tokenize": {"messages": [{"role": "user", "content": "a"}]},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "max_tokens": 3},
     "/v1/completions": {"prompt": "a", "max_tokens": 3},
+    "/playground/plan": {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
 }
 
 

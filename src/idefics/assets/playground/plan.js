@@ -1,0 +1,74 @@
+/** What the next request will take, as the server reckons it. */
+
+import { byId, element } from "./elements.js";
+import { messagesOf } from "./conversation.js";
+
+const PAUSE = 150; // milliseconds without a change before the server is asked
+
+export class PlanPanel {
+  #panel = byId("plan");
+  #server;
+  #waiting = null;
+  #asked = null;
+
+  constructor(server) {
+    this.#server = server;
+  }
+
+  /** Plans for turns soon; only the newest wish is fulfilled. */
+  update(turns, settings) {
+    clearTimeout(this.#waiting);
+    this.#asked?.abort();
+    this.#waiting = setTimeout(() => this.#ask(turns, settings), PAUSE);
+  }
+
+  async #ask(turns, settings) {
+    this.#asked = new AbortController();
+    const messages = messagesOf(turns, ({ width, height }) => `${width}x${height}`);
+    const { max_tokens } = settings.options;
+    try {
+      const plan = await this.#server.plan({ messages, max_tokens, ...settings.seeing }, this.#asked.signal);
+      const pictures = turns.flatMap((turn) => turn.pictures ?? []);
+      pictures.forEach((picture, index) => picture.plan(plan.images[index], settings.split));
+      this.#show(plan);
+    } catch (error) {
+      if (error.name !== "AbortError") this.#panel.replaceChildren(element("p", { className: "problem" }, error.message));
+    }
+  }
+
+  #show({ tokens, fits, bytes, dtype }) {
+    const used = element("meter", { max: tokens.positions, value: tokens.prompt + tokens.answer, high: tokens.positions });
+    used.ariaLabel = "Positions taken";
+    this.#panel.replaceChildren(
+      table("Tokens", [
+        ["Images", tokens.images],
+        ["Text", tokens.text],
+        ["Prompt", tokens.prompt],
+        ["Answer, at most", tokens.answer],
+        ["The model's positions", tokens.positions],
+      ]),
+      used,
+      ...(fits ? [] : [element("p", { className: "problem" }, "Prompt and answer do not fit; ask for fewer new tokens.")]),
+      table(`Memory in ${dtype}`, [
+        ["Weights", size(bytes.weights)],
+        ["Keys and values", size(bytes.cache)],
+        ["Seeing the images", size(bytes.vision)],
+        ["Reading the prompt", size(bytes.prompt)],
+        ["At the peak", size(bytes.total)],
+      ]),
+    );
+  }
+}
+
+function table(caption, rows) {
+  const row = ([name, value]) =>
+    element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, value.toLocaleString("en")));
+  return element("table", {}, element("caption", {}, caption), ...rows.map(row));
+}
+
+/** Bytes as people read them. */
+function size(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = bytes && Math.min(units.length - 1, Math.floor(Math.log2(bytes) / 10));
+  return `${(bytes / 1024 ** power).toPrecision(3)} ${units[power]}`;
+}

@@ -1,0 +1,214 @@
+"""The page at `/playground`, and what only a page asks for: facts for its controls, and the plan of a chat."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from idefics.errors import OptionError
+from idefics.plan import PRECISIONS, Plan, Precision, make_plan
+from idefics.server.bodies import Body
+from idefics.server.openai_asking import prompt_of_chat
+from idefics.server.requests import Asked
+from idefics.server.service import Service
+from idefics.server.sse import Json
+from idefics.server.tgi_schemas import TgiError
+
+__all__ = ["page_paths", "playground_router"]
+
+PAGE = "/playground"
+_FOLDER = Path(__file__).parents[1] / "assets" / "playground"
+_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_HEADERS = {
+    # Nothing but the server itself: no other host, no inline script or style, nobody's frame.
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "cache-control": "no-cache",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+class Facts(BaseModel):
+    """What the page's controls need to know."""
+
+    model: str
+    dtype: str
+    device: str
+    positions: int = Field(description="Tokens of prompt and answer together at most.")
+    chats: bool = Field(description="Whether the model has chats; base models have none.")
+    adjustable: bool = Field(description="Whether images can be split and made smaller.")
+    splits: bool = Field(description="Whether images are split if a request does not say.")
+    longest_image: int = Field(description="Edge in pixels that images can have at most.")
+    longest_edge: int = Field(description="Edge in pixels that larger images are brought to if a request does not say.")
+    body_bytes: int = Field(description="Of a request at most.")
+
+
+class PlanRequest(Body):
+    """A chat to plan for, in OpenAI's form. An image whose URL is a size, such as `640x480`, counts as one of that size; one
+    with any other URL is not fetched and counts as the largest.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    messages: list[dict[str, Any]]
+    max_tokens: int = Field(default=256, ge=1)
+    do_image_splitting: bool | None = None
+    max_image_size: int | None = None
+
+
+class PlannedImage(BaseModel):
+    """One image."""
+
+    width: int
+    height: int
+    tokens: int = Field(description="Positions that it fills, without those of the tokens around it.")
+    seen: list[tuple[int, int]] = Field(description="Width and height of every sub-image as the model sees it.")
+
+
+class PlannedTokens(BaseModel):
+    """Positions of a request."""
+
+    images: int = Field(description="Those around images included.")
+    text: int
+    prompt: int
+    answer: int = Field(description="At most.")
+    positions: int = Field(description="That the model has.")
+
+
+class PlannedBytes(BaseModel):
+    """Memory of a request that is alone."""
+
+    weights: int
+    cache: int
+    vision: int
+    prompt: int
+    total: int = Field(description="At the peak: vision and prompt follow one another.")
+
+
+class PlanAnswer(BaseModel):
+    """What a chat takes."""
+
+    images: list[PlannedImage]
+    tokens: PlannedTokens
+    fits: bool = Field(description="Whether prompt and answer fit the model's positions.")
+    dtype: str
+    bytes: PlannedBytes
+
+
+def page_paths() -> frozenset[str]:
+    """Where the page and its parts are: public, as they hold nothing of the model or of anybody's chats."""
+    return frozenset((PAGE, *(f"{PAGE}/{file.name}" for file in _files())))
+
+
+def playground_router(service: Service) -> APIRouter:
+    """The page and its routes, for one served model."""
+    told = {413: "Too large", 422: "Not valid", 504: "The body did not arrive"}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": TgiError, "description": text} for status, text in told.items()
+    }
+    router = APIRouter(prefix=PAGE, tags=["playground"])
+    for file in _files():
+        _add_file(router, file)
+
+    @router.get("/facts", summary="What the page's controls need to know", response_model=Facts)
+    async def facts() -> Response:
+        return Json(_facts(service).model_dump())
+
+    @router.post("/plan", summary="Tokens and memory of a chat", response_model=PlanAnswer, responses=errors)
+    async def plan(body: PlanRequest) -> Response:
+        prompt = await service.preparer.in_worker(lambda: prompt_of_chat(body.messages, service))
+        asked = Asked(prompt=prompt, split=body.do_image_splitting, max_image_size=body.max_image_size)
+        ids = [token.id for token in await service.preparer.tokens(asked)]
+        return Json(await service.preparer.in_worker(lambda: _planned(service, asked, ids, new=body.max_tokens).model_dump()))
+
+    return router
+
+
+def _files() -> list[Path]:
+    return sorted(file for file in _FOLDER.iterdir() if file.suffix in _TYPES)
+
+
+def _add_file(router: APIRouter, file: Path) -> None:
+    content, kind = file.read_bytes(), _TYPES[file.suffix]
+
+    async def page() -> Response:
+        return Response(content, media_type=kind, headers=_HEADERS)
+
+    router.add_api_route("" if file.name == "index.html" else f"/{file.name}", page, include_in_schema=False)
+
+
+def _facts(service: Service) -> Facts:
+    model = service.model
+    settings = model.processor.image_processor.to_dict()
+    edge = settings.get("size", {}).get("longest_edge", model.longest_image)
+    try:
+        model.processor.adjusted(max_image_size=model.longest_image, split=True)
+        adjustable = True
+    except OptionError:
+        adjustable = False
+    return Facts(
+        model=model.name,
+        dtype=model.dtype,
+        device=model.device,
+        positions=model.positions,
+        chats=model.processor.chat_template is not None,
+        adjustable=adjustable,
+        splits=bool(settings.get("do_image_splitting")),
+        longest_image=model.longest_image,
+        longest_edge=min(edge, model.longest_image),
+        body_bytes=service.limits.body_bytes,
+    )
+
+
+def _planned(service: Service, asked: Asked, ids: list[int], *, new: int) -> PlanAnswer:
+    processor = service.model.processor
+    sizes = [_size(reference, service.model.longest_image) for reference in asked.prompt.references]
+
+    def plan(text_tokens: int, precisions: tuple[Precision, ...]) -> Plan:
+        return make_plan(
+            service.model.config,
+            sizes,
+            seen_by=processor.image_processor,
+            split=asked.split,
+            max_image_size=asked.max_image_size,
+            text_tokens=text_tokens,
+            new_tokens=new,
+            precisions=precisions,
+        )
+
+    # A plan takes all images for neighbours, which share the token between them; what the prompt has beyond that is text to it.
+    beside = len(ids) - plan(0, ()).framed_tokens
+    made = plan(beside, (_precision(service.model.dtype),))
+    memory = made.memory[0]
+    around = (processor.image_token_id, processor.fake_image_token_id)
+    in_images = sum(id in around for id in ids)
+    return PlanAnswer(
+        images=[
+            PlannedImage(width=image.width, height=image.height, tokens=image.tokens, seen=list(image.seen))
+            for image in made.images
+        ],
+        tokens=PlannedTokens(
+            images=in_images, text=len(ids) - in_images, prompt=len(ids), answer=new, positions=service.model.positions
+        ),
+        fits=len(ids) + new <= service.model.positions,
+        dtype=service.model.dtype,
+        bytes=PlannedBytes(
+            weights=memory.weights, cache=memory.kv_cache, vision=memory.vision, prompt=memory.prompt, total=memory.total
+        ),
+    )
+
+
+def _size(reference: str, longest: int) -> tuple[int, int]:
+    found = _SIZE.fullmatch(reference)
+    return (longest, longest) if found is None else (int(found[1]), int(found[2]))
+
+
+def _precision(dtype: str) -> Precision:
+    return next(precision for precision in PRECISIONS if dtype in precision.dtypes)

@@ -1,0 +1,111 @@
+"""What the page asks of its server. The page itself is tried in `tests/browser`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import idefics
+from fake_engine import FakeEngine
+from fakes import tiny_config
+from idefics.plan import PRECISIONS, make_plan
+from serving import data_url, fake_app, png, script
+
+FOLDER = Path(idefics.__file__).parent / "assets" / "playground"
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    with TestClient(fake_app(FakeEngine(script()))) as client:
+        yield client
+
+
+def chat(*urls: str, **options: Any) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "a red image"}]}], **options}
+
+
+def test_the_page_and_its_parts_are_public_and_keep_to_themselves() -> None:
+    with TestClient(fake_app(FakeEngine(script()), api_keys=["secret"])) as client:
+        page = client.get("/playground")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        for name in re.findall(r'(?:src|href)="(playground/[^"]+)"', page.text):
+            part = client.get(f"/{name}")
+            assert part.status_code == 200
+            assert part.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; ")
+            assert "frame-ancestors 'none'" in part.headers["content-security-policy"]
+            assert part.headers["x-content-type-options"] == "nosniff"
+        for path in ("/playground/facts", "/playground/other.js", "/playground/..%2findex.html"):
+            assert client.get(path).status_code == 401
+        key = {"authorization": "Bearer secret"}
+        assert client.get("/playground/facts", headers=key).json()["model"] == "tiny"
+        assert client.get("/playground/other.js", headers=key).status_code == 404
+
+
+def test_every_part_is_reached_and_every_import_is_there() -> None:
+    texts = {file.name: file.read_text(encoding="utf-8") for file in FOLDER.iterdir()}
+    used = {"index.html", *re.findall(r'playground/([\w.]+)"', texts["index.html"])}
+    for name, text in texts.items():
+        if name.endswith(".js"):
+            used |= set(re.findall(r'from "\./([\w.]+)"', text))
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), "no other host"
+        assert len(text.splitlines()) < 260
+    assert used == set(texts)
+
+
+def test_facts(client: TestClient) -> None:
+    assert client.get("/playground/facts").json() == {
+        "model": "tiny", "dtype": "float32", "device": "cpu", "positions": 512, "chats": True, "adjustable": True,
+        "splits": False, "longest_image": 72, "longest_edge": 72, "body_bytes": 32 * 2**20,
+    }  # fmt: skip
+
+
+def test_the_plan_is_the_one_of_the_command_line_and_counts_what_is_computed(client: TestClient) -> None:
+    asked = chat("90x60", "40x30", do_image_splitting=True, max_image_size=36, max_tokens=20)
+    plan = client.post("/playground/plan", json=asked).json()
+    processor = client.app.state.service.model.processor  # type: ignore[attr-defined]
+    expected = make_plan(
+        tiny_config(), [(90, 60), (40, 30)], seen_by=processor.image_processor, split=True, max_image_size=36,
+        text_tokens=plan["tokens"]["text"], new_tokens=20, precisions=PRECISIONS[:1],
+    )  # fmt: skip
+    assert [image["seen"] for image in plan["images"]] == [[list(size) for size in image.seen] for image in expected.images]
+    assert [image["tokens"] for image in plan["images"]] == [20, 20]
+    assert plan["tokens"]["images"] == expected.framed_tokens
+    assert plan["tokens"]["prompt"] == expected.prompt_tokens
+    assert plan["bytes"]["total"] == expected.memory[0].total
+    image = data_url(png(90, 60))
+    answer = client.post(
+        "/v1/chat/completions", json=chat(image, image, do_image_splitting=True, max_image_size=36, max_tokens=20)
+    )
+    assert answer.json()["usage"]["prompt_tokens"] == plan["tokens"]["prompt"]
+
+
+def test_images_apart_share_no_token_and_unknown_sizes_count_as_the_largest(client: TestClient) -> None:
+    turns = [*chat("40x30")["messages"], {"role": "assistant", "content": "yes"}, *chat("https://a.b/c.png")["messages"]]
+    plan = client.post("/playground/plan", json={"messages": turns}).json()
+    assert plan["tokens"]["images"] == 2 * (4 + 2)
+    assert (plan["images"][1]["width"], plan["images"][1]["height"]) == (72, 72)
+    assert plan["fits"]
+    assert not client.post("/playground/plan", json={"messages": turns, "max_tokens": 512}).json()["fits"]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"messages": []}, "messages is empty"),
+        (chat(max_image_size=73), "must be from 1 to 72"),
+        (chat(max_tokens=0), "max_tokens"),
+        (chat(other=1), "other"),
+        (chat(*["1x1"] * 65), "over the limit of 64"),
+        (chat("1x1", do_image_splitting=True), "split"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(client: TestClient, body: dict[str, Any], told: str) -> None:
+    refused = client.post("/playground/plan", json=body)
+    assert refused.status_code == 422
+    assert told in refused.json()["error"]
