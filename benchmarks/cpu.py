@@ -19,7 +19,7 @@ SET = {
     "decode": ["decode.py"],
     "vision": ["vision.py", "--rounds", "1"],
     "engine": ["engine.py"],
-    "wide": ["engine.py", "--layers", "2", "--tokens", "8", "--rounds", "1"],
+    "wide": ["engine.py", "--layers", "2", "--tokens", "8", "--rounds", "1", "--together", "4"],
     "ties": ["ties.py"],
 }
 

@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="instead of a model: layers of tower and decoder")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--together", type=int, default=16, help="requests at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-save", action="store_true")
     given = parser.parse_args()
@@ -204,7 +205,7 @@ def main() -> None:
         cases = [
             second_turn(bench, given.rounds),
             together(bench, 1, given.rounds, target=None),
-            together(bench, 16, given.rounds, target=4.0),
+            together(bench, given.together, given.rounds, target=4.0 if given.together == 16 else None),
         ]
         report(what, [replace(case, facts={**case.facts, **facts}) for case in cases], save=not given.no_save)
 

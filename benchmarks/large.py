@@ -36,7 +36,6 @@ def answer(folder: Path, tokens: int) -> dict[str, Any]:
     began = time.perf_counter()
     asked = idefics.load(folder, device="cpu")
     loaded = time.perf_counter()
-    memory = _anonymous()
     noise = np.random.default_rng(0).integers(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8)
     photo = Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC)
     first, times = 0.0, []
@@ -49,7 +48,6 @@ def answer(folder: Path, tokens: int) -> dict[str, Any]:
         "load": loaded - began,
         "first_token": first,
         "seconds_per_token": (times[-1] - times[0]) / (len(times) - 1),
-        "anonymous_after_load": memory,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -65,12 +63,6 @@ def _request(asked: Any, photo: Image.Image, tokens: int) -> tuple[Any, Any]:
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor.inputs([prompt], [[photo]])
     return inputs, [sampling_params(asked.defaults, {"max_new_tokens": tokens, "min_new_tokens": tokens})]
-
-
-def _anonymous() -> int:
-    """Bytes of this process that no file backs."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(lines["RssAnon"].split()[0]) * 1024
 
 
 def main() -> None:

@@ -107,6 +107,7 @@ def compared(half: Idefics, full: Idefics, every: list[ModelInputs], ends: tuple
             tokens += len(alone)
             at = next((i for i, (a, b) in enumerate(zip(answer, alone, strict=False)) if a != b), None)
             if at is None:
+                assert len(answer) == len(alone), "one answer is the other's beginning"
                 continue
             rounded, exact = logits_along(half, inputs, alone[:at])[-1], logits_along(full, inputs, alone[:at])[-1]
             pair = torch.tensor([answer[at], alone[at]])

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from idefics.api import Idefics
+from idefics.engine.request import Ended
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
@@ -182,21 +183,21 @@ class Bed:
         return self._work(lambda p: self._run([p], 1), self._words, amount=self.prompt, unit="tokens", limit=limit)
 
     def write(self, answers: int) -> Work:
-        """Tokens one after the other: for each, every matrix is read once for all answers, and what is cached for each."""
-        engine, steps = self.loaded.engine, self.tokens - 1
+        """Tokens one after the other, to prompts that are in the cache: for each, every matrix is read once for all answers,
+        and what is cached for each.
+        """
+        steps = self.tokens
         cached = answers * (self.prompt + steps / 2) * kv_bytes_per_token(self.model.config, self.model.dtype)
         matrices = self._parameters["text"]  # the embedding is not read, the head of the same size is
         moved = steps * (matrices * self.model.dtype.itemsize + cached)
         limit = self._bound(moved=moved, operations=2 * steps * answers * matrices)
 
-        def fresh() -> None:
-            for _ in range(answers):
-                engine.add(self._words(), SamplingParams(max_new_tokens=self.tokens))
-            begun: set[int] = set()
-            while len(begun) < answers:
-                begun |= {event.row for event in engine.step()}
+        def fresh() -> list[ModelInputs]:
+            prompts = [self._words() for _ in range(answers)]
+            self._run(prompts, 1)
+            return prompts
 
-        return self._work(lambda _: self._run([], 0), fresh, amount=steps * answers, unit="tokens", limit=limit)
+        return self._work(lambda p: self._run(p, steps), fresh, amount=steps * answers, unit="tokens", limit=limit)
 
     def first_turn(self) -> Work:
         """A question about a picture, from its pixels to the first token of the answer."""
@@ -274,4 +275,6 @@ class Bed:
         for inputs in prompts:
             self.loaded.engine.add(inputs, SamplingParams(max_new_tokens=tokens))
         while self.loaded.engine.busy:
-            self.loaded.engine.step()
+            for event in self.loaded.engine.step():
+                if isinstance(event, Ended):
+                    raise event.error or OptionError(f"a request was {event.finish}")

@@ -9,7 +9,7 @@ unused for longest go first.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 __all__ = ["BlockPool", "block_digest"]
@@ -84,6 +84,13 @@ class BlockPool:
                 self._free[block] = None
                 if block not in self._digests:
                     self._free.move_to_end(block, last=False)
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Lets blocks no longer be found, because what they hold is about to be lost."""
+        for block in blocks:
+            digest = self._digests.pop(block, None)
+            if digest is not None:
+                del self._found[digest]
 
     def users(self, block: int) -> int:
         """How often a block is held."""

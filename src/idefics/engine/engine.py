@@ -24,7 +24,7 @@ from idefics.engine.beam import beam_search
 from idefics.engine.blocks import BlockPool
 from idefics.engine.intake import State, answers_of, check_ids, room_after, unpadded
 from idefics.engine.limits import Limits
-from idefics.engine.prefill import Prefill, left_aligned
+from idefics.engine.prefill import LESS, Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.runner import Runner
 from idefics.engine.sampling import Choice, LogitFilter, choose
@@ -39,8 +39,6 @@ from idefics.parallel.launch import agreed_seed
 from idefics.weights.memory import explain_out_of_memory
 
 __all__ = ["Engine"]
-
-LESS = "use smaller images (max_image_size), no splitting, fewer prompts or new tokens, or a smaller dtype"
 
 
 class Engine:
@@ -65,11 +63,14 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any answer is unfinished, or an event of one has not been handed out."""
-        return bool(self._answers or self._unclaimed)
+        with self._lock:
+            return bool(self._answers or self._unclaimed)
 
     @property
     def scheduler(self) -> Scheduler:
         """Who waits and runs; made, with the cache, when it is first needed."""
+        if self._scheduler is not None:
+            return self._scheduler
         with self._lock:
             if self._scheduler is None:
                 with explain_out_of_memory("making room for keys and values", reduce="give cache_bytes"):
@@ -156,10 +157,7 @@ class Engine:
             for answer in self.scheduler.running:
                 answer.drafts = self._drafts(answer)
             slices, failed = self._encoded(self.scheduler.plan())
-            events += failed
-            if slices:
-                events += self._pass(slices)
-            return events
+            return events + failed + self._pass(slices)
 
     def stream(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
@@ -193,18 +191,22 @@ class Engine:
                     number = self.add(unpadded(inputs.row(row)), p, stops=own or None, stream=row * 1_000)
                     rows[number] = row
                     self._queues[number] = events
-            while events or any(number in self._answers for number in rows):
-                if not events:
-                    self._distribute(self.step())
+            while True:
+                with self._lock:  # computing and handing out are one, or another thread's pass could come between
+                    if not events:
+                        if not any(number in self._answers for number in rows):
+                            return
+                        self._distribute(self.step())
                 while events:
                     event = events.popleft()
                     if isinstance(event, Ended):
                         raise event.error or OptionError(f"the request was {event.finish}")
                     yield replace(event, row=rows[event.row])
         finally:
-            for number in rows:
-                self.cancel(number)
-                self._queues.pop(number, None)
+            with self._lock:
+                for number in rows:
+                    self.cancel(number)
+                    self._queues.pop(number, None)
 
     def generate(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
@@ -261,9 +263,11 @@ class Engine:
                 good.append(piece)
             except (IdeficsError, RuntimeError) as error:
                 events += self._fail(piece.answer, error)
-        return good, events
+        return [piece for piece in good if not piece.answer.done], events
 
     def _pass(self, slices: list[Slice]) -> list[Event]:
+        if not slices:
+            return []
         tokens = sum(len(piece.ids) for piece in slices)
         try:
             with explain_out_of_memory(f"computing {tokens} tokens of {len(slices)} answer(s)", reduce=LESS):
@@ -286,16 +290,19 @@ class Engine:
                 self.scheduler.advance(piece)
         return events
 
-    def _chosen(self, piece: Slice, logits_RV: torch.Tensor, choice: Choice | IdeficsError) -> list[Event]:
+    def _chosen(self, piece: Slice, logits_RV: torch.Tensor, choice: Choice | Exception) -> list[Event]:
         """Appends the token chosen after the newest one, and as many drafts as are what would be chosen anyway."""
         answer, state = piece.answer, piece.answer.state
         events: list[Event] = []
         accepted = 0
         while True:
-            if isinstance(choice, IdeficsError):
+            if isinstance(choice, Exception):
                 return events + self._fail(answer, choice)
             answer.ids.append(choice.token)
-            finish = self._finish(answer)
+            try:
+                finish = self._finish(answer)
+            except Exception as error:  # of a stop check that somebody handed over
+                return events + self._fail(answer, error)
             events.append(
                 Token(
                     row=answer.row,
@@ -336,9 +343,14 @@ class Engine:
 
     def _fail(self, answer: AnswerInMaking, error: Exception) -> list[Event]:
         """Ends all of a request's answers."""
-        unfinished = [a for a in self._answers[answer.row] if not a.done]
-        self.runner.wipe([block for a in unfinished for block in a.blocks if self.scheduler.pool.users(block) == 1])
-        return [self._end(a, "error", error) for a in unfinished]
+        unfinished = [a for a in self._answers.get(answer.row, ()) if not a.done]
+        held = {block for a in unfinished for block in a.blocks}
+        ended: list[Event] = [self._end(a, "error", error) for a in unfinished]
+        # Blocks may hold what is no number; those that others share were full, and right, before.
+        free = [block for block in held if not self.scheduler.pool.users(block)]
+        self.scheduler.pool.forget(free)
+        self.runner.wipe(free)
+        return ended
 
     def _end(self, answer: AnswerInMaking, finish: FinishReason, error: Exception | None = None) -> Ended:
         self._forget(answer)

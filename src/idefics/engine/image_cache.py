@@ -63,11 +63,6 @@ class ImageCache:
         while self.bytes > self.limit:
             self.bytes -= _bytes(self._images.popitem(last=False)[1])
 
-    def clear(self) -> None:
-        """Forgets all."""
-        self._images.clear()
-        self.bytes = 0
-
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

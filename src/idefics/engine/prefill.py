@@ -16,7 +16,10 @@ from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
 from idefics.weights.memory import explain_out_of_memory
 
-__all__ = ["Prefill", "left_aligned", "positions"]
+__all__ = ["LESS", "Prefill", "left_aligned", "positions"]
+
+LESS = "use smaller images (max_image_size), no splitting, fewer prompts or new tokens, or a smaller dtype"
+"""What to do where memory ends."""
 
 
 class Prefill:
@@ -49,7 +52,7 @@ class Prefill:
         prompts = f"{len(ids_BT)} prompt(s) of {ids_BT.shape[1]} tokens with {len(inputs.images_CHW)} image(s)"
         with explain_out_of_memory(
             f"running {prompts} and {new_tokens} new tokens",
-            reduce="use smaller images (max_image_size), no splitting, fewer prompts or new tokens, or a smaller dtype",
+            reduce=LESS,
         ):
             self._cache = StaticKVCache(
                 model.config.text_config,

@@ -20,6 +20,7 @@ from idefics.engine.upload import uploaded
 from idefics.inputs import Levels, ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
+from idefics.parallel.launch import agreed_least
 
 __all__ = ["Picture", "Runner", "Source", "pictures"]
 
@@ -78,7 +79,7 @@ class Runner:
 
     def __init__(self, model: VisionLanguageModel, limits: Limits) -> None:
         self.model = model
-        self.blocks = cache_blocks(model, limits)
+        self.blocks = agreed_least(model, cache_blocks(model, limits))  # or divided models would plan different passes
         self.images = ImageCache(limits.image_bytes)
         self._cache = PagedKVCache(
             model.config.text_config,
@@ -98,19 +99,21 @@ class Runner:
 
     def encode(self, wanted: Sequence[Picture]) -> None:
         """Makes sure that these images are encoded, all that are not in one go."""
-        missing = []
+        missing: dict[bytes, list[Picture]] = {}
         for picture in wanted:
             if picture.encoded is None:
                 picture.encoded = self.images.get(picture.digest)
-            if picture.encoded is None and picture not in missing:
-                missing.append(picture)
+            if picture.encoded is None:
+                missing.setdefault(picture.digest, []).append(picture)
         if not missing:
             return
-        projected = self.model.project(self.model.encode_images([picture.image for picture in missing]))
-        for index, picture in enumerate(missing):
+        projected = self.model.project(self.model.encode_images([alike[0].image for alike in missing.values()]))
+        for index, (digest, alike) in enumerate(missing.items()):
             # Copies: a view would keep the whole group alive as long as any of its images.
-            picture.encoded = tuple(part[index : index + 1].clone() for part in projected)
-            self.images.put(picture.digest, picture.encoded)
+            encoded = tuple(part[index : index + 1].clone() for part in projected)
+            self.images.put(digest, encoded)
+            for picture in alike:
+                picture.encoded = encoded
 
     def needed(self, piece: Slice) -> list[Picture]:
         """The images that a slice's tokens draw on."""
@@ -158,6 +161,7 @@ class Runner:
         """As `run`, if every slice is one token that chooses the next and sees no image; None if not."""
         if self.graphs is None or any(len(piece.ids) > 1 or not piece.chooses or self.needed(piece) for piece in slices):
             return None
+        self._stacked = None  # the last images looked at need not be kept
         segments = [Segment(piece.answer.blocks, piece.start, 1) for piece in slices]
         logits_RV = self.graphs.run([piece.ids[0] for piece in slices], segments)
         return None if logits_RV is None else list(torch.split(logits_RV, 1))

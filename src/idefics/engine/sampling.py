@@ -16,7 +16,7 @@ from torch import Tensor
 
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.upload import uploaded
-from idefics.errors import IdeficsError, NumericsError
+from idefics.errors import NumericsError
 
 __all__ = ["Choice", "LogitFilter", "Sampler", "choose", "history_filters", "likeliest", "require_finite"]
 
@@ -251,7 +251,7 @@ class Sampler:
         return Choice(token=token, logprob=float(logprobs[token]), top=top)
 
 
-def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice | IdeficsError]:
+def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice | Exception]:
     """The next token of several answers; plain greedy ones are chosen together.
 
     Args:
@@ -261,7 +261,7 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
         Of each its choice, or the error that concerns it alone.
     """
     plain = [(i, sampler.plain, answer) for i, (sampler, _, answer) in enumerate(rows) if sampler.plain is not None]
-    chosen: list[Choice | IdeficsError | None] = [None] * len(rows)
+    chosen: list[Choice | Exception | None] = [None] * len(rows)
     if plain:
         logits_RV = torch.stack([rows[i][1] for i, _, _ in plain])
         best_R3 = likeliest(logits_RV, [bans.after(len(answer)) for _, bans, answer in plain])
@@ -293,8 +293,8 @@ def likeliest(logits_RV: Tensor, banned: Sequence[Sequence[int]]) -> Tensor:
     return torch.stack([best.indices.double(), logprobs.double(), good.double()], dim=1)
 
 
-def _alone(sampler: Sampler, logits_V: Tensor, answer: Sequence[int]) -> Choice | IdeficsError:
+def _alone(sampler: Sampler, logits_V: Tensor, answer: Sequence[int]) -> Choice | Exception:
     try:
         return sampler.choose(logits_V, answer)
-    except IdeficsError as error:
+    except Exception as error:  # of a guide that somebody handed over, too
         return error

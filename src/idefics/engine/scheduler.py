@@ -56,7 +56,10 @@ class Scheduler:
         slices: list[Slice] = []
         planned: set[int] = set()
         for decoding in (True, False):
-            for answer in [a for a in self.running if a.decoding is decoding]:
+            ready = [a for a in self.running if a.decoding is decoding]
+            for place, answer in enumerate(ready):
+                if decoding:  # guesses take what the others' newest tokens leave
+                    answer.drafts = answer.drafts[: max(0, left - (len(ready) - place))]
                 # Whoever was interrupted for the sake of an older one in this very pass is no longer running.
                 if left and answer in self.running and self._grow(answer, left, planned):
                     slices.append(self._slice(answer, left))
@@ -80,9 +83,9 @@ class Scheduler:
         The right drafts must have been appended to the answer's ids by now.
         """
         answer = piece.answer
-        answer.computed = piece.end + accepted
+        before, answer.computed = answer.computed // self.pool.size, piece.end + accepted
         full = answer.computed // self.pool.size
-        for block, digest in zip(answer.blocks, answer.named(full, self.pool.size), strict=False):
+        for block, digest in zip(answer.blocks[before:full], answer.named(full, self.pool.size)[before:], strict=True):
             self.pool.name(block, digest)
 
     def _slice(self, answer: AnswerInMaking, left: int) -> Slice:

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from idefics.errors import OptionError
 from idefics.weights.placement import Device
 
-__all__ = ["agreed_seed", "init", "leave"]
+__all__ = ["agreed_least", "agreed_seed", "init", "leave"]
 
 
 def init(n: int, *, device: Device | None = None) -> DeviceMesh:
@@ -59,19 +59,34 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
+def agreed_least(model: nn.Module, number: int) -> int:
+    """The least of the numbers that the processes which compute this model bring; `number` where one computes it alone."""
+    mesh = _mesh(model)
+    if mesh is None:
+        return number
+    least = torch.tensor([number], device=mesh.device_type)
+    distributed.all_reduce(least, op=distributed.ReduceOp.MIN, group=mesh.get_group())
+    return int(least)
+
+
 def agreed_seed(model: nn.Module) -> int | None:
     """A fresh seed, the same in all processes that compute this model; None where one process computes it alone."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return None
-    # Not at the top: it takes as long to import as half of torch, and only divided models need it.
-    from torch.distributed.tensor import DTensor
-
-    mesh = next((p.device_mesh for p in model.parameters() if isinstance(p, DTensor)), None)
+    mesh = _mesh(model)
     if mesh is None:
         return None
     seed = torch.tensor([secrets.randbits(62)], device=mesh.device_type)
     distributed.broadcast(seed, group=mesh.get_group(), group_src=0)
     return int(seed)
+
+
+def _mesh(model: nn.Module) -> DeviceMesh | None:
+    """The processes that a model is divided over; None where it is whole."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    # Not at the top: it takes as long to import as half of torch, and only divided models need it.
+    from torch.distributed.tensor import DTensor
+
+    return next((p.device_mesh for p in model.parameters() if isinstance(p, DTensor)), None)
 
 
 def _own_device(device: Device | None) -> torch.device:

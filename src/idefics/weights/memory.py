@@ -46,7 +46,8 @@ def free_bytes(device: torch.device) -> int | None:
     On Linux's CPU: what the kernel says is available, swap included, within the limit of the control group.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept  # torch holds on to what was freed, and gives it out first
     if device.type != "cpu":
         return None
     try:

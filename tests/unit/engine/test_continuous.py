@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -250,6 +251,83 @@ def test_what_is_no_number_ends_its_own_request_and_leaves_nothing_behind(model:
         inputs = prompt(model, 30 + seed)
         number = engine.add(inputs, greedy(9))
         assert said(drain(engine)[number]) == plain(model, inputs, 9)
+
+
+def _raise(*_: Any) -> Any:
+    raise ValueError("somebody's own mistake")
+
+
+def test_a_prompt_that_failed_is_computed_anew(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    inputs = prompt(model, 4, images=1, shared=1)
+    for _ in range(2):
+        number = engine.add(inputs, greedy(8))
+        assert said(drain(engine)[number]) == plain(model, inputs, 8)
+    number = engine.add(inputs, greedy(8), guides=[_raise])
+    assert isinstance(drain(engine)[number][-1], Ended)
+    number = engine.add(inputs, greedy(8))
+    assert said(drain(engine)[number]) == plain(model, inputs, 8), "blocks were found that had been wiped"
+
+
+def test_mistakes_of_stops_and_guides_concern_their_request_alone(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    good = prompt(model, 1)
+    numbers = [
+        engine.add(prompt(model, 2), greedy(5), stops=[_raise]),
+        engine.add(prompt(model, 3), greedy(5), guides=[_raise]),
+        engine.add(good, greedy(5)),
+    ]
+    found = drain(engine)
+    for number in numbers[:2]:
+        ended = found[number][-1]
+        assert isinstance(ended, Ended)
+        assert isinstance(ended.error, ValueError)
+    assert said(found[numbers[2]]) == plain(model, good, 5)
+    assert_nothing_held(engine)
+
+
+def test_memory_that_ends_for_all_answers_of_one_request(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, SMALL)
+    number = engine.add(prompt(model, 1, images=0), greedy(9, do_sample=True, seed=0, n=2))
+    while len(engine.scheduler.running) < 2:
+        engine.step()
+    monkeypatch.setattr(Runner, "run", lambda *_: _full())
+    ended = [event for event in drain(engine)[number] if isinstance(event, Ended)]
+    assert [type(event.error) for event in ended] == [OutOfMemory] * 2
+    assert_nothing_held(engine)
+
+
+def test_streams_in_threads_of_their_own(model: VisionLanguageModel) -> None:
+    engine = Engine(model, SMALL)
+    prompts = [prompt(model, seed) for seed in range(6)]
+    found: dict[int, list[int]] = {}
+
+    def ask(place: int) -> None:
+        found[place] = [token.id for token in engine.stream(prompts[place], [greedy(20)])]
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[place] for place in range(len(prompts))] == [plain(model, inputs, 20) for inputs in prompts]
+    assert not engine.busy
+    assert_nothing_held(engine)
+
+
+def test_one_image_of_two_requests_is_encoded_once(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, Limits(rows=6, tokens=200, block=4))
+    encode, seen = type(model).encode_images, []
+
+    def counted(self: VisionLanguageModel, images: Any) -> torch.Tensor:
+        seen.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(type(model), "encode_images", counted)
+    for _ in range(2):
+        engine.add(prompt(model, 3, images=1), greedy(2))
+    drain(engine)
+    assert seen == [1]
 
 
 def test_memory_that_ends_halves_the_pass_and_then_fails(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

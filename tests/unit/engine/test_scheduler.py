@@ -188,6 +188,17 @@ def test_a_long_prompt_does_not_stall_the_others() -> None:
         assert [len(piece.ids) for piece in plan] == [1, 7]
 
 
+def test_guesses_leave_the_others_their_newest_tokens() -> None:
+    world = World(Scheduler(BlockPool(100, 4), tokens=6, rows=4))
+    answers = [AnswerInMaking(row=row, ids=[row % VOCABULARY], prompt=1, drawn=[None], most=60) for row in range(4)]
+    for answer in answers:
+        world.scheduler.add(answer)
+    world.run()
+    while not any(answer.done for answer in answers):
+        plan = world.run(guesses=9)
+        assert {id(piece.answer) for piece in plan} >= {id(answer) for answer in answers if not answer.done}
+
+
 def test_a_second_turn_computes_only_what_is_new() -> None:
     world = World(Scheduler(BlockPool(50, 4), tokens=100, rows=2))
     first = AnswerInMaking(row=0, ids=[1, 2, 3] * 8, prompt=24, drawn=[b"i"] * 24, most=30)
