@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from idefics.errors import OutOfMemory
 from idefics.weights.byte_sizes import readable_bytes
 
-__all__ = ["explain_out_of_memory", "free_bytes", "require_free_bytes"]
+__all__ = ["explain_out_of_memory", "free_bytes", "let_go", "require_free_bytes"]
 
 # torch raises plain RuntimeErrors where the CPU's memory ends.
 _SIGNS = ("out of memory", "not enough memory", "allocate memory", "bad allocation", "std::bad_alloc")
@@ -67,6 +71,20 @@ def _group_limit(group: Path) -> int | None:
         return max(0, limit - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)))
     except (OSError, ValueError):
         return None  # no limit ("max"), or not this kind of control group
+
+
+def let_go(mapped: Tensor) -> None:
+    """Gives the memory of a contiguous view of a mapped file back, whole pages of it; reading it again would read the file.
+
+    What was written to it is lost. Systems that know no such request keep the pages until the file is unmapped.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None or sys.platform != "linux":
+        return
+    start = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if size > 0:
+        ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
 
 
 def require_free_bytes(needed: int, doing: str, *, reduce: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.packed import borrows_memory, pack, packing_pays
 from idefics.weights.byte_sizes import readable_bytes
-from idefics.weights.memory import explain_out_of_memory, free_bytes, require_free_bytes
+from idefics.weights.memory import explain_out_of_memory, free_bytes, let_go, require_free_bytes
 
 __all__ = ["pack_loaded"]
 
@@ -34,4 +34,4 @@ def pack_loaded(model: VisionLanguageModel, packed: bool | None) -> None:
     doing, reduce = f"packing {readable_bytes(needed)} of weights for this CPU", "packed=False reads them from the files"
     require_free_bytes(needed, doing, reduce=reduce)
     with explain_out_of_memory(doing, reduce=reduce):
-        pack(model)
+        pack(model, let_go=lambda weight: let_go(weight) if borrows_memory(weight) else None)

@@ -227,11 +227,15 @@ def borrows_memory(tensor: Tensor) -> bool:
     return storage.nbytes() > tensor.nbytes or not storage.resizable()  # torch resizes only what it has allocated
 
 
-def pack(model: _Model) -> _Model:
+def pack(model: _Model, *, let_go: Callable[[Tensor], None] = lambda _: None) -> _Model:
     """Packs every linear layer of a model in place, for inference on this CPU; layer by layer, without a second copy.
 
     Tensors that stay plain but are views of mapped files (norms, embeddings) are copied, so that the files can be let go.
     A head that is tied to the embedding stays plain: it would be a second copy. Nothing that is left requires gradients.
+
+    Args:
+        model: to be packed.
+        let_go: told each weight that will not be read again.
 
     Raises:
         OptionError: the model is divided, not on the CPU, of a dtype that cannot be packed, or torch lacks the operations.
@@ -244,20 +248,29 @@ def pack(model: _Model) -> _Model:
     # In the order of the files, so that each of these is let go soon after its first tensor is packed.
     for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
         if isinstance(module, SharedInput) and module.joined is None:
-            module.joined = PackedLinear([module.get_submodule(name) for name in module.shared])
+            module.joined = _packed([module.get_submodule(name) for name in module.shared], let_go)
             for name in module.shared:
                 setattr(module, name, None)  # not deleted: parameters keep their order when they come back
         if isinstance(module, MLP) and module.act in _FUSED:
-            setattr(module, "fc1", PackedLinear([module.fc1], activation=module.act))  # noqa: B010
+            setattr(module, "fc1", _packed([module.fc1], let_go, activation=module.act))  # noqa: B010
             module.act = _unchanged
         for name, child in list(module.named_children()):
             if type(child) in (nn.Linear, DecoupledLinear) and not any(id(weight) in tied for weight in child.parameters()):
-                setattr(module, name, PackedLinear([child]))
+                setattr(module, name, _packed([child], let_go))
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in tied:
                 _assign(module, name, _own(parameter.detach()))
+                let_go(parameter)
             parameter.requires_grad_(False)
     return model.eval()
+
+
+def _packed(layers: Sequence[Any], let_go: Callable[[Tensor], None], *, activation: Any = None) -> PackedLinear:
+    weights = [weight for layer in layers for weight in layer.parameters()]
+    made = PackedLinear(layers, activation=activation)
+    for weight in weights:
+        let_go(weight)
+    return made
 
 
 def unpack(model: _Model) -> _Model:
