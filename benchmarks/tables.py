@@ -18,9 +18,9 @@ MARKED = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def newest(what: str) -> dict[str, Any]:
-    """The result file of this kind with the latest date."""
+    """The result file of this kind with the latest date; of one day, that of the most threads."""
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{what}_*.json"))]
-    return max(every, key=lambda document: document["date"])
+    return max(every, key=lambda document: (document["date"], document["threads"]))
 
 
 def table(document: dict[str, Any]) -> str:
