@@ -19,6 +19,7 @@ from idefics.engine.request import Token
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
+from idefics.model.layers.packed import named_weights, pack, unpack
 from idefics.presets import preset
 from idefics.weights.families import build_on_meta, family_of
 from idefics.weights.init import initialize
@@ -96,6 +97,7 @@ class World:
         initialize(made, seed=0)
         self.model: VisionLanguageModel = made
         self.theirs: Any = self._reference() if self.peer else None
+        pack(made)  # as `idefics.load` does
 
     def _config(self) -> Idefics2Config:
         whole = preset("tiny-random-idefics2" if self.tiny else "idefics2-8b")
@@ -123,7 +125,7 @@ class World:
     def cast(self, dtype: torch.dtype) -> None:
         """Turns both sides to another dtype."""
         self.dtype = dtype
-        self.model.to(dtype)
+        pack(unpack(self.model).to(dtype))
         if self.theirs is not None:
             self.theirs.to(dtype)
 
@@ -179,7 +181,7 @@ class World:
     def weight_bytes(self, *, decoder_only: bool = False) -> int:
         """Bytes of all weights, or of those that are read for every token."""
         parts = (self.model.text_model.layers, self.model.lm_head) if decoder_only else (self.model,)
-        return sum(parameter.nbytes for part in parts for parameter in part.parameters())
+        return sum(weight.nbytes for part in parts for _, weight in named_weights(part))
 
     def key_bytes(self) -> int:
         """Bytes of one token's keys and values."""

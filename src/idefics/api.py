@@ -71,7 +71,8 @@ def load(
             must make the same calls. `device` is a kind then, `"cpu"` or `"cuda"`.
         attention: implementation, see `model/layers/attention.py`.
         limits: how much the engine takes on at once, and how large its caches may be.
-        packed: rearrange the weights for this CPU, after which the model only infers; None does where it pays.
+        packed: arrange the weights for where they are (on a GPU, join layers that share their input), after which the model
+            only infers; None does where it pays.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
         progress: told (bytes read, bytes in all) while weights are read.

@@ -8,6 +8,7 @@ import torch
 import gated
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
+from idefics.model.layers.packed import pack, unpack
 from idefics.weights.families import family_of
 from idefics.weights.init import initialize
 from middle import middle_idefics1, middle_idefics2
@@ -62,6 +63,19 @@ def logits(model: VisionLanguageModel, inputs: ModelInputs) -> torch.Tensor:
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["idefics2", "idefics"])
+def test_joined_layers(device: torch.device, family: str, dtype: torch.dtype) -> None:
+    """Queries, keys and values in one product, gate and up in another: the same logits, and the same weights again."""
+    inputs = prompts(family)
+    model = model_of(family, dtype).to(device)
+    expected = logits(model, inputs)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    found = logits(pack(model, reorder=False), inputs)
+    assert off(found, expected) < TOLERANCES[dtype]
+    assert all(torch.equal(weight, before[name]) for name, weight in unpack(model).named_parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

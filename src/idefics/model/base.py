@@ -17,7 +17,7 @@ from idefics.errors import InputError
 from idefics.inputs import Levels, ModelInputs
 from idefics.model.cache import KVCache
 from idefics.model.decoder import Decoder
-from idefics.model.layers.packed import check_stays
+from idefics.model.layers.joined import check_stays
 
 __all__ = ["PATCHES_AT_ONCE", "VisionLanguageModel"]
 

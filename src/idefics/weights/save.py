@@ -48,7 +48,7 @@ def save_model(model: VisionLanguageModel, folder: str | Path, *, max_shard_byte
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):  # as DTensors have it
         raise CheckpointError("this model is divided over processes, each of which holds a part; load it whole to save it")
     if is_packed(model):
-        raise CheckpointError("this model is packed for inference on this CPU; load it with packed=False to save it")
+        raise CheckpointError("this model is packed for inference; load it with packed=False to save it")
     table = family_of(model.config).table
     tensors = {table.published(name): parameter.detach() for name, parameter in model.named_parameters()}
     assert not any(tensor.is_meta for tensor in tensors.values()), "a model on the meta device has no weights to save"

@@ -18,10 +18,11 @@ from idefics.errors import CheckpointError, OptionError, OutOfMemory
 from idefics.model.layers import packed
 from idefics.model.layers.activation import ACTIVATIONS
 from idefics.model.layers.decoupled import DecoupledLinear
+from idefics.model.layers.joined import JoinedLinear, borrows_memory
+from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import MLP, GatedMLP
 from idefics.model.layers.packed import (
     PackedLinear,
-    borrows_memory,
     can_pack,
     is_packed,
     named_weights,
@@ -93,14 +94,20 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize("reorder", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MODELS)
-def test_packing_is_undone_to_the_bit(name, dtype):
+def test_packing_is_undone_to_the_bit(name, dtype, reorder):
     model = MODELS[name](dtype)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    pack(model)
+    pack(model, reorder=reorder)
     assert is_packed(model)
-    assert not any(type(module) is torch.nn.Linear for key, module in model.named_modules() if key != "lm_head")
+    if reorder:
+        assert not any(type(module) is torch.nn.Linear for key, module in model.named_modules() if key != "lm_head")
+    blocks = [module for module in model.modules() if isinstance(module, SharedInput)]
+    kind = PackedLinear if reorder else JoinedLinear
+    assert blocks
+    assert all(type(block.joined) is kind and getattr(block, name) is None for block in blocks for name in block.shared)
     named = dict(named_weights(model))
     assert named.keys() == before.keys()
     assert all(torch.equal(named[key], value) for key, value in before.items())
@@ -111,9 +118,28 @@ def test_packing_is_undone_to_the_bit(name, dtype):
     assert all(torch.equal(after[key], value) and after[key].requires_grad for key, value in before.items())
 
 
-def test_greedy_tokens_are_the_same_in_float32():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["idefics2", "idefics1"])
+@torch.no_grad()
+def test_joined_layers_are_the_layers(name, dtype):
+    """As a GPU has them; float16, which no CPU packs, included."""
+    torch.manual_seed(0)
+    model = MODELS[name](dtype)
+    for block in [module for module in model.modules() if isinstance(module, SharedInput)]:
+        x = torch.randn(3, getattr(block, block.shared[0]).in_features).to(dtype)
+        expected = block.projections(x)
+        found = pack(block, reorder=False).projections(x)
+        assert isinstance(block.joined, JoinedLinear)
+        for one, other in zip(found, expected, strict=True):
+            close(one, other)
+    with pytest.raises(OptionError, match="gradients"), torch.enable_grad():
+        block.projections(x.requires_grad_())
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+def test_greedy_tokens_are_the_same_in_float32(reorder):
     plain, packed_one = (tiny_idefics(std=0.3, seed=5) for _ in range(2))
-    pack(packed_one.model)
+    pack(packed_one.model, reorder=reorder)
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (h, w, 3), generator=generator, dtype=torch.uint8).numpy() for h, w in [(60, 90), (80, 50)]]
     for prompts, rows in ([f"What {IMAGE} is"], [images[:1]]), (["Hello", f"{IMAGE}a{IMAGE}"], [[], images]):
@@ -121,8 +147,9 @@ def test_greedy_tokens_are_the_same_in_float32():
         assert [a.token_ids for a in found] == [a.token_ids for a in expected]
 
 
-def test_what_only_plain_models_can_do_is_refused(tmp_path: Path):
-    model = pack(tiny_model())
+@pytest.mark.parametrize("reorder", [True, False])
+def test_what_only_plain_models_can_do_is_refused(reorder: bool, tmp_path: Path):
+    model = pack(tiny_model(), reorder=reorder)
     with pytest.raises(CheckpointError, match="packed=False"):
         save_model(model, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -146,6 +173,10 @@ def test_what_only_plain_models_can_do_is_refused(tmp_path: Path):
 def test_models_that_cannot_be_packed(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(OptionError, match="float16"):
         pack(tiny_model(dtype=torch.float16))
+    mixed = tiny_model()
+    mixed.lm_head.to("meta")
+    with pytest.raises(OptionError, match="cpu, meta"):
+        pack(mixed)
     with pytest.raises(OptionError, match="meta"):
         pack(tiny_model().to("meta"))
     monkeypatch.setattr(packed, "can_pack", lambda _: False)

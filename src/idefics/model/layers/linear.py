@@ -30,7 +30,7 @@ class SharedInput(nn.Module):
 
     Attributes:
         shared: the names of those layers.
-        joined: what `layers/packed.py` made of them, which are None then; None while they are themselves.
+        joined: what `layers/packed.py` has made of them, which are None then; None while they are themselves.
     """
 
     shared: ClassVar[tuple[str, ...]]

@@ -1,0 +1,177 @@
+"""Linear layers of one input as one product, on any device: fewer and larger products, and nothing held twice.
+
+What is joined only infers. `layers/packed.py` decides what is joined, and arranges weights for CPUs besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from idefics.errors import OptionError
+from idefics.model.layers.decoupled import DecoupledLinear
+
+__all__ = ["JoinedLinear", "assign", "borrows_memory", "check_stays", "owned"]
+
+_REMEDY = "load the model with packed=False, or unpack it (idefics.model.layers.packed.unpack)"
+
+
+class JoinedLinear(nn.Module):
+    """Linear layers of one input as one product, for inference.
+
+    Args:
+        layers: one or several, on one device, in one dtype, all with biases or all without. They are emptied, and kept as
+            what `restore` fills again.
+
+    Attributes:
+        sizes: output channels of each layer.
+
+    Raises:
+        OptionError: when used as only plain layers can be: trained, moved, or saved.
+    """
+
+    # Plain attributes: a joined weight is nothing that copying, moving or saving could see.
+    _weight: Tensor
+    _bias: Tensor | None
+    _emptied: list[nn.Module]
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        parts = [list(_weights(layer).values()) for layer in layers]
+        biases: list[Tensor] = [layer.get_parameter("bias") for layer in layers if layer.bias is not None]
+        assert len(biases) in (0, len(layers)), "layers with and without bias cannot be joined"
+        self.sizes = [sum(len(weight) for weight in weights) for weights in parts]
+        self.in_features = parts[0][0].shape[1]
+        with torch.no_grad():
+            rows = [weight.detach() for weights in parts for weight in weights]
+            self._weight = self._arranged(rows[0] if len(rows) == 1 else torch.cat(rows))
+            self._bias = torch.cat(biases) if biases else None
+        self._emptied = list(layers)
+        for layer in layers:
+            for name, parameter in list(layer.named_parameters()):
+                assign(layer, name, torch.empty_like(parameter, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in) to (..., out)."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise OptionError(f"a packed model has no gradients; {_REMEDY}, or compute under torch.no_grad()")
+        return self._product(x)
+
+    def _arranged(self, weight: Tensor) -> Tensor:
+        """The joined weight (out, in) as the product reads it."""
+        return weight
+
+    def _rows(self) -> Tensor:
+        """The joined weight (out, in) as it was."""
+        return self._weight
+
+    def _product(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight, self._bias)
+
+    def plain(self) -> list[dict[str, Tensor]]:
+        """The parameters of each layer as they were, to the bit, by name; made anew."""
+        rows = torch.split(self._rows(), self.sizes)
+        made = []
+        for layer, both in zip(self._emptied, rows, strict=True):
+            weights = _weights(layer)
+            made.append(dict(zip(weights, torch.split(both, [len(weight) for weight in weights.values()]), strict=True)))
+        if self._bias is not None:
+            for parameters, bias in zip(made, torch.split(self._bias, self.sizes), strict=True):
+                parameters["bias"] = bias
+        return made
+
+    def restore(self) -> list[nn.Module]:
+        """The layers that were packed, filled again; this object must not be used any more."""
+        for layer, parameters in zip(self._emptied, self.plain(), strict=True):
+            for name, value in parameters.items():
+                assign(layer, name, owned(value))
+        del self._weight
+        return self._emptied
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the joined weight."""
+        return int(self._weight.nbytes)
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuses to be trained."""
+        if mode:
+            raise OptionError(f"a packed model cannot be trained; {_REMEDY}")
+        super().train(mode)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the joined weight."""
+        return self._weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the joined weight."""
+        return self._weight.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        check_stays(self, fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, *args: Any) -> None:  # noqa: ARG002
+        raise OptionError(f"a packed model has no state dict; {_REMEDY}")
+
+    def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ARG002
+        raise OptionError(f"a packed model takes no state dict; {_REMEDY}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        raise OptionError(f"a packed model cannot be copied; {_REMEDY}")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise OptionError(f"a packed model cannot be pickled; {_REMEDY}")
+
+    def extra_repr(self) -> str:
+        """Sizes, for printing."""
+        return f"in_features={self.in_features}, sizes={self.sizes}, bias={self._bias is not None}"
+
+
+def check_stays(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    """Refuses what would move a packed model to another device or dtype, before any part of it has moved.
+
+    Args:
+        model: packed or not.
+        fn: what `nn.Module.to` and its kind would do to every parameter.
+
+    Raises:
+        OptionError: it would.
+    """
+    for dtype, device in {(module.dtype, module.device) for module in model.modules() if isinstance(module, JoinedLinear)}:
+        made = fn(torch.empty(1, dtype=dtype, device=device))
+        if (made.device, made.dtype) != (device, dtype):
+            raise OptionError(f"a packed model cannot be moved to {made.device} as {made.dtype}; {_REMEDY}")
+
+
+def borrows_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is a view of something larger, or of a mapped file."""
+    storage = tensor.untyped_storage()
+    return storage.nbytes() > tensor.nbytes or not storage.resizable()  # torch resizes only what it has allocated
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy if its memory belongs to something else."""
+    return tensor.clone() if borrows_memory(tensor) else tensor
+
+
+def assign(module: nn.Module, name: str, value: Tensor) -> None:
+    """Puts a value in the place of a parameter (`"weight"`, `"additional_fc.weight"`); it requires no gradient."""
+    owner, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+
+
+def _weights(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices of a linear layer, by name, one below the other."""
+    found: dict[str, nn.Parameter] = {"weight": layer.get_parameter("weight")}
+    if isinstance(layer, DecoupledLinear) and layer.additional_fc is not None:
+        found["additional_fc.weight"] = layer.additional_fc.get_parameter("weight")
+    return found
