@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,21 +48,29 @@ def explain_out_of_memory(doing: str, *, reduce: str) -> Iterator[None]:
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that can still be allocated on a device; None where the machine does not tell.
 
-    On Linux's CPU: what the kernel says is available, swap included, within the limit of the control group.
+    On Linux's CPU: what the kernel says is available, swap included, within the limit of the control group. Where
+    /proc/meminfo is hidden, as in some sandboxes, pages that nothing uses at all.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept  # torch holds on to what was freed, and gives it out first
     if device.type != "cpu":
         return None
+    told = (_available(Path("/proc/meminfo")), _group_limit(Path("/sys/fs/cgroup")))
+    return min((found for found in told if found is not None), default=None)
+
+
+def _available(meminfo: Path) -> int | None:
     try:
-        lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        lines = (line.split() for line in meminfo.read_text(encoding="ascii").splitlines())
         kilobytes = {line[0]: int(line[1]) for line in lines}
-        free = 1024 * (kilobytes["MemAvailable:"] + kilobytes.get("SwapFree:", 0))
+        return 1024 * (kilobytes["MemAvailable:"] + kilobytes.get("SwapFree:", 0))
     except (OSError, KeyError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not this kind of system
         return None
-    limit = _group_limit(Path("/sys/fs/cgroup"))
-    return free if limit is None else min(free, limit)
 
 
 def _group_limit(group: Path) -> int | None:

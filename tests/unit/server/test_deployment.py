@@ -5,7 +5,12 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +50,11 @@ def unit() -> configparser.SectionProxy:
 
 
 def kubernetes() -> tuple[dict[str, Any], dict[str, Any]]:
-    deployment, service = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8"))
-    return deployment, service
+    every = {part["kind"]: part for part in yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8"))}
+    claim = every["PersistentVolumeClaim"]["metadata"]["name"]
+    volumes = every["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "models", "persistentVolumeClaim": {"claimName": claim}} in volumes
+    return every["Deployment"], every["Service"]
 
 
 def pod() -> dict[str, Any]:
@@ -88,7 +96,7 @@ def test_every_option_exists(name: str, options: set[str]) -> None:
 
 def test_all_name_one_port() -> None:
     assert dockerfile()["EXPOSE"] == [str(PORT)]
-    assert f":{PORT}/health" in dockerfile()["HEALTHCHECK"][0]
+    assert f"'127.0.0.1', {PORT}," in dockerfile()["HEALTHCHECK"][0]
     assert compose()["ports"] == [f"127.0.0.1:{PORT}:{PORT}"]
     container = pod()["containers"][0]
     assert container["ports"] == [{"name": "http", "containerPort": PORT}]
@@ -112,7 +120,71 @@ def test_whoever_stops_the_server_waits_until_it_has_drained() -> None:
     # The server itself ends at most 5 seconds after the drain.
     assert int(compose()["stop_grace_period"].removesuffix("s")) > DRAIN + 5
     assert int(unit()["TimeoutStopSec"]) > DRAIN + 5
-    assert pod()["terminationGracePeriodSeconds"] > DRAIN + 5
+    command, seconds = pod()["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert pod()["terminationGracePeriodSeconds"] > int(seconds) + DRAIN + 5
+    runs = [line for name in ("Dockerfile", "docs/serving.md") for line in (ROOT / name).read_text().splitlines()]
+    told = [int(match[1]) for line in runs if "docker run" in line for match in re.finditer(r"--stop-timeout (\d+)", line)]
+    assert len(told) == sum("docker run" in line for line in runs) > 0
+    assert min(told) > DRAIN + 5
+
+
+def test_the_container_asks_for_its_health_and_not_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, command = dockerfile()["HEALTHCHECK"][0].partition("CMD ")
+    python, flag, code = json.loads(command)
+    assert (python, flag) == ("python", "-c")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for status in (200, 503):
+        with answering(status) as port:
+            done = subprocess.run([sys.executable, "-c", code.replace(str(PORT), str(port))], check=False, timeout=60)
+        assert (done.returncode == 0) == (status == 200)
+
+
+@contextmanager
+def answering(status: int) -> Iterator[int]:
+    """The port of a server that answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            del arguments
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_gpu_is_asked_for_and_its_kernels_have_a_place() -> None:
+    service = yaml.safe_load((ROOT / "deploy/compose.gpu.yaml").read_text(encoding="utf-8"))["services"]["idefics"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert all(f"ARG {name}=" in text for name in service["build"]["args"])
+    assert "gcc" in service["build"]["args"]["EXTRA"].split(), "Triton compiles its launchers"
+    image = dockerfile()
+    variables = dict(pair.split("=", 1) for pair in image["ENV"][0].split())
+    assert variables["TRITON_CACHE_DIR"].startswith(image["VOLUME"][0] + "/")
+    of_unit = dict(pair.split("=", 1) for pair in unit()["Environment"].split())
+    assert of_unit["TRITON_CACHE_DIR"].startswith(of_unit["HF_HOME"] + "/")
+
+
+def test_the_unit_hides_nothing_that_the_server_reads() -> None:
+    assert "ProcSubset" not in unit(), "/proc/meminfo says how large the cache may be"
+
+
+def test_the_unit_gives_up_on_what_cannot_work() -> None:
+    parser = configparser.RawConfigParser(delimiters=("=",))
+    parser.read(ROOT / "deploy/idefics.service", encoding="utf-8")
+    tries, within = int(parser["Unit"]["StartLimitBurst"]), int(parser["Unit"]["StartLimitIntervalSec"])
+    assert tries * int(unit()["RestartSec"]) < within, "or the limit is never reached"
+    assert unit()["RestartPreventExitStatus"] == "2"
 
 
 def test_nothing_runs_as_root_and_models_stay_where_they_can_be_written() -> None:
@@ -122,7 +194,7 @@ def test_nothing_runs_as_root_and_models_stay_where_they_can_be_written() -> Non
     assert image["VOLUME"] == [home]
     assert compose()["volumes"] == [f"models:{home}"]
     assert {"name": "models", "mountPath": home} in pod()["containers"][0]["volumeMounts"]
-    assert unit()["Environment"] == f"HF_HOME=/var/lib/{unit()['StateDirectory']}"
+    assert f"HF_HOME=/var/lib/{unit()['StateDirectory']}" in unit()["Environment"].split()
     assert unit()["DynamicUser"] == "yes"
 
 

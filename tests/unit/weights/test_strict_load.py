@@ -319,3 +319,13 @@ def test_free_bytes_of_this_machine() -> None:
     free = free_bytes(torch.device("cpu"))
     assert free is None or 0 < free < 2**50
     assert free_bytes(torch.device("meta")) is None
+
+
+@linux
+def test_free_bytes_where_the_kernel_hides_its_account(tmp_path: Path) -> None:
+    """As systemd's ProcSubset=pid does: a cache that nothing bounds would be made as large as all answers could need."""
+    pages = memory._available(tmp_path / "missing")
+    assert pages is not None
+    assert 0 < pages < 2**50
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 3 kB\nSwapFree: 2 kB\n")
+    assert memory._available(tmp_path / "meminfo") == 5 * 1024
