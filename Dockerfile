@@ -10,7 +10,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 # What the package needs comes first and without it, so that a change of the source installs the source alone.
 # Of equal versions pip takes the one with a local part (+cpu, +cu130), which is the chosen index's.
 RUN python -m venv /opt/idefics && mkdir -p src/idefics && touch src/idefics/__init__.py \
-    && /opt/idefics/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" -c constraints.txt ".[server]"
+    && /opt/idefics/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" -c constraints.txt ".[server]" \
+    && rm -r build src
 COPY src src
 RUN /opt/idefics/bin/pip install --no-cache-dir --no-deps --force-reinstall .
 
