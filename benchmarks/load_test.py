@@ -291,12 +291,10 @@ def served(*options: str) -> Iterator[tuple[str, int]]:
         "-m",
         "idefics",
         "serve",
+        *options,
         "--port",
         "0",
-        "--dtype",
-        "float32",
         "--allow-private-images",
-        *options,
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -362,7 +360,7 @@ def throughput(model: Idefics, at_once: int, requests: int) -> Case:
             return requests * 64 / (time.monotonic() - began)
 
     mine, its = [], []
-    with served() as (address, _):
+    with served("--dtype", "float32") as (address, _):
         asyncio.run(ask(address))
         alone()
         for _ in range(5):
@@ -385,7 +383,7 @@ def main() -> None:
     options = parser.parse_args()
     model = idefics.load(dtype="float32")
     cases = []
-    with served("--max-requests", str(2 * options.at_once)) as (address, pid):
+    with served("--dtype", "float32", "--max-requests", str(2 * options.at_once)) as (address, pid):
         warm, _ = loaded(address, model, requests=options.at_once, at_once=options.at_once, seed=100)
         memory = [resident(pid)]
         wrong = list(warm.tally.wrong)

@@ -1,18 +1,23 @@
-"""Puts the newest results of every kind into docs/performance.md, between the marks that name them.
+"""Puts the newest results of every kind into the pages of docs/, between the marks that name them.
 
     python benchmarks/tables.py
 
-A mark is `<!-- results: decode -->`; the table ends at `<!-- end -->`. A test holds the page against the files.
+A mark is `<!-- results: decode -->`; the table ends at `<!-- end -->`. A test holds the pages against the files.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from bisect import bisect
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+from idefics.plan.request import PRECISIONS, make_plan
+from idefics.presets import preset
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = (DOCS / "performance.md", DOCS / "serving.md")
 RESULTS = Path(__file__).parent / "results"
 MARKED = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -25,6 +30,47 @@ def newest(what: str) -> dict[str, Any]:
 
 def table(document: dict[str, Any]) -> str:
     """One row per case, and what it ran on."""
+    rows = capacity(document) if document["what"] == "capacity" else comparison(document)
+    packages = ", ".join(f"{name} {document['packages'][name]}" for name in ("torch", "transformers"))
+    rows += ["", f"{document['hardware']}, {document['threads']} thread(s), {packages}, {document['date']}."]
+    return "\n".join(rows) + "\n"
+
+
+def capacity(document: dict[str, Any]) -> list[str]:
+    """Of a server: how fast it answers so many clients."""
+    rows = [
+        "| clients at once | answers per second | tokens per second | first token, median | 95 % | next token, median | 95 % |"
+    ]
+    rows.append("|---:" * 7 + "|")
+    for facts in (case["facts"] for case in document["cases"]):
+        seconds = [facts[name][which] for name in ("first token", "between tokens") for which in ("median", "95 %")]
+        rates = [f"{facts[name]:.1f}" for name in ("answers per second", "tokens per second")]
+        rows.append("| " + " | ".join([str(facts["clients"]), *rates, *map(duration, seconds)]) + " |")
+    return rows
+
+
+def room() -> str:
+    """How many chats fit beside the weights: planned, not measured. A tenth of the memory is left to everything else."""
+    rows = ["| memory | chats at once, whole photo | split in five |", "|---:|---:|---:|"]
+    for memory in (24, 48, 80, 141):
+        fits = [most_chats(memory * 2**30 * 9 // 10, split=split) for split in (False, True)]
+        rows.append(f"| {memory} GiB | {fits[0]:,} | {fits[1]:,} |")
+    return "\n".join(rows) + "\n"
+
+
+def most_chats(free: int, *, split: bool) -> int:
+    """The largest number of chats about a photo of 1920 x 1080, with answers of 512 tokens, that fits so many bytes."""
+    config, sixteen_bits = preset("idefics2-8b"), [precision for precision in PRECISIONS if precision.dtype == "bfloat16"]
+
+    def over(chats: int) -> bool:
+        plan = make_plan(config, [(1920, 1080)], split=split, new_tokens=512, batch=chats, precisions=sixteen_bits)
+        return plan.memory[0].total > free
+
+    return bisect(range(1, 100_000), False, key=over)
+
+
+def comparison(document: dict[str, Any]) -> list[str]:
+    """With the reference."""
     rows = ["| work | ours | transformers | ratio | target | of the limit |", "|---|---:|---:|---:|---:|---:|"]
     for case in document["cases"]:
         ours, theirs = case["ours"]["median"], case["theirs"] and case["theirs"]["median"]
@@ -37,9 +83,7 @@ def table(document: dict[str, Any]) -> str:
             f"{100 * case['limit'] / ours:.0f} %" if case["limit"] else "",
         ]
         rows.append("| " + " | ".join(cells) + " |")
-    packages = ", ".join(f"{name} {document['packages'][name]}" for name in ("torch", "transformers"))
-    rows += ["", f"{document['hardware']}, {document['threads']} thread(s), {packages}, {document['date']}."]
-    return "\n".join(rows) + "\n"
+    return rows
 
 
 def duration(seconds: float) -> str:
@@ -49,8 +93,14 @@ def duration(seconds: float) -> str:
 
 def filled(page: str) -> str:
     """The page with every marked table made anew."""
-    return MARKED.sub(lambda mark: mark[1] + "\n" + table(newest(mark[2])) + "\n" + mark[3], page)
+
+    def made(mark: re.Match[str]) -> str:
+        rows = room() if mark[2] == "room" else table(newest(mark[2]))
+        return f"{mark[1]}\n{rows}\n{mark[3]}"
+
+    return MARKED.sub(made, page)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
