@@ -22,7 +22,7 @@ SET = {
     "engine": ["engine.py"],
     "ties": ["ties.py"],
 }
-MORE = {"wide": ["engine.py", "--layers", "2", "--tokens", "8", "--rounds", "1", "--together", "4"]}
+MORE = {"wide": ["engine.py", "--layers", "6", "--rounds", "1"]}
 
 
 def main() -> None:
