@@ -85,6 +85,7 @@ def create_app(
         responses=unhealthy,
     )
     @app.get("/ping", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def health() -> Response:
         if service.bridge.healthy and not service.bridge.closing:
             return Response()
@@ -149,6 +150,4 @@ def _malformed(error: RequestValidationError) -> Invalid:
     name = ".".join(place)[:100]
     if found["type"] == "extra_forbidden":
         return Invalid(f"`{name}` is not a parameter of this API; leave it out", param=name)
-    if found["type"] == "json_invalid":
-        return Invalid(f"the body is not valid JSON: {found.get('ctx', {}).get('error', '')}")
     return Invalid(f"`{name or 'body'}`: {found['msg']}", param=name or None)
