@@ -165,6 +165,7 @@ def test_images_in_markdown_and_in_parts(client: TestClient, engine: FakeEngine)
         ({"response_format": {"type": "json_schema", "value": {"type": "object"}}}, "response_format"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"messages": "hi"}, "messages"),
+        ({"stop": 5}, "stop"),
         ({"max_image_size": 100}, "max_image_size"),
         ({"stop": ["x"] * 17}, "stop"),
     ],
