@@ -85,6 +85,7 @@ def create_app(
         responses=unhealthy,
     )
     @app.get("/ping", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def health() -> Response:
         if service.bridge.healthy and not service.bridge.closing:
             return Response()
@@ -145,10 +146,9 @@ def _handle_errors(app: FastAPI) -> None:
 def _malformed(error: RequestValidationError) -> Invalid:
     """The first thing that is wrong with a body, in one line."""
     found = error.errors()[0]
-    place = [str(step) for step in found["loc"] if step not in ("body", "parameters")]
-    name = ".".join(place)[:100]
+    steps = [str(step) for step in found["loc"] if step not in ("body", "parameters")]
+    # Where several types are possible, the one that was tried is a step too; no parameter is called so.
+    name = ".".join(step for step in steps if step != "str" and "[" not in step)[:100]
     if found["type"] == "extra_forbidden":
         return Invalid(f"`{name}` is not a parameter of this API; leave it out", param=name)
-    if found["type"] == "json_invalid":
-        return Invalid(f"the body is not valid JSON: {found.get('ctx', {}).get('error', '')}")
     return Invalid(f"`{name or 'body'}`: {found['msg']}", param=name or None)

@@ -1,18 +1,69 @@
-"""What all bodies have in common: their texts can be written in UTF-8."""
+"""What all bodies have in common: they are bounded before they are read, and their texts can be written in UTF-8."""
 
 from __future__ import annotations
 
-import re
-from typing import Any
+import json
+from typing import Annotated, Any
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Body"]
+from idefics.server.errors import Invalid
 
-_HALF = re.compile("[\ud800-\udfff]")
+__all__ = ["Body", "Messages", "Nullable", "Strict", "Texts", "parsed"]
+
+VALUES = 100_000
+"""Commas and opening brackets of a body at most: a chat that fills 32,000 tokens with shortest messages has half as many."""
+KEYS = 100
+"""Of an object whose keys are named by the API."""
+
+# What is wrong with a list is told of its first item that is wrong: a million errors take minutes to collect.
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
-class Body(BaseModel):
+def parsed(data: bytes) -> Any:
+    """The JSON of a body.
+
+    A thread would not help: the parser lets nobody else run. So the number of values is bounded before it begins, by what
+    every value but the first needs.
+
+    Raises:
+        Invalid: it is none, or holds too many values.
+    """
+    values = sum(map(data.count, (b",", b"[", b"{")))
+    if values > VALUES:
+        raise Invalid(f"the body has {values} commas and opening brackets, over the limit of {VALUES}; send a shorter one")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"the body is not valid JSON: {error}") from None
+
+
+class Strict(BaseModel):
+    """An object of known keys. Nothing is converted: a text is no number, and neither is `true`."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > KEYS:
+            raise ValueError(f"{len(given)} keys are over the limit of {KEYS}; leave out those that the API does not name")
+        return given
+
+
+class Nullable(Strict):
+    """An object in which null means: left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class Body(Strict):
     """A JSON body. Half a surrogate pair, which JSON can write and no text can hold, is refused."""
 
     @model_validator(mode="before")
@@ -22,10 +73,17 @@ class Body(BaseModel):
         while left:
             value = left.pop()
             if isinstance(value, str):
-                if _HALF.search(value):
+                if not _writable(value):
                     raise ValueError("a text holds half a surrogate pair, which is no character")
             elif isinstance(value, dict):
                 left += [*value, *value.values()]
             elif isinstance(value, list):
                 left += value
         return given
+
+
+def _writable(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False

@@ -19,7 +19,7 @@ from idefics.errors import NumericsError
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.errors import Invalid
 
-__all__ = ["Grammar", "Guide", "Guides", "json_grammar"]
+__all__ = ["Grammar", "Guide", "Guides", "json_grammar", "named_schema"]
 
 # A model that would rather not write JSON could otherwise write spaces until its room is full.
 _JSON: Any = {"whitespace_flexible": False, "whitespace_pattern": " ?"}
@@ -43,13 +43,29 @@ class Grammar:
     source: str
 
 
-def json_grammar(schema: Any) -> Grammar:
-    """The grammar of a JSON schema, given as an object or as text.
+def named_schema(given: Any, *, param: str) -> Any:
+    """The schema in `{"name": ..., "schema": ...}`, which is what both APIs mean by the type `json_schema`.
 
     Raises:
-        Invalid: neither.
+        Invalid: there is none. The whole would be a schema too, and one that any answer follows.
+    """
+    if not isinstance(given, dict) or not isinstance(given.get("schema"), dict):
+        raise Invalid(
+            f"`{param}` of type json_schema takes {{'name': ..., 'schema': {{...}}}}; the type json takes a schema itself",
+            param=param,
+        )
+    return given["schema"]
+
+
+def json_grammar(schema: Any, *, characters: int) -> Grammar:
+    """The grammar of a JSON schema, given as an object or as text of so many characters at most.
+
+    Raises:
+        Invalid: neither, or the text is longer.
     """
     if isinstance(schema, str):
+        if len(schema) > characters:
+            raise Invalid(f"grammar is not valid: {len(schema)} characters are over the limit of {characters}", param="grammar")
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from idefics.server.answers import Said
 from idefics.server.errors import Invalid, ServerError
-from idefics.server.openai_asking import asked_of_chat, asked_of_completion
-from idefics.server.openai_logprobs import ChatLogprobs, CompletionLogprobs
+from idefics.server.openai_asking import asked_of_chat, asked_of_completion, copies_of
+from idefics.server.openai_logprobs import Shown, ShownTokens, chat_logprobs, completion_logprobs
 from idefics.server.openai_schemas import ChatCompletionRequest, Completing, CompletionRequest, OpenAIError
 from idefics.server.requests import Asked
-from idefics.server.service import Conversation, Service, served_error
-from idefics.server.sse import STREAMED, EventStream, Json, guarded_events, while_connected
+from idefics.server.routes import place_of, taking_route
+from idefics.server.service import Conversation, Place, Service, Written, served_error
+from idefics.server.sse import STREAMED, EventStream, Json, guarded_events
 
 __all__ = ["openai_error", "openai_router"]
 
@@ -47,7 +49,7 @@ def openai_router(service: Service) -> APIRouter:
         status: {"model": OpenAIError, "description": told}
         for status, told in (("4XX", "Not valid, too much, or not computable"), ("5XX", "Stopping, or time is over"))
     }
-    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=errors)
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=errors, route_class=taking_route(service))
     created = int(time.time())
     card = {"id": service.model.name, "object": "model", "created": created, "owned_by": "idefics"}
 
@@ -65,12 +67,12 @@ def openai_router(service: Service) -> APIRouter:
     @router.post("/chat/completions", summary="Go on with a chat", responses=STREAMED)
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
         asked = await service.preparer.in_worker(lambda: [asked_of_chat(body, service)])
-        return await _Chat(service, body).respond(asked, request)
+        return await _Chat(service, body).respond(asked, place_of(request))
 
     @router.post("/completions", summary="Go on with a text", responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request) -> Response:
         asked = await service.preparer.in_worker(lambda: asked_of_completion(body, service))
-        return await _Completion(service, body).respond(asked, request)
+        return await _Completion(service, body).respond(asked, place_of(request))
 
     return router
 
@@ -81,19 +83,20 @@ class _Answering:
     objects: tuple[str, str]  # whole, and piece
     prefix: str
 
-    def __init__(self, service: Service, body: Completing) -> None:
+    def __init__(self, service: Service, body: Completing, *, logprobs: bool) -> None:
         self._service = service
         self._body = body
+        self._logprobs = logprobs
+        self._copies = copies_of(body)
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.model.name}
         self._print = {"system_fingerprint": f"idefics-{service.model.dtype}"}
 
-    async def respond(self, asked: Sequence[Asked], request: Request) -> Response:
-        work: Coroutine[Any, Any, Response] = self._stream(asked) if self._body.stream else self._whole(asked)
-        return await while_connected(request, work, deadline=self._service.limits.deadline + 5)
+    async def respond(self, asked: Sequence[Asked], place: Place) -> Response:
+        return await (self._stream(asked, place) if self._body.stream else self._whole(asked, place))
 
-    async def _whole(self, asked: Sequence[Asked]) -> Response:
+    async def _whole(self, asked: Sequence[Asked], place: Place) -> Response:
         async def one(each: Asked) -> Conversation:
-            async with self._service.conversation(each, streams=False) as conversation:
+            async with self._service.conversation(each, place, streams=False) as conversation:
                 await conversation.whole()
                 return conversation
 
@@ -103,23 +106,23 @@ class _Answering:
         finally:
             for task in tasks:
                 task.cancel()
-        choices = []
-        for place, conversation in enumerate(conversations):
+        choices: list[dict[str, Any]] = []
+        for conversation in conversations:
             params = conversation.prepared.params
-            answers = list(range(params.candidates))
+            answers = conversation.written
             if params.best_of is not None:
-                scores = [answer.score for answer in conversation.written]
-                answers = sorted(answers, key=lambda i: -scores[i])[: params.n]
-            for number, answer in enumerate(answers):
-                choices.append(self._choice(conversation, answer, place * params.n + number))
-        return Json(
-            {**self._head, "object": self.objects[0], **self._print, "choices": choices, "usage": _usage(conversations)}
-        )
+                answers = sorted(answers, key=lambda answer: -answer.score)[: params.n]
+            for answer in answers:
+                choice = self._choice(conversation, answer)
+                choices += [{"index": len(choices) + copy, **choice} for copy in range(self._copies)]
+        usage = _usage(conversations, self._copies)
+        return Json({**self._head, "object": self.objects[0], **self._print, "choices": choices, "usage": usage})
 
-    async def _stream(self, asked: Sequence[Asked]) -> Response:
+    async def _stream(self, asked: Sequence[Asked], place: Place) -> Response:
         stack = AsyncExitStack()
         try:
-            conversations = [await stack.enter_async_context(self._service.conversation(each, streams=True)) for each in asked]
+            entering = (self._service.conversation(each, place, streams=True) for each in asked)
+            conversations = [await stack.enter_async_context(conversation) for conversation in entering]
         except BaseException:
             await stack.aclose()
             raise
@@ -133,26 +136,38 @@ class _Answering:
         usage = options is not None and options.include_usage
         shell = {**self._head, "object": self.objects[1], **self._print}
         plain = {"usage": None} if usage else {}
+
+        def copied(choice: dict[str, Any], answer: int) -> list[dict[str, Any]]:
+            places = range(answer * self._copies, (answer + 1) * self._copies)
+            return [{**shell, "choices": [{"index": index, **choice}], **plain} for index in places]
+
         async with stack:
-            for place, conversation in enumerate(conversations):
+            for row, conversation in enumerate(conversations):
                 answers = conversation.prepared.params.candidates
-                for number in range(answers):
-                    for choice in self._opening(place * answers + number, conversation):
-                        yield {**shell, "choices": [choice], **plain}
+                texts = [ShownTokens(self._service.model.processor.tokenizer) for _ in range(answers)]
+                for candidate in range(answers):
+                    for choice in self._opening(conversation):
+                        for event in copied(choice, row * answers + candidate):
+                            yield event
                 async for said in conversation:
-                    piece = self._piece(conversation, said.candidate, place * answers + said.candidate)
-                    if piece is not None:
-                        yield {**shell, "choices": [piece], **plain}
+                    shown = texts[said.candidate].push(said) if self._logprobs else []
+                    for choice in self._pieces(said, shown):
+                        for event in copied(choice, row * answers + said.candidate):
+                            yield event
             if usage:
-                yield {**shell, "choices": [], "usage": _usage(conversations)}
+                yield {**shell, "choices": [], "usage": _usage(conversations, self._copies)}
 
-    def _choice(self, conversation: Conversation, answer: int, index: int) -> dict[str, Any]:
+    def _shown(self, answer: Written) -> list[Shown]:
+        tokens = ShownTokens(self._service.model.processor.tokenizer)
+        return [shown for said in answer.tokens for shown in tokens.push(said)]
+
+    def _choice(self, conversation: Conversation, answer: Written) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _opening(self, index: int, conversation: Conversation) -> list[dict[str, Any]]:
+    def _opening(self, conversation: Conversation) -> list[dict[str, Any]]:
         raise NotImplementedError
 
-    def _piece(self, conversation: Conversation, answer: int, index: int) -> dict[str, Any] | None:
+    def _pieces(self, said: Said, shown: Sequence[Shown]) -> list[dict[str, Any]]:
         raise NotImplementedError
 
 
@@ -161,33 +176,29 @@ class _Chat(_Answering):
     prefix = "chatcmpl"
 
     def __init__(self, service: Service, body: ChatCompletionRequest) -> None:
-        super().__init__(service, body)
-        self._logprobs = ChatLogprobs(service.model.processor.tokenizer) if body.logprobs else None
+        super().__init__(service, body, logprobs=bool(body.logprobs))
 
-    def _choice(self, conversation: Conversation, answer: int, index: int) -> dict[str, Any]:
-        written = conversation.written[answer]
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": written.text, "refusal": None},
-            "logprobs": None if self._logprobs is None else self._logprobs.of(written.tokens),
-            "finish_reason": _FINISH[written.finish],
-        }
-
-    def _opening(self, index: int, conversation: Conversation) -> list[dict[str, Any]]:
+    def _choice(self, conversation: Conversation, answer: Written) -> dict[str, Any]:
         del conversation
-        delta = {"role": "assistant", "content": ""}
-        return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
-
-    def _piece(self, conversation: Conversation, answer: int, index: int) -> dict[str, Any] | None:
-        said = conversation.written[answer].tokens[-1]
-        if not said.text and said.finish is None and self._logprobs is None:
-            return None
         return {
-            "index": index,
-            "delta": {"content": said.text} if said.text else {},
-            "logprobs": None if self._logprobs is None else self._logprobs.of([said]),
-            "finish_reason": None if said.finish is None else _FINISH[said.finish],
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": chat_logprobs(self._shown(answer)) if self._logprobs else None,
+            "finish_reason": _FINISH[answer.finish],
         }
+
+    def _opening(self, conversation: Conversation) -> list[dict[str, Any]]:
+        del conversation
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [{"delta": delta, "logprobs": None, "finish_reason": None}]
+
+    def _pieces(self, said: Said, shown: Sequence[Shown]) -> list[dict[str, Any]]:
+        pieces: list[dict[str, Any]] = []
+        if said.text or shown:
+            logprobs = chat_logprobs(shown) if self._logprobs else None
+            pieces.append({"delta": {"content": said.text}, "logprobs": logprobs, "finish_reason": None})
+        if said.finish is not None:
+            pieces.append({"delta": {}, "logprobs": None, "finish_reason": _FINISH[said.finish]})
+        return pieces
 
 
 class _Completion(_Answering):
@@ -195,44 +206,39 @@ class _Completion(_Answering):
     prefix = "cmpl"
 
     def __init__(self, service: Service, body: CompletionRequest) -> None:
-        super().__init__(service, body)
+        super().__init__(service, body, logprobs=body.logprobs is not None)
         self._echo = bool(body.echo)
-        self._logprobs = None if body.logprobs is None else CompletionLogprobs(service.model.processor.tokenizer)
+        self._alternatives = bool(body.logprobs)
         self._image_token = service.model.processor.image_token
 
-    def _choice(self, conversation: Conversation, answer: int, index: int) -> dict[str, Any]:
-        written = conversation.written[answer]
+    def _choice(self, conversation: Conversation, answer: Written) -> dict[str, Any]:
         return {
-            "index": index,
-            "text": self._before(conversation) + written.text,
-            "logprobs": None if self._logprobs is None else self._logprobs.of(written.tokens),
-            "finish_reason": _FINISH[written.finish],
+            "text": self._before(conversation) + answer.text,
+            "logprobs": self._told(self._shown(answer)) if self._logprobs else None,
+            "finish_reason": _FINISH[answer.finish],
         }
 
-    def _opening(self, index: int, conversation: Conversation) -> list[dict[str, Any]]:
+    def _opening(self, conversation: Conversation) -> list[dict[str, Any]]:
         before = self._before(conversation)
-        return [{"index": index, "text": before, "logprobs": None, "finish_reason": None}] if before else []
+        return [{"text": before, "logprobs": None, "finish_reason": None}] if before else []
 
-    def _piece(self, conversation: Conversation, answer: int, index: int) -> dict[str, Any] | None:
-        written = conversation.written[answer]
-        said = written.tokens[-1]
-        if not said.text and said.finish is None and self._logprobs is None:
-            return None
-        offset = sum(len(earlier.text) for earlier in written.tokens[:-1]) if self._logprobs is not None else 0
-        return {
-            "index": index,
-            "text": said.text,
-            "logprobs": None if self._logprobs is None else self._logprobs.of([said], offset=offset),
-            "finish_reason": None if said.finish is None else _FINISH[said.finish],
-        }
+    def _pieces(self, said: Said, shown: Sequence[Shown]) -> list[dict[str, Any]]:
+        if not said.text and not shown and said.finish is None:
+            return []
+        logprobs = self._told(shown) if self._logprobs else None
+        finish = None if said.finish is None else _FINISH[said.finish]
+        return [{"text": said.text, "logprobs": logprobs, "finish_reason": finish}]
+
+    def _told(self, shown: Sequence[Shown]) -> dict[str, Any]:
+        return completion_logprobs(shown, alternatives=self._alternatives)
 
     def _before(self, conversation: Conversation) -> str:
         return conversation.prepared.asked.prompt.written(self._image_token) if self._echo else ""
 
 
-def _usage(conversations: Sequence[Conversation]) -> dict[str, int]:
+def _usage(conversations: Sequence[Conversation], copies: int) -> dict[str, int]:
     prompt = sum(conversation.prepared.prompt_tokens for conversation in conversations)
-    generated = sum(conversation.generated for conversation in conversations)
+    generated = copies * sum(conversation.generated for conversation in conversations)
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
 

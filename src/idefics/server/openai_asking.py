@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from idefics.server.errors import Invalid
-from idefics.server.guides import Grammar, json_grammar
+from idefics.server.guides import Grammar, json_grammar, named_schema
 from idefics.server.openai_schemas import ChatCompletionRequest, Completing, CompletionRequest, ResponseFormat
 from idefics.server.prompts import Prompt, prompt_of_markdown, prompt_of_messages
 from idefics.server.requests import Asked
 from idefics.server.service import Service
 
-__all__ = ["asked_of_chat", "asked_of_completion", "prompt_of_chat"]
+__all__ = ["asked_of_chat", "asked_of_completion", "copies_of", "prompt_of_chat"]
 
 COMPLETION_TOKENS = 16
 """New tokens of `/v1/completions` where the body does not say: OpenAI's default."""
@@ -37,7 +37,7 @@ def asked_of_chat(body: ChatCompletionRequest, service: Service) -> Asked:
     new = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     options = _options(body, service, new=new)
     options["logprobs"] = _alternatives(body.top_logprobs, service, "top_logprobs")
-    return _asked(body, prompt, options, _grammar(body.response_format))
+    return _asked(body, prompt, options, _grammar(body.response_format, service))
 
 
 def prompt_of_chat(messages: Sequence[Mapping[str, Any]], service: Service) -> Prompt:
@@ -49,7 +49,7 @@ def prompt_of_chat(messages: Sequence[Mapping[str, Any]], service: Service) -> P
     """
     if len(messages) > service.model.positions:
         raise Invalid(f"{len(messages)} messages do not fit {service.model.positions} tokens", param="messages")
-    return prompt_of_messages(messages, service.model.processor)
+    return prompt_of_messages(messages, service.model.processor, images=service.limits.images)
 
 
 def asked_of_completion(body: CompletionRequest, service: Service) -> list[Asked]:
@@ -65,14 +65,20 @@ def asked_of_completion(body: CompletionRequest, service: Service) -> list[Asked
         raise Invalid(f"`prompt` must be one text or from 1 to {service.limits.prompts}, not {len(texts)}", param="prompt")
     if not all(isinstance(text, str) and text for text in texts):
         raise Invalid("`prompt` must be texts that are not empty; token ids are not read", param="prompt")
-    if body.best_of is not None and body.stream:
+    if body.best_of not in (None, 1) and body.stream:
         raise Invalid("`best_of` cannot be streamed", param="best_of")
     if body.echo and body.logprobs is not None:
         raise Invalid("`logprobs` of an echoed prompt are not offered; `/generate` has decoder_input_details", param="echo")
     new = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     options = _options(body, service, new=new, best_of=body.best_of)
     options["logprobs"] = _alternatives(body.logprobs, service, "logprobs")
-    return [_asked(body, prompt_of_markdown(text, service.model.processor), options, None) for text in texts]
+    images, processor = service.limits.images, service.model.processor
+    return [_asked(body, prompt_of_markdown(text, processor, images=images), options, None) for text in texts]
+
+
+def copies_of(body: Completing) -> int:
+    """How many times each answer is given: where nothing is drawn, `n` answers would be the same, and one is computed."""
+    return body.n or 1 if _greedy(body) else 1
 
 
 def _asked(body: Completing, prompt: Prompt, options: dict[str, Any], grammar: Grammar | None) -> Asked:
@@ -98,14 +104,16 @@ def _options(body: Completing, service: Service, *, new: int | None, best_of: in
             raise Invalid(f"`{name}` must be from 1 to {limits.answers}, not {value}", param=name)
     _require("temperature", body.temperature, 0 <= (body.temperature or 0) <= 2, "from 0 to 2")
     _require("top_p", body.top_p, 0 <= (1 if body.top_p is None else body.top_p) <= 1, "from 0 to 1")
-    greedy = body.temperature == 0 or body.top_p == 0
-    if greedy and max(body.n or 1, best_of or 1) > 1:
-        raise Invalid("several answers at temperature 0 would be the same; raise it or ask for one", param="n")
+    if best_of is not None and best_of < (body.n or 1):
+        raise Invalid(f"`best_of` must be at least `n` = {body.n}, not {best_of}", param="best_of")
+    if body.stream_options is not None and not body.stream:
+        raise Invalid("`stream_options` needs `stream`: true", param="stream_options")
+    greedy = _greedy(body)
     options: dict[str, Any] = {
         "max_new_tokens": new,
         "do_sample": not greedy,
-        "n": body.n,
-        "best_of": best_of,
+        "n": None if greedy else body.n,
+        "best_of": None if greedy else best_of,
         "seed": None if greedy else body.seed,
         "frequency_penalty": body.frequency_penalty,
         "presence_penalty": body.presence_penalty,
@@ -118,22 +126,27 @@ def _options(body: Completing, service: Service, *, new: int | None, best_of: in
     return options
 
 
+def _greedy(body: Completing) -> bool:
+    return body.temperature == 0 or body.top_p == 0
+
+
 def _alternatives(given: int | None, service: Service, name: str) -> int | None:
     if given is not None and not 0 <= given <= service.limits.top_tokens:
         raise Invalid(f"`{name}` must be from 0 to {service.limits.top_tokens}, not {given}", param=name)
     return given or None
 
 
-def _grammar(form: ResponseFormat | None) -> Grammar | None:
+def _grammar(form: ResponseFormat | None, service: Service) -> Grammar | None:
+    characters = service.limits.grammar_bytes
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
-        return json_grammar(ANY_OBJECT if form.value is None else form.value)
+        return json_grammar(ANY_OBJECT if form.value is None else form.value, characters=characters)
+    if form.type == "json" and form.value is not None:
+        return json_grammar(form.value, characters=characters)
     if form.type in ("json_schema", "json"):
-        schema = (form.json_schema or {}).get("schema") if form.value is None else form.value
-        if schema is None:
-            raise Invalid("`response_format` of type json_schema needs json_schema: {'schema': ...}", param="response_format")
-        return json_grammar(schema)
+        named = form.json_schema if form.value is None else form.value
+        return json_grammar(named_schema(named, param="response_format"), characters=characters)
     if form.type == "regex" and isinstance(form.value, str) and form.value:
         return Grammar("regex", form.value)
     raise Invalid(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from idefics.server.bodies import Body
+from idefics.server.bodies import Body, Messages, Nullable, Texts
 
 __all__ = ["ChatCompletionRequest", "Completing", "CompletionRequest", "OpenAIError", "ResponseFormat"]
 
@@ -29,14 +29,14 @@ class OpenAIError(BaseModel):
     error_type: str
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Nullable):
     """What a stream tells beside the answer."""
 
     include_usage: bool = False
     include_obfuscation: bool = Field(default=False, description="Accepted; nothing is obfuscated.")
 
 
-class Completing(Body):
+class Completing(Body, Nullable):
     """What both kinds of completions have."""
 
     model_config = ConfigDict(extra="forbid")
@@ -46,29 +46,22 @@ class Completing(Body):
     temperature: Number | None = Field(default=None, description="Left out: 1. 0 takes the likeliest token.")
     top_p: Number | None = None
     n: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     seed: int | None = None
     frequency_penalty: Number | None = None
     presence_penalty: Number | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="Accepted and not used.")
-    logit_bias: dict[str, float] | list[float] | None = Field(default=None, description="Refused unless empty.")
+    logit_bias: dict[str, Any] | list[Any] | None = Field(default=None, description="Refused unless empty.")
     top_k: int | None = Field(default=None, description="Beyond OpenAI's API.")
     min_p: Number | None = Field(default=None, description="Beyond OpenAI's API.")
     repetition_penalty: Number | None = Field(default=None, description="Beyond OpenAI's API.")
     do_image_splitting: bool | None = Field(default=None, description="Beyond OpenAI's API: cut images in sub-images.")
     max_image_size: int | None = Field(default=None, description="Beyond OpenAI's API: longest edge of images in pixels.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {key: value for key, value in given.items() if value is not None}
 
-
-class ResponseFormat(BaseModel):
+class ResponseFormat(Nullable):
     """What answers must look like: OpenAI's forms, and text-generation-inference's, with a `value`."""
 
     type: str
@@ -79,7 +72,7 @@ class ResponseFormat(BaseModel):
 class ChatCompletionRequest(Completing):
     """A chat to go on with."""
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

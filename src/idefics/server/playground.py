@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from idefics.errors import OptionError
 from idefics.plan import PRECISIONS, Plan, Precision, make_plan
-from idefics.server.bodies import Body
+from idefics.server.bodies import Body, Messages
 from idefics.server.openai_asking import prompt_of_chat
 from idefics.server.requests import Asked
+from idefics.server.routes import taking_route
 from idefics.server.service import Service
 from idefics.server.sse import Json
 from idefics.server.tgi_schemas import TgiError
@@ -57,7 +58,7 @@ class PlanRequest(Body):
 
     model_config = ConfigDict(extra="forbid")
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_tokens: int = Field(default=256, ge=1)
     do_image_splitting: bool | None = None
     max_image_size: int | None = None
@@ -109,11 +110,11 @@ def page_paths() -> frozenset[str]:
 
 def playground_router(service: Service) -> APIRouter:
     """The page and its routes, for one served model."""
-    told = {413: "Too large", 422: "Not valid", 504: "The body did not arrive"}
+    told = {413: "Too large", 422: "Not valid", 429: "Overloaded", 503: "Stopping", 504: "Time is over"}
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": TgiError, "description": text} for status, text in told.items()
     }
-    router = APIRouter(prefix=PAGE, tags=["playground"])
+    router = APIRouter(prefix=PAGE, tags=["playground"], route_class=taking_route(service))
     for file in _files():
         _add_file(router, file)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from idefics.errors import InputError, TemplateError
@@ -13,6 +15,7 @@ from idefics.processor.messages import normalise
 __all__ = ["Prompt", "prompt_of_markdown", "prompt_of_messages"]
 
 _BEGIN, _END = "![](", ")"
+_ROLES = ("system", "developer", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -28,35 +31,56 @@ class Prompt:
     references: tuple[str, ...] = ()
 
     def written(self, placeholder: str) -> str:
-        """The text with its images written as `![](URL)`."""
+        """The text with its images written as `![](URL)`.
+
+        Raises:
+            InputError: there are more placeholders than images, or fewer.
+        """
         pieces = self.text.split(placeholder)
+        if len(pieces) != len(self.references) + 1:
+            raise InputError(f"the prompt holds {len(pieces) - 1} {placeholder} for {len(self.references)} images")
         return pieces[0] + "".join(f"![]({url}){piece}" for url, piece in zip(self.references, pieces[1:], strict=True))
 
 
-def prompt_of_markdown(text: str, processor: Processor) -> Prompt:
+def prompt_of_markdown(text: str, processor: Processor, *, images: int) -> Prompt:
     """A raw prompt in which `![](URL)` stands for an image; no spaces are needed around it.
 
+    Args:
+        text: of the prompt.
+        processor: of the model.
+        images: at most.
+
     Raises:
-        InputError: the text holds one of the tokens that images become.
+        InputError: the text holds one of the tokens that images become, or too many images.
 
     >>> from types import SimpleNamespace
     >>> tokens = SimpleNamespace(image_token="<image>", fake_image_token="<fake_token_around_image>")
-    >>> prompt_of_markdown("User:![](https://a.b/c.png)What is this?", tokens)
+    >>> prompt_of_markdown("User:![](https://a.b/c.png)What is this?", tokens, images=1)
     Prompt(text='User:<image>What is this?', references=('https://a.b/c.png',))
     """
     _refuse_image_tokens(text, processor, "inputs")
-    pieces = _pieces(text)
+    pieces = _pieces(text, before=0, images=images)
     return Prompt(processor.image_token.join(pieces[::2]), tuple(pieces[1::2]))
 
 
-def prompt_of_messages(messages: Sequence[Mapping[str, Any]], processor: Processor) -> Prompt:
+def prompt_of_messages(messages: Sequence[Mapping[str, Any]], processor: Processor, *, images: int) -> Prompt:
     """The prompt of a chat, ending where the assistant goes on. Images are parts of messages, or markdown in their texts.
+
+    What the assistant said is the model's own: markdown in it asks for no image, and a token that stands for one is written
+    with a space in it, so that an answer that holds it does not end the chat.
+
+    Args:
+        messages: of the chat.
+        processor: of the model.
+        images: at most.
 
     Raises:
         TemplateError: the messages are unusable, or the checkpoint has no chat template.
-        InputError: a text holds one of the tokens that images become, or an image part no URL.
+        InputError: a text holds one of the tokens that images become, an image part has no URL, or there are too many images.
     """
     plain, carried = normalise(messages)
+    if len(carried) > images:
+        raise _too_many(len(carried), images)
     rest = iter(carried)
     references: list[str] = []
     rewritten = []
@@ -65,24 +89,47 @@ def prompt_of_messages(messages: Sequence[Mapping[str, Any]], processor: Process
         extra = sorted(key for key in message if key not in ("role", "content", "name") and message[key] is not None)
         if extra:
             raise TemplateError(f"{where} has {extra[0]!r}, which this model cannot read; tools are not supported")
+        role = message["role"]
+        if role not in _ROLES:
+            raise TemplateError(f"{where}['role'] must be one of {', '.join(_ROLES)}, not {role[:40]!r}")
         parts: list[dict[str, Any]] = []
-        for part in message["content"]:
-            if part["type"] == "text":
-                parts += _parts(part["text"], processor, where, references)
+        for part in _joined(message["content"]):
+            if part["type"] == "text" and role == "assistant":
+                parts.append({"type": "text", "text": _apart(part["text"], processor)})
+            elif part["type"] == "text":
+                _refuse_image_tokens(part["text"], processor, where)
+                parts += _parts(part["text"], references, images)
             else:
                 reference = next(rest)
                 if not isinstance(reference, str):
                     raise InputError(f"{where} has an image part without a URL; give image_url: {{'url': ...}}")
                 references.append(reference.strip())
                 parts.append({"type": "image"})
-        rewritten.append({"role": message["role"], "content": parts or [{"type": "text", "text": ""}]})
-    return Prompt(processor.apply_chat_template(rewritten, add_generation_prompt=True), tuple(references))
+        rewritten.append({"role": role, "content": parts or [{"type": "text", "text": ""}]})
+    if len(references) > images:
+        raise _too_many(len(references), images)
+    text = processor.apply_chat_template(rewritten, add_generation_prompt=True)
+    # Each text was looked at, but not what the template makes of all of them together.
+    if text.count(processor.image_token) != len(references) or processor.fake_image_token in text:
+        raise InputError(
+            f"the chat's prompt holds {processor.image_token} {text.count(processor.image_token)} times and "
+            f"{processor.fake_image_token} {text.count(processor.fake_image_token)} times for {len(references)} images"
+        )
+    return Prompt(text, tuple(references))
 
 
-def _parts(text: str, processor: Processor, where: str, references: list[str]) -> list[dict[str, Any]]:
-    _refuse_image_tokens(text, processor, where)
+def _joined(parts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Parts whose neighbouring texts are one, as they are in the prompt."""
+    for kind, run in groupby(parts, key=itemgetter("type")):
+        if kind == "text":
+            yield {"type": "text", "text": "".join(part["text"] for part in run)}
+        else:
+            yield from run
+
+
+def _parts(text: str, references: list[str], images: int) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
-    for index, piece in enumerate(_pieces(text)):
+    for index, piece in enumerate(_pieces(text, before=len(references), images=images)):
         if index % 2:
             references.append(piece)
             parts.append({"type": "image"})
@@ -91,13 +138,30 @@ def _parts(text: str, processor: Processor, where: str, references: list[str]) -
     return parts
 
 
-def _pieces(text: str) -> list[str]:
-    """Text, URL, text, URL, ..., text. Takes time linear in the text, which a pattern that looks for each end would not."""
-    pieces, at = [], 0
+def _pieces(text: str, *, before: int, images: int) -> list[str]:
+    """Text, URL, text, URL, ..., text. Takes time linear in the text, which a pattern that looks for each end would not.
+
+    Raises:
+        InputError: there are more URLs than `images`, with those `before` the text.
+    """
+    pieces: list[str] = []
+    at = 0
     while (begin := text.find(_BEGIN, at)) >= 0 and (end := text.find(_END, begin)) >= 0:
+        if before + len(pieces) // 2 == images:
+            raise _too_many(before + text.count(_BEGIN), images)
         pieces += [text[at:begin], text[begin + len(_BEGIN) : end].strip()]
         at = end + len(_END)
     return [*pieces, text[at:]]
+
+
+def _too_many(given: int, images: int) -> InputError:
+    return InputError(f"{given} images in one request are over the limit of {images}; give fewer")
+
+
+def _apart(text: str, processor: Processor) -> str:
+    for token in (processor.image_token, processor.fake_image_token):
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
 def _refuse_image_tokens(text: str, processor: Processor, where: str) -> None:

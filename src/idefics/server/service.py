@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from idefics.errors import IdeficsError
@@ -20,7 +20,7 @@ from idefics.server.metrics import Metrics
 from idefics.server.model import ServedModel, WatchedEngine
 from idefics.server.requests import Asked, Prepared, Preparer
 
-__all__ = ["Conversation", "Service", "Written", "served_error"]
+__all__ = ["Conversation", "Place", "Service", "Written", "served_error"]
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,34 @@ class Conversation:
         }
 
 
+class Place:
+    """A request's place among those that the server takes on; free once nothing holds it any more.
+
+    Attributes:
+        arrived: `time.monotonic` when the request came.
+    """
+
+    def __init__(self, freed: Callable[[], None]) -> None:
+        self.arrived = time.monotonic()
+        self._freed = freed
+        self._holds = 0
+
+    def hold(self) -> Callable[[], None]:
+        """Holds the place until what is returned is called, however often that is."""
+        self._holds += 1
+        held = True
+
+        def release() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._holds -= 1
+                if self._holds == 0:
+                    self._freed()
+
+        return release
+
+
 class Service:
     """One served model.
 
@@ -151,25 +179,51 @@ class Service:
         await self.images.close()
         event(log, "stopped")
 
-    @asynccontextmanager
-    async def conversation(self, asked: Asked, *, streams: bool) -> AsyncGenerator[Conversation, None]:
-        """Takes a request in, and sees to it that nothing of it is left in the engine afterwards.
-
-        Args:
-            asked: the request.
-            streams: whether its tokens are wanted one by one.
+    @contextmanager
+    def admitted(self) -> Iterator[Place]:
+        """A place for a request, before any work is done for it; conversations hold it further, each until it has ended.
 
         Raises:
             Overloaded: as many requests are here as the server takes on.
             Closing: the server is stopping, or the engine is stuck or dead.
+        """
+        try:
+            if self.bridge.closing:
+                raise Closing("the server is stopping")
+            if not self.bridge.healthy:
+                raise Closing("the engine does not answer; try again later")
+            if self.open >= self.limits.requests:
+                raise Overloaded("Model is overloaded")
+        except ServerError as error:
+            self.metrics.count("tgi_request_count")
+            self._failed(error, None)
+            raise
+        self.open += 1
+        place = Place(self._leave)
+        release = place.hold()
+        try:
+            yield place
+        finally:
+            release()
+
+    @asynccontextmanager
+    async def conversation(self, asked: Asked, place: Place, *, streams: bool) -> AsyncGenerator[Conversation, None]:
+        """Gives a prompt to the engine, and sees to it that nothing of it is left there afterwards.
+
+        Args:
+            asked: the prompt and what is wanted of it.
+            place: of its request.
+            streams: whether its tokens are wanted one by one.
+
+        Raises:
+            Closing: the server is stopping, or the engine is stuck or dead.
             InputError: the request cannot be answered as it is.
         """
-        arrived = time.monotonic()
         self.metrics.count("tgi_request_count")
         conversation: Conversation | None = None
         try:
-            prepared, running = await self._admitted(asked, arrived, streams=streams)
-            conversation = Conversation(prepared, running, arrived, self.metrics)
+            prepared, running = await self._begun(asked, place, streams=streams)
+            conversation = Conversation(prepared, running, place.arrived, self.metrics)
             try:
                 yield conversation
             finally:
@@ -179,28 +233,19 @@ class Service:
             raise
         self._answered(conversation)
 
-    async def _admitted(self, asked: Asked, arrived: float, *, streams: bool) -> tuple[Prepared, Running]:
-        if self.bridge.closing:
-            raise Closing("the server is stopping")
-        if self.open >= self.limits.requests:
-            raise Overloaded("Model is overloaded")
-        self.open += 1
-        released = False
-
-        def release() -> None:
-            nonlocal released
-            if not released:
-                released = True
-                self.open -= 1
-
+    async def _begun(self, asked: Asked, place: Place, *, streams: bool) -> tuple[Prepared, Running]:
+        release, deadline = place.hold(), place.arrived + self.limits.deadline
         try:
             prepared = await self.preparer.prepare(asked)
             self._observe(prepared)
-            running = await self.bridge.ask(prepared, streams=streams, deadline=arrived + self.limits.deadline, done=release)
+            running = await self.bridge.ask(prepared, streams=streams, deadline=deadline, done=release)
         except BaseException:
             release()
             raise
         return prepared, running
+
+    def _leave(self) -> None:
+        self.open -= 1
 
     def _observe(self, prepared: Prepared) -> None:
         observe = self.metrics.observe

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,13 +12,14 @@ from starlette.responses import Response
 
 from idefics.server.answers import Said
 from idefics.server.errors import Invalid, ServerError
-from idefics.server.guides import Grammar, json_grammar
+from idefics.server.guides import Grammar, json_grammar, named_schema
 from idefics.server.info import info
 from idefics.server.openai_asking import prompt_of_chat
 from idefics.server.prompts import prompt_of_markdown
-from idefics.server.requests import Asked
+from idefics.server.requests import Asked, Tokenized
+from idefics.server.routes import place_of, taking_route
 from idefics.server.service import Conversation, Service, Written, served_error
-from idefics.server.sse import STREAMED, EventStream, Json, guarded_events, while_connected
+from idefics.server.sse import STREAMED, EventStream, Json, guarded_events
 from idefics.server.tgi_schemas import (
     ChatTokenizeRequest,
     Generate,
@@ -54,10 +54,11 @@ def tgi_router(service: Service) -> APIRouter:
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": TgiError, "description": text} for status, text in told.items()
     }
-    router = APIRouter(tags=["text-generation-inference"], responses=errors)
+    router = APIRouter(tags=["text-generation-inference"], responses=errors, route_class=taking_route(service))
     writer = _Writer(service)
 
     @router.post("/", summary="Answer whole, in a list, or token by token", responses=STREAMED)
+    @router.post("/invocations", include_in_schema=False)  # what SageMaker calls it
     async def compatible(body: GenerateOrStream, request: Request) -> Response:
         if body.stream:
             return await writer.stream(body, request)
@@ -78,34 +79,35 @@ def tgi_router(service: Service) -> APIRouter:
     @router.post("/tokenize", summary="A prompt's tokens, images included")
     async def tokenize(body: Tokenize) -> Response:
         given = body.parameters or Parameters()
-        asked = Asked(
-            prompt=prompt_of_markdown(body.inputs, service.model.processor),
-            split=given.do_image_splitting,
-            max_image_size=given.max_image_size,
-        )
-        return Json([asdict(token) for token in await service.preparer.tokens(asked)])
+        in_worker = service.preparer.in_worker
+        prompt = await in_worker(lambda: prompt_of_markdown(body.inputs, service.model.processor, images=service.limits.images))
+        asked = Asked(prompt=prompt, split=given.do_image_splitting, max_image_size=given.max_image_size)
+        tokens = await service.preparer.tokens(asked)
+        return await in_worker(lambda: Json(_listed(tokens)))
 
     @router.post("/chat_tokenize", summary="A chat's prompt and its tokens")
     async def chat_tokenize(body: ChatTokenizeRequest) -> Response:
-        processor = service.model.processor
-        prompt = await service.preparer.in_worker(lambda: prompt_of_chat(body.messages, service))
+        in_worker = service.preparer.in_worker
+        prompt = await in_worker(lambda: prompt_of_chat(body.messages, service))
         asked = Asked(prompt=prompt, split=body.do_image_splitting, max_image_size=body.max_image_size)
-        tokens = [asdict(token) for token in await service.preparer.tokens(asked)]
-        return Json({"tokenize_response": tokens, "templated_text": prompt.written(processor.image_token)})
+        tokens = await service.preparer.tokens(asked)
+        text = prompt.written(service.model.processor.image_token)
+        return await in_worker(lambda: Json({"tokenize_response": _listed(tokens), "templated_text": text}))
 
     return router
 
 
-def grammar_of(given: GrammarParameter | None) -> Grammar | None:
-    """The grammar that a parameter names.
+def grammar_of(given: GrammarParameter | None, *, characters: int) -> Grammar | None:
+    """The grammar that a parameter names, of so many characters at most.
 
     Raises:
-        Invalid: it is none.
+        Invalid: it is none, or longer.
     """
     if given is None:
         return None
     if given.type != "regex":
-        return json_grammar(given.value)
+        schema = named_schema(given.value, param="grammar") if given.type == "json_schema" else given.value
+        return json_grammar(schema, characters=characters)
     if not isinstance(given.value, str) or not given.value:
         raise Invalid("grammar is not valid: a regex is a text that is not empty", param="grammar")
     return Grammar("regex", given.value)
@@ -120,19 +122,16 @@ class _Writer:
         self._special = set(self._tokenizer.all_special_ids)
 
     async def whole(self, body: Generate, request: Request, *, listed: bool) -> Response:
-        asked = self._asked(body, streams=False)
-        return await while_connected(
-            request, self._whole(body, asked, listed=listed), deadline=self._service.limits.deadline + 5
-        )
-
-    async def _whole(self, body: Generate, asked: Asked, *, listed: bool) -> Response:
-        given = body.parameters
-        async with self._service.conversation(asked, streams=False) as conversation:
+        given, service = body.parameters, self._service
+        asked = await service.preparer.in_worker(lambda: self._asked(body, streams=False))
+        async with service.conversation(asked, place_of(request), streams=False) as conversation:
             prefill = []
             if given.decoder_input_details:
                 prefill = await self._prefill(conversation)
             answers = sorted(await conversation.whole(), key=lambda answer: -answer.score)
             headers = _headers(conversation, body.inputs)
+        if not _samples(given):
+            answers *= given.best_of or 1  # all the same, as the original's are
         before = body.inputs if given.return_full_text else ""
         result: dict[str, Any] = {"generated_text": before + answers[0].text}
         if given.details or given.decoder_input_details:
@@ -147,11 +146,10 @@ class _Writer:
 
     async def stream(self, body: Generate, request: Request) -> Response:
         service = self._service
-        asked = self._asked(body, streams=True)
+        asked = await service.preparer.in_worker(lambda: self._asked(body, streams=True))
         stack = AsyncExitStack()
         # Entered before the response begins, so that what is wrong with a request has a status of its own.
-        entering = stack.enter_async_context(service.conversation(asked, streams=True))
-        conversation = await while_connected(request, entering, deadline=service.limits.deadline + 5)
+        conversation = await stack.enter_async_context(service.conversation(asked, place_of(request), streams=True))
         events = guarded_events(self._events(stack, conversation, body), tgi_error, served_error)
         return EventStream(events, send_seconds=service.limits.send_seconds)
 
@@ -181,27 +179,26 @@ class _Writer:
         if not body.inputs:
             raise Invalid("`inputs` cannot be empty", param="inputs")
         _check(given, self._service, streams=streams)
-        sampling = given.do_sample or any(
-            value is not None for value in (given.temperature, given.top_k, given.top_p, given.typical_p)
-        )
+        limits, samples = self._service.limits, _samples(given)
         # A drawn seed is reported, so that the answer can be had again.
         seed = given.seed if given.seed is not None else secrets.randbits(63)
         options = {
             "max_new_tokens": given.max_new_tokens,
             "max_length": self._service.model.positions if given.max_new_tokens is None else None,
-            "do_sample": sampling,
-            "seed": seed if sampling else None,
-            "best_of": given.best_of if given.best_of != 1 else None,
+            "do_sample": samples,
+            "temperature": given.temperature if samples else None,
+            "seed": seed if samples else None,
+            "best_of": given.best_of if samples and given.best_of != 1 else None,
             "logprobs": given.top_n_tokens or None,
         }
-        same = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "frequency_penalty")
+        same = ("top_k", "top_p", "typical_p", "repetition_penalty", "frequency_penalty")
         options |= {name: getattr(given, name) for name in same}
         return Asked(
-            prompt=prompt_of_markdown(body.inputs, self._service.model.processor),
+            prompt=prompt_of_markdown(body.inputs, self._service.model.processor, images=limits.images),
             options=options,
             stop=tuple(given.stop),
             keep_stop=True,
-            grammar=grammar_of(given.grammar),
+            grammar=grammar_of(given.grammar, characters=limits.grammar_bytes),
             truncate=given.truncate,
             split=given.do_image_splitting,
             max_image_size=given.max_image_size,
@@ -247,6 +244,20 @@ class _Writer:
         return name.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
 
 
+def _asks_to_sample(given: Parameters) -> bool:
+    """Whether the original's checks take a request for one that samples: by the names in it."""
+    return given.do_sample or any(v is not None for v in (given.temperature, given.top_k, given.top_p, given.typical_p))
+
+
+def _samples(given: Parameters) -> bool:
+    """Whether the original's engine samples: by what the values change, and a temperature of 1 changes nothing."""
+    return (
+        given.do_sample
+        or any(v is not None for v in (given.top_k, given.top_p, given.typical_p))
+        or (given.temperature not in (None, 1.0))
+    )
+
+
 def _check(given: Parameters, service: Service, *, streams: bool) -> None:
     """Refuses what the original refuses, in its words.
 
@@ -254,12 +265,11 @@ def _check(given: Parameters, service: Service, *, streams: bool) -> None:
         Invalid: a parameter is out of range, not offered, or contradicts another.
     """
     limits, positions = service.limits, service.model.positions
-    sampling = given.do_sample or any(v is not None for v in (given.temperature, given.top_k, given.top_p, given.typical_p))
     best_of = 1 if given.best_of is None else given.best_of
     rules: tuple[tuple[str, bool, str], ...] = (
         ("best_of", 0 < best_of <= limits.answers, f"`best_of` must be > 0 and <= {limits.answers}. Given: {best_of}"),
         ("best_of", not streams or best_of == 1, "`best_of` != 1 is not supported when streaming tokens"),
-        ("best_of", best_of == 1 or sampling, "you must use sampling when `best_of` is > 1"),
+        ("best_of", best_of == 1 or _asks_to_sample(given), "you must use sampling when `best_of` is > 1"),
         ("seed", best_of == 1 or given.seed is None, "`seed` must not be set when `best_of` > 1"),
         ("temperature", given.temperature is None or given.temperature > 0, "`temperature` must be strictly positive"),
         (
@@ -301,6 +311,10 @@ def _check(given: Parameters, service: Service, *, streams: bool) -> None:
     for name, holds, told in rules:
         if not holds:
             raise Invalid(told, param=name)
+
+
+def _listed(tokens: Sequence[Tokenized]) -> list[dict[str, Any]]:
+    return [vars(token) for token in tokens]
 
 
 def _headers(conversation: Conversation, inputs: str) -> dict[str, str]:

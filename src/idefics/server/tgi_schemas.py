@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from idefics.server.bodies import Body
+from idefics.server.bodies import Body, Messages, Strict, Texts
 
 __all__ = ["ChatTokenizeRequest", "Generate", "GenerateOrStream", "GrammarParameter", "Parameters", "TgiError", "Tokenize"]
 
@@ -14,14 +14,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class GrammarParameter(BaseModel):
+class GrammarParameter(Strict):
     """What answers must look like."""
 
     type: Literal["json", "regex", "json_schema", "json_object"]
     value: str | dict[str, Any]
 
 
-class Parameters(BaseModel):
+class Parameters(Strict):
     """How to continue a prompt. Ranges are checked with the original's own messages, not here."""
 
     model_config = ConfigDict(extra="forbid")
@@ -36,7 +36,7 @@ class Parameters(BaseModel):
     do_sample: bool = False
     max_new_tokens: int | None = Field(default=100, description="null: as many as there is room for.")
     return_full_text: bool | None = None
-    stop: list[str] = Field(default_factory=list)
+    stop: Texts = Field(default_factory=list)
     truncate: int | None = None
     watermark: bool = False
     details: bool = False
@@ -84,6 +84,6 @@ class Tokenize(Body):
 class ChatTokenizeRequest(Body):
     """A chat to write out and take apart; what else a chat completion has is not looked at."""
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     do_image_splitting: bool | None = None
     max_image_size: int | None = None

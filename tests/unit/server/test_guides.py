@@ -39,7 +39,7 @@ def answer(grammar: Grammar, **options: Any) -> str:
 @pytest.mark.parametrize("seed", [None, 1, 2])
 def test_json(seed: int | None) -> None:
     options = {} if seed is None else {"do_sample": True, "seed": seed}
-    found = json.loads(answer(json_grammar(SCHEMA), **options))
+    found = json.loads(answer(json_grammar(SCHEMA, characters=1_000), **options))
     assert found["color"] in ("red", "blue")
     assert 0 <= found["count"] <= 99
 
@@ -87,20 +87,20 @@ def test_a_guide_follows_an_answer_that_goes_back() -> None:
 )
 def test_what_is_no_schema(schema: Any) -> None:
     with pytest.raises(Invalid, match="grammar is not valid"):
-        Guides(tiny_idefics().processor.tokenizer).of(json_grammar(schema), answers=1, ends=[2])
+        Guides(tiny_idefics().processor.tokenizer).of(json_grammar(schema, characters=1_000), answers=1, ends=[2])
 
 
 def test_objects_are_closed_unless_they_say_otherwise() -> None:
     inner = {"type": "object", "properties": {"items": {"type": "integer"}}}
     nested = {"type": "array", "items": {"properties": {}}}
     listed = {"properties": {"properties": inner, "b": nested, "c": {"additionalProperties": True}}}
-    closed = json.loads(json_grammar(listed).source)
+    closed = json.loads(json_grammar(listed, characters=1_000).source)
     assert closed["properties"]["properties"] == {**inner, "additionalProperties": False}
     assert closed["properties"]["b"]["items"] == {"properties": {}, "additionalProperties": False}
     assert closed["properties"]["c"] == {"additionalProperties": True}
     assert closed["additionalProperties"] is False
     for left_open in ({"type": "object"}, {"properties": {}, "allOf": [inner]}, {"properties": {}, "patternProperties": {}}):
-        assert json.loads(json_grammar(left_open).source) == left_open
+        assert json.loads(json_grammar(left_open, characters=1_000).source) == left_open
 
 
 def test_a_grammar_needs_an_end() -> None:

@@ -80,9 +80,10 @@ def test_options_reach_the_engine(client: TestClient, engine: FakeEngine) -> Non
 
 def test_chat_streams(client: TestClient) -> None:
     found = pieces(client.post(CHAT, json=body(image(), stream=True, stream_options={"include_usage": True})).text)
-    assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
     assert "".join(p["choices"][0]["delta"].get("content", "") for p in found[1:-1]) == "the red image"
-    assert found[-2]["choices"][0]["finish_reason"] == "stop"
+    assert (found[-2]["choices"][0]["delta"], found[-2]["choices"][0]["finish_reason"]) == ({}, "stop")
+    assert {p["choices"][0]["finish_reason"] for p in found[:-2]} == {None}
     assert found[-1]["choices"] == []
     assert found[-1]["usage"]["completion_tokens"] == 4
     assert {p["object"] for p in found} == {"chat.completion.chunk"}
@@ -105,11 +106,34 @@ def test_a_stop_string_is_not_part_of_the_text(client: TestClient) -> None:
 
 def test_logprobs(client: TestClient) -> None:
     content = client.post(CHAT, json=body(logprobs=True, top_logprobs=2)).json()["choices"][0]["logprobs"]["content"]
-    assert len(content) == 4
+    assert len(content) == 3
     assert content[1]["token"] == " red"
     assert content[1]["bytes"] == list(b" red")
     assert content[1]["logprob"] == -0.5
     assert [set(top) for top in content[0]["top_logprobs"]] == [{"token", "logprob", "bytes"}] * 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stop": "red"}, {"stop": "d i"}, {"stop": "red images"}, {"stop": "image"}, {"max_tokens": 2}, {"max_tokens": 3}],
+    ids=str,
+)
+def test_logprobs_are_those_of_the_text(client: TestClient, options: dict[str, Any]) -> None:
+    choice = client.post(CHAT, json=body(logprobs=True, **options)).json()["choices"][0]
+    assert "".join(token["token"] for token in choice["logprobs"]["content"]) == choice["message"]["content"]
+    streamed = pieces(client.post(CHAT, json=body(logprobs=True, stream=True, **options)).text)
+    told = [p["choices"][0]["logprobs"] for p in streamed]
+    assert [token for logprobs in told if logprobs for token in logprobs["content"]] == choice["logprobs"]["content"]
+
+
+def test_bytes_that_are_no_text_alone(client: TestClient, engine: FakeEngine) -> None:
+    engine.script = script("the é image")
+    content = client.post(CHAT, json=body(logprobs=True)).json()["choices"][0]["logprobs"]["content"]
+    assert bytes(byte for token in content for byte in token["bytes"]).decode() == ("the é image")
+    choice = client.post("/v1/completions", json={"prompt": "a", "logprobs": 2}).json()["choices"][0]
+    assert choice["logprobs"]["tokens"] == ["the", " ", "bytes:\\xc3", "bytes:\\xa9", " image"]
+    assert choice["logprobs"]["text_offset"] == [0, 3, 4, 5, 5]
+    assert set(choice["logprobs"]["top_logprobs"][2]) == {"bytes:\\xc3", "bytes:\\xc4"}
 
 
 def test_images_in_markdown_and_in_parts(client: TestClient, engine: FakeEngine) -> None:
@@ -129,7 +153,7 @@ def test_images_in_markdown_and_in_parts(client: TestClient, engine: FakeEngine)
         ({"store": True}, "store"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"n": 9}, "n"),
-        ({"n": 2, "temperature": 0}, "n"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"temperature": 3}, "temperature"),
         ({"top_p": 2}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -138,8 +162,10 @@ def test_images_in_markdown_and_in_parts(client: TestClient, engine: FakeEngine)
         ({"logprobs": True, "top_logprobs": 50}, "top_logprobs"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "value": {"type": "object"}}}, "response_format"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"messages": "hi"}, "messages"),
+        ({"stop": 5}, "stop"),
         ({"max_image_size": 100}, "max_image_size"),
         ({"stop": ["x"] * 17}, "stop"),
     ],
@@ -157,6 +183,25 @@ def test_what_cannot_be_is_refused_by_name(client: TestClient, options: dict[str
 def test_what_is_null_counts_as_left_out(client: TestClient) -> None:
     nulls = dict.fromkeys(("tools", "tool_choice", "logit_bias", "n", "stop", "seed", "temperature", "modalities", "audio"))
     assert client.post(CHAT, json=body(**nulls)).status_code == 200
+    for options in (
+        {"stream": True, "stream_options": {"include_usage": None}},
+        {"response_format": {"type": "text", "x": None}},
+    ):
+        assert client.post(CHAT, json=body(**options)).status_code == 200
+
+
+def test_greedy_answers_are_computed_once_and_copied(client: TestClient, engine: FakeEngine) -> None:
+    answer = client.post(CHAT, json=body(temperature=0, n=3)).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in answer["choices"]} == {"the red image"}
+    assert answer["usage"]["completion_tokens"] == 12
+    answer = client.post("/v1/completions", json={"prompt": ["a", "b"], "temperature": 0, "n": 2, "best_of": 2}).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [params.candidates for params in engine.params] == [1, 1, 1]
+    found = pieces(client.post(CHAT, json=body(temperature=0, n=2, stream=True)).text)
+    for index in (0, 1):
+        mine = [p["choices"][0] for p in found if p["choices"][0]["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in mine) == "the red image"
 
 
 @pytest.mark.parametrize(
@@ -210,12 +255,25 @@ def test_completions_best_of_and_logprobs(client: TestClient, engine: FakeEngine
     assert engine.params[0].candidates == 3
     assert len(answer["choices"]) == 2
     logprobs = answer["choices"][0]["logprobs"]
-    assert [len(logprobs[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [4] * 4
-    assert logprobs["text_offset"][:3] == [0, 3, 7]
+    assert [len(logprobs[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [3] * 4
+    assert logprobs["text_offset"] == [0, 3, 7]
+    assert logprobs["tokens"] == ["the", " red", " image"]
+    assert all(token in top for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True))
+    none = client.post("/v1/completions", json={"prompt": "a", "logprobs": 0}).json()["choices"][0]["logprobs"]
+    assert none["top_logprobs"] is None
+    assert client.post("/v1/completions", json={"prompt": "a", "best_of": 1, "stream": True}).status_code == 200
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"suffix": "x"}, {"prompt": []}, {"prompt": [1, 2]}, {"prompt": ""}, {"best_of": 2, "stream": True}]
+    "wrong",
+    [
+        {"suffix": "x"},
+        {"prompt": []},
+        {"prompt": [1, 2]},
+        {"prompt": ""},
+        {"best_of": 2, "stream": True},
+        {"best_of": 1, "n": 2},
+    ],
 )
 def test_unusable_completions(client: TestClient, wrong: dict[str, Any]) -> None:
     assert client.post("/v1/completions", json={"prompt": "a", **wrong}).status_code == 400

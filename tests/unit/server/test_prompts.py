@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 
 import pytest
 
 from fakes import tiny_processor
 from idefics.errors import InputError, TemplateError
-from idefics.server.prompts import prompt_of_markdown, prompt_of_messages
+from idefics.server.prompts import Prompt, prompt_of_markdown, prompt_of_messages
 
 
 @pytest.mark.parametrize(
@@ -24,30 +25,72 @@ from idefics.server.prompts import prompt_of_markdown, prompt_of_messages
     ],
 )
 def test_markdown(text: str, expected: str, references: tuple[str, ...]) -> None:
-    prompt = prompt_of_markdown(text, tiny_processor())
+    prompt = prompt_of_markdown(text, tiny_processor(), images=64)
     assert (prompt.text, prompt.references) == (expected, references)
     assert prompt.written("<image>").replace(" ", "") == text.replace(" ", "")
 
 
 def test_many_beginnings_without_an_end_take_no_time() -> None:
-    began = time.monotonic()
-    prompt_of_markdown("![](" * 1_000_000, tiny_processor())
-    prompt_of_markdown("![](x)" * 300_000, tiny_processor())
-    assert time.monotonic() - began < 3
+    began = time.process_time()
+    prompt_of_markdown("![](" * 1_000_000, tiny_processor(), images=64)
+    prompt_of_markdown("![](x)" * 300_000, tiny_processor(), images=300_000)
+    assert time.process_time() - began < 3
 
 
 def test_messages() -> None:
     parts = [{"type": "image_url", "image_url": {"url": "u"}}, {"type": "text", "text": "a ![](v) b"}]
     chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "why?"}]
-    prompt = prompt_of_messages(chat, tiny_processor())
+    prompt = prompt_of_messages(chat, tiny_processor(), images=64)
     assert prompt.text == (
         "User:<image>a <image> b<end_of_utterance>\nAssistant: yes<end_of_utterance>\nUser: why?<end_of_utterance>\nAssistant:"
     )
     assert prompt.references == ("u", "v")
 
 
+def test_too_many_images_are_counted_not_collected() -> None:
+    with pytest.raises(InputError, match="3 images in one request are over the limit of 2"):
+        prompt_of_markdown("![](x)" * 3, tiny_processor(), images=2)
+    turns = [{"role": "user", "content": "![](x)![](y)"}, {"role": "user", "content": [{"type": "image", "url": "z"}]}]
+    with pytest.raises(InputError, match="3 images in one request are over the limit of 2"):
+        prompt_of_messages(turns, tiny_processor(), images=2)
+    with pytest.raises(InputError, match="3 images in one request are over the limit of 2"):
+        prompt_of_messages([turns[1], turns[0]], tiny_processor(), images=2)
+
+
+@pytest.mark.parametrize("token", ["<image>", "<fake_token_around_image>"])
+def test_image_tokens_come_by_no_way(token: str) -> None:
+    halves = [{"type": "text", "text": token[:4]}, {"type": "text", "text": token[4:]}]
+    with pytest.raises(InputError, match="stands for an image"):
+        prompt_of_messages([{"role": "user", "content": halves}], tiny_processor(), images=64)
+    with pytest.raises(TemplateError, match="must be one of system, developer, user, assistant"):
+        prompt_of_messages([{"role": token, "content": "a"}], tiny_processor(), images=64)
+    processor = copy.copy(tiny_processor())
+    processor.chat_template = "{% for m in messages %}{% for part in m['content'] %}{{part['text']}}{% endfor %}{% endfor %}"
+    turns = [{"role": "user", "content": half["text"]} for half in halves]
+    with pytest.raises(InputError, match="the chat's prompt holds <image>"):
+        prompt_of_messages(turns, processor, images=64)
+
+
+def test_what_the_assistant_said_asks_for_no_image_and_ends_no_chat() -> None:
+    halves = [{"type": "text", "text": text} for text in ("an <ima", "ge> or <fake_token_around_image>")]
+    turns = [
+        {"role": "user", "content": "![](u)a"},
+        {"role": "assistant", "content": "![](https://a.b/c.png)"},
+        {"role": "assistant", "content": halves},
+    ]
+    prompt = prompt_of_messages(turns, tiny_processor(), images=1)
+    assert prompt.references == ("u",)
+    assert "Assistant: ![](https://a.b/c.png)<end_of_utterance>" in prompt.text
+    assert "Assistant: an < image> or < fake_token_around_image><end_of_utterance>" in prompt.text
+
+
+def test_a_prompt_with_other_images_than_it_tells_cannot_be_written() -> None:
+    with pytest.raises(InputError, match="2 <image> for 1 images"):
+        Prompt("<image><image>", ("a",)).written("<image>")
+
+
 def test_unusable_messages() -> None:
     with pytest.raises(InputError, match="stands for an image"):
-        prompt_of_messages([{"role": "user", "content": "<image>"}], tiny_processor())
+        prompt_of_messages([{"role": "user", "content": "<image>"}], tiny_processor(), images=64)
     with pytest.raises(TemplateError, match="tools are not supported"):
-        prompt_of_messages([{"role": "user", "content": "x", "tool_call_id": "1"}], tiny_processor())
+        prompt_of_messages([{"role": "user", "content": "x", "tool_call_id": "1"}], tiny_processor(), images=64)

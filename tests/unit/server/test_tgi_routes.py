@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 from fake_engine import FakeEngine
 from idefics.errors import InputError, NumericsError
 from idefics.server.limits import ServerLimits
+from idefics.server.tgi import grammar_of
+from idefics.server.tgi_schemas import GrammarParameter
 from serving import data_url, fake_app, image_host, png, script
 
 
@@ -65,6 +67,18 @@ def test_a_sampling_parameter_samples_whatever_do_sample_says(client: TestClient
     assert engine.params[0].do_sample
     assert details["seed"] == engine.params[0].seed
     assert details["seed"] is not None
+
+
+def test_a_temperature_of_one_alone_changes_nothing_and_samples_nothing(client: TestClient, engine: FakeEngine) -> None:
+    parameters = {"temperature": 1.0, "details": True}
+    details = client.post("/generate", json={"inputs": "a", "parameters": parameters}).json()["details"]
+    assert details["seed"] is None
+    assert not engine.params[0].do_sample
+    details = client.post("/generate", json={"inputs": "a", "parameters": {**parameters, "best_of": 3}}).json()["details"]
+    assert [answer["generated_text"] for answer in details["best_of_sequences"]] == ["the red image"] * 2
+    assert engine.params[1].candidates == 1
+    client.post("/generate", json={"inputs": "a", "parameters": {**parameters, "do_sample": True}})
+    assert engine.params[2].do_sample
 
 
 def test_every_parameter_reaches_the_engine(client: TestClient, engine: FakeEngine) -> None:
@@ -166,6 +180,9 @@ def test_truncate_keeps_the_end(client: TestClient, engine: FakeEngine) -> None:
         ({"seed": -1}, "`seed`"),
         ({"grammar": {"type": "regex", "value": "("}}, "grammar is not valid"),
         ({"grammar": {"type": "json", "value": "no"}}, "grammar is not valid"),
+        ({"grammar": {"type": "json", "value": "[" * 70_000}}, "grammar is not valid: 70000 characters are over the limit"),
+        ({"grammar": {"type": "json_schema", "value": {"type": "object"}}}, "`grammar` of type json_schema takes"),
+        ({"grammar": {"type": "json_schema", "value": "{}"}}, "`grammar` of type json_schema takes"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(client: TestClient, parameters: dict[str, Any], message: str) -> None:
@@ -253,6 +270,18 @@ def test_splitting_and_size_per_request(client: TestClient, engine: FakeEngine) 
         assert client.post("/generate", json={"inputs": inputs, "parameters": parameters}).status_code == 200
     assert [inputs.images_per_row for inputs in engine.seen] == [(1,), (5,), (1,)]
     assert max(engine.seen[2].images_CHW[0].shape[1:]) == 30
+
+
+def test_the_compatible_path_by_other_names(client: TestClient) -> None:
+    assert client.get("/").status_code == 200
+    assert client.post("/invocations", json={"inputs": "a"}).json() == [{"generated_text": "the red image"}]
+
+
+def test_a_named_schema_is_the_schema() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    plain = GrammarParameter(type="json", value=schema)
+    named = GrammarParameter(type="json_schema", value={"name": "x", "schema": schema})
+    assert grammar_of(named, characters=1_000) == grammar_of(plain, characters=1_000)
 
 
 def test_info_and_health(client: TestClient) -> None:

@@ -1,0 +1,60 @@
+"""How requests are taken in: each has one place, from before its body is looked at until the engine is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from idefics.server.bodies import parsed
+from idefics.server.service import Place, Service
+from idefics.server.sse import while_connected
+
+__all__ = ["place_of", "taking_route"]
+
+GRACE = 5.0  # seconds after a deadline in which the engine or its bridge may say so, with what the answer has come to
+
+
+def taking_route(service: Service) -> type[APIRoute]:
+    """A class of routes whose POST requests are admitted, bounded, and dropped when their client leaves or time is over."""
+
+    class TakingRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+            if "POST" not in (self.methods or ()):
+                return handle
+
+            async def take(request: Request) -> Response:
+                read = _Read(request.scope, request.receive)
+                data = await read.body()  # first: after it, all that can still come is that the client leaves
+
+                async def answer() -> Response:
+                    with service.admitted() as place:
+                        read.state.place = place
+                        if data:
+                            read.content = parsed(data)
+                        return await handle(read)
+
+                return await while_connected(read, answer(), deadline=service.limits.deadline + GRACE)
+
+            return take
+
+    return TakingRoute
+
+
+def place_of(request: Request) -> Place:
+    """The place of a request that was taken in."""
+    place = request.state.place
+    assert isinstance(place, Place)
+    return place
+
+
+class _Read(Request):
+    content: Any = None
+
+    async def json(self) -> Any:
+        """The body, parsed already."""
+        return self.content
