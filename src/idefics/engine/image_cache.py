@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from hashlib import blake2b
 
-import torch
 from torch import Tensor
 
-from idefics.inputs import Levels
-
-__all__ = ["Encoded", "ImageCache", "image_digest"]
+__all__ = ["Encoded", "ImageCache"]
 
 Encoded = tuple[Tensor, ...]
 """What a decoder needs of one image: tensors whose first dimension is 1 (`VisionLanguageModel.project`)."""
-
-
-def image_digest(image: Tensor | Levels) -> bytes:
-    """A name for what an image shows: equal for equal pixels in one form, and practically never for others."""
-    digest = blake2b(digest_size=16)
-    for part in (image.levels_CHW, image.values_CG) if isinstance(image, Levels) else (image,):
-        digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-        digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.digest()
 
 
 class ImageCache:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from idefics.engine.graphs import DecodeGraphs, graphs_fit
-from idefics.engine.image_cache import Encoded, ImageCache, image_digest
+from idefics.engine.image_cache import Encoded, ImageCache
 from idefics.engine.limits import Limits, cache_blocks
 from idefics.engine.paged_cache import PagedKVCache, Segment
 from idefics.engine.sequences import Slice
 from idefics.engine.upload import uploaded
-from idefics.inputs import Levels, ModelInputs
+from idefics.inputs import Levels, ModelInputs, image_digest
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
 from idefics.parallel.launch import agreed_least

@@ -29,6 +29,10 @@ MAX_BYTES = 64 * 2**20
 TIMEOUT = 20.0
 """Seconds that a download may take in all."""
 
+_KEPT_OUT = frozenset({"EPS", "IPTC"})
+"""Formats of Pillow's that are not opened: EPS is a program, and an IPTC file an envelope, whose content is opened as whatever
+it says it is, EPS included, and however large it is."""
+_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{16,}={0,2}\s*")
 _REFERENCE = re.compile(r"https?://[^\s<>]+|data:image/[^\s<>]+", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
@@ -158,22 +162,29 @@ def _base64(payload: str, source: str) -> bytes:
 def _decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes), not an image")
+    if data.startswith(_POSTSCRIPT):
+        raise ImageError(f"{name} is PostScript, a program that would be run to draw it; convert it to PNG first")
+    Image.init()
     try:
         with quiet():
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=[known for known in Image.ID if known not in _KEPT_OUT])
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that Pillow can read") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name} holds more pixels than the limit of {MAX_PIXELS}; make it smaller first") from None
     except Exception as error:
         raise ImageError(f"{name} cannot be decoded: {_one_line(error)}") from None
-    if image.format == "EPS":
-        raise ImageError(f"{name} is PostScript, a program that would be run to draw it; convert it to PNG first")
+    _check_pixels(image, name)
+    _decoded(image, name)
+    _check_pixels(image, name)  # some formats hold an image of another, which may be larger than they say
+    return image
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
             f"{name} holds {image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}; make it smaller first"
         )
-    return _decoded(image, name)
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

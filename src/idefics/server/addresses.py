@@ -1,39 +1,40 @@
 """Which machines images may be fetched from.
 
-A host name is resolved once, every address that it stands for is checked, and the connection goes to a checked address: a
-name that means something else a moment later gains nothing. Each redirect makes a new connection, so it is checked again.
+A host name is resolved once per request, every address that it stands for is checked, and the connection goes to a checked
+address: a name that means something else a moment later gains nothing. Each redirect makes a new connection, so it is
+checked again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import socket
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from typing import Any
 
 import httpcore
 
 from idefics.errors import ImageError, OptionError
+from idefics.server.lookups import RequestLookups
 
 __all__ = ["AddressRule", "CheckedNetwork", "is_public"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Beyond what `ipaddress` calls not global, which differs between Python versions: shared and reserved ranges, translations
-# of IPv4 addresses that are not taken apart below, and clouds' metadata services behind public-looking addresses.
+# Beyond what `ipaddress` calls not global, which differs between Python versions: shared and reserved ranges, tunnels of IPv4
+# that are not taken apart below (Teredo), and clouds' metadata services behind public-looking addresses.
 _CLOSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
         "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-        "224.0.0.0/3", "168.63.129.16/32", "::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "3fff::/20",
-        "5f00::/16", "fc00::/7", "fe80::/9", "ff00::/8",
+        "224.0.0.0/3", "168.63.129.16/32", "2001::/23", "2001:db8::/32", "3ffe::/16", "3fff::/20",
     )
 )  # fmt: skip
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is given out to machines of the public internet."""
+_TRANSLATED = tuple(ipaddress.IPv6Network(text) for text in ("::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
+"""Whose last 32 bits are an IPv4 address, to which a translator on the way may lead: mapped, SIIT, NAT64."""
 
 
 def is_public(address: str) -> bool:
@@ -47,11 +48,13 @@ def is_public(address: str) -> bool:
 
 def _is_public(found: Address) -> bool:
     if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour
-        if inner is None and found in _NAT64:
+        inner = found.sixtofour
+        if any(found in network for network in _TRANSLATED):
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return _is_public(inner)
+        if found not in _UNICAST:
+            return False
     closed = any(found in network for network in _CLOSED if network.version == found.version)
     return not closed and found.is_global and not found.is_multicast
 
@@ -100,13 +103,13 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
 
     Args:
         rule: what is permitted.
+        lookups: what hosts stand for.
     """
 
-    def __init__(self, rule: AddressRule) -> None:
+    def __init__(self, rule: AddressRule, lookups: RequestLookups) -> None:
         self._rule = rule
+        self._lookups = lookups
         self._network = httpcore.AnyIOBackend()
-        # Names that resolve slowly must not keep other work waiting in asyncio's own pool.
-        self._resolvers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="resolve")
 
     async def connect_tcp(
         self,
@@ -121,7 +124,7 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         Raises:
             ImageError: an address that the host stands for is not permitted.
         """
-        addresses = await self._resolve(host, port)
+        addresses = await self._lookups.addresses(host)
         for address in addresses:
             if not self._rule.permits(host, address):
                 raise ImageError(
@@ -150,17 +153,3 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         """Waits."""
         await self._network.sleep(seconds)
-
-    def close(self) -> None:
-        """Lets go of its threads."""
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
-
-    async def _resolve(self, host: str, port: int) -> Sequence[str]:
-        def look_up() -> list[str]:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._resolvers, look_up)
-        except (OSError, UnicodeError) as error:
-            raise ImageError(f"{host} cannot be found: {error}") from None

@@ -20,8 +20,13 @@ class ServerLimits:
         body_seconds: that a request may take to arrive.
         images: in one request.
         image_bytes: of one encoded image.
+        request_image_bytes: of all images together that are fetched for a request.
+        held_image_bytes: of all requests' fetched images together; more are told to come back (429).
         image_pixels: of one image.
         request_pixels: of all images of a request together.
+        jpeg_scans: of one JPEG. Encoders write 1, or 6 to 18 that refine each other (progressive).
+        scan_pixels: pixels times scans of all JPEGs of a request together.
+        held_pixel_bytes: of all requests' prepared images together, up to the end of their answers; more come back (429).
         image_seconds: in which an image must have been fetched, redirects included.
         redirects: that are followed for one image.
         prompts: texts in one request of `/v1/completions`.
@@ -43,8 +48,13 @@ class ServerLimits:
     body_seconds: float = 60.0
     images: int = 64
     image_bytes: int = 20 * 2**20
+    request_image_bytes: int = 64 * 2**20
+    held_image_bytes: int = 2**29
     image_pixels: int = 50_000_000
     request_pixels: int = 200_000_000
+    jpeg_scans: int = 32
+    scan_pixels: int = 2_000_000_000
+    held_pixel_bytes: int = 2**32
     image_seconds: float = 20.0
     redirects: int = 3
     prompts: int = 16

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +16,16 @@ import torch
 
 from idefics.engine.sampling import LogitFilter
 from idefics.engine.sampling_params import SamplingParams, sampling_params
-from idefics.errors import InputError
-from idefics.inputs import ModelInputs
+from idefics.errors import ImageError
+from idefics.inputs import ModelInputs, image_digest
 from idefics.processor.base import Processor
-from idefics.server.errors import Invalid
+from idefics.processor.prepared import PreparedImage
+from idefics.server.data_urls import data_bytes
+from idefics.server.errors import ClientGone, Invalid
 from idefics.server.guides import Grammar, Guides
-from idefics.server.images import ImageSource, decode
+from idefics.server.images import Decoder, ImageSource
 from idefics.server.limits import ServerLimits
+from idefics.server.pixel_budget import PixelBudget
 from idefics.server.prompts import Prompt
 
 __all__ = ["Asked", "Prepared", "Preparer", "Tokenized"]
@@ -66,7 +71,7 @@ class Prepared:
         guides: one per answer, or None.
         prompt_tokens: images included.
         new_tokens: at most.
-        image_bytes: encoded.
+        image_bytes: encoded; those of an image that stands in several places once.
         seconds: that preparing took.
     """
 
@@ -124,6 +129,8 @@ class Preparer:
         # A text of more characters than this cannot fit, whatever they are, and need not be read to know it.
         self._characters = positions * max(map(len, processor.tokenizer.backend.get_vocab()))
         self._workers = ThreadPoolExecutor(max_workers=limits.workers, thread_name_prefix="prepare")
+        self._free = asyncio.Semaphore(limits.workers)
+        self._budget = PixelBudget(limits.held_pixel_bytes)
 
     async def prepare(self, asked: Asked) -> Prepared:
         """Fetches images and makes inputs.
@@ -137,9 +144,16 @@ class Preparer:
         special, stop = self._stops(asked.stop)
         params = sampling_params(self._defaults, options)
         params = replace(params, eos_token_id=(*params.eos_token_id, *(i for i in special if i not in params.eos_token_id)))
-        encoded = await self._images.fetch(asked.prompt.references)
-        made = await self.in_worker(lambda: self._make(asked, encoded, params))
-        inputs, guides = made
+        references = asked.prompt.references
+        if references:
+            # Tokens do not depend on pixels: what cannot fit is refused before an image costs anything.
+            await self.in_worker(lambda: self._check_tokens(asked, params))
+        gone = threading.Event()
+        try:
+            async with self._images.fetched(references) as fetched:
+                inputs, guides, image_bytes = await self.in_worker(lambda: self._make(asked, fetched, params, gone))
+        finally:
+            gone.set()  # a worker that has begun cannot be stopped from here
         tokens = inputs.input_ids_BT.shape[1]
         return Prepared(
             asked=asked,
@@ -150,7 +164,7 @@ class Preparer:
             guides=guides,
             prompt_tokens=tokens,
             new_tokens=self._room(params, tokens),
-            image_bytes=sum(map(len, encoded)),
+            image_bytes=image_bytes,
             seconds=time.monotonic() - began,
         )
 
@@ -161,16 +175,24 @@ class Preparer:
             InputError: the request cannot be answered as it is.
         """
         self._check(asked)
-        if len(asked.prompt.references) > self._limits.images:
-            raise InputError(
-                f"{len(asked.prompt.references)} images in one request are over the limit of {self._limits.images}"
-            )
         return await self.in_worker(lambda: self._tokens(asked))
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
-        """Runs something slow beside the event loop and the engine."""
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._workers, lambda: context.run(work))
+        """Runs something slow beside the event loop and the engine.
+
+        Work waits for a free worker here and not in the workers' queue, which keeps what it holds though nobody wants it any
+        more. A worker is free again when its work is done, even if that work was abandoned.
+        """
+        loop = asyncio.get_running_loop()
+        await self._free.acquire()
+
+        def ended(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(self._free.release)
+
+        job = self._workers.submit(contextvars.copy_context().run, work)
+        job.add_done_callback(ended)
+        return await asyncio.wrap_future(job)
 
     def close(self) -> None:
         """Lets go of the threads; what they do is finished, what waits is not begun."""
@@ -180,6 +202,10 @@ class Preparer:
         return self.processor.adjusted(max_image_size=asked.max_image_size, split=asked.split)
 
     def _check(self, asked: Asked) -> None:
+        if len(asked.prompt.references) > self._limits.images:
+            raise ImageError(
+                f"{len(asked.prompt.references)} images in one request are over the limit of {self._limits.images}"
+            )
         if len(asked.prompt.text) > self._characters:
             raise Invalid(
                 f"`inputs` must have less than {self._positions} tokens; "
@@ -205,9 +231,15 @@ class Preparer:
         as_ids = {text: found for text, found in ids.items() if found is not None and found in special}
         return list(as_ids.values()), tuple(text for text in dict.fromkeys(given) if text not in as_ids)
 
+    def _check_tokens(self, asked: Asked, params: SamplingParams) -> None:
+        ids = self.processor.tokenizer.encode(self._adjusted(asked).expand(asked.prompt.text))
+        cut = 0 if asked.truncate is None else self._cut(torch.tensor(ids), asked.truncate)
+        self._room(params, len(ids) - cut)
+
     def _make(
-        self, asked: Asked, encoded: Sequence[bytes], params: SamplingParams
-    ) -> tuple[ModelInputs, list[LogitFilter] | None]:
+        self, asked: Asked, fetched: Mapping[str, bytes], params: SamplingParams, gone: threading.Event
+    ) -> tuple[ModelInputs, list[LogitFilter] | None, int]:
+        """Inputs, guides, and the encoded images' bytes."""
         guides: list[LogitFilter] | None = None
         if asked.grammar is not None:
             if len(asked.grammar.source) > self._limits.grammar_bytes:
@@ -218,28 +250,52 @@ class Preparer:
                 )
             guides = list(self._guides.of(asked.grammar, answers=params.candidates, ends=params.eos_token_id))
         processor = self._adjusted(asked)
-        pictures = decode(encoded, self._limits)
-        inputs = processor.inputs([asked.prompt.text], [pictures])
+        ready, image_bytes = self._ready(asked.prompt.references, fetched, processor, gone)
+        inputs = processor.inputs([asked.prompt.text], [[ready[reference] for reference in asked.prompt.references]])
         if asked.truncate is not None:
             inputs = self._truncated(inputs, asked.truncate)
-        return inputs, guides
+        return inputs, guides, image_bytes
+
+    def _ready(
+        self, references: Sequence[str], fetched: Mapping[str, bytes], processor: Processor, gone: threading.Event
+    ) -> tuple[dict[str, PreparedImage], int]:
+        """The images by reference, decoded and prepared one after the other, and the encoded ones' bytes."""
+        ready: dict[str, PreparedImage] = {}
+        decoder, image_bytes = Decoder(self._limits), 0
+        for number, reference in enumerate(references, 1):
+            if reference in ready:
+                continue
+            if gone.is_set():
+                raise ClientGone("nobody waits for the answer any more")
+            data = fetched[reference] if reference in fetched else data_bytes(reference, self._limits.image_bytes)
+            image_bytes += len(data)
+            prepared = processor.prepare(decoder.image(data, f"image {number} of {len(references)}"))
+            self._budget.take(prepared)
+            for part in prepared.parts:
+                image_digest(part)  # which the engine would otherwise have to make between two steps
+            ready[reference] = prepared
+        return ready, image_bytes
 
     def _truncated(self, inputs: ModelInputs, tokens: int) -> ModelInputs:
         """The last tokens of a prompt; the images must be among them."""
-        ids = inputs.input_ids_BT
-        cut = max(0, ids.shape[1] - tokens)
-        around = torch.tensor([self.processor.image_token_id, self.processor.fake_image_token_id])
-        if torch.isin(ids[0, :cut], around).any():
-            raise Invalid(
-                f"truncate = {tokens} would cut an image off a prompt of {ids.shape[1]} tokens; raise it or give fewer images",
-                param="truncate",
-            )
+        cut = self._cut(inputs.input_ids_BT[0], tokens)
         return replace(
             inputs,
-            input_ids_BT=ids[:, cut:],
+            input_ids_BT=inputs.input_ids_BT[:, cut:],
             attention_mask_BT=inputs.attention_mask_BT[:, cut:],
             seen_BT=None if inputs.seen_BT is None else inputs.seen_BT[:, cut:],
         )
+
+    def _cut(self, ids_T: torch.Tensor, tokens: int) -> int:
+        """How many tokens are cut off so that the last ones remain."""
+        cut = max(0, len(ids_T) - tokens)
+        around = torch.tensor([self.processor.image_token_id, self.processor.fake_image_token_id])
+        if torch.isin(ids_T[:cut], around).any():
+            raise Invalid(
+                f"truncate = {tokens} would cut an image off a prompt of {len(ids_T)} tokens; raise it or give fewer images",
+                param="truncate",
+            )
+        return cut
 
     def _room(self, params: SamplingParams, tokens: int) -> int:
         if tokens >= self._positions:

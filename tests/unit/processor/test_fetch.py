@@ -179,6 +179,28 @@ def test_postscript_is_not_run(monkeypatch: pytest.MonkeyPatch, photo: Image.Ima
     assert "PostScript" in error_of(encoded(photo, "EPS"))
 
 
+def test_envelopes_are_not_opened(monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+
+    def field(record: int, number: int, data: bytes) -> bytes:
+        return bytes((0x1C, record, number)) + len(data).to_bytes(2, "big") + data
+
+    head = {60: b"\1\0", 20: b"\0\x10", 30: b"\0\x10", 120: b"\5"}
+    stated = b"".join(field(3, number, data) for number, data in head.items())
+    for held in (encoded(photo, "EPS"), encoded(photo)):
+        data = stated + field(8, 10, held) + b"\0" * 5
+        assert Image.open(io.BytesIO(data)).format == "IPTC"
+        assert "not an image that Pillow can read" in error_of(data)
+
+
+def test_an_image_that_is_larger_than_its_header_states(monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
+    data = bytearray(encoded(photo, "ICO"))
+    assert data[6:8] == bytes(photo.size), "width and height of the one picture in it"
+    data[6:8] = bytes((2, 2))
+    monkeypatch.setattr(fetch, "MAX_PIXELS", 100)
+    assert "21x13 pixels, over the limit of 100" in error_of(bytes(data))
+
+
 def test_strings_that_are_nothing() -> None:
     assert "not valid base64" in error_of("data:image/png;base64,????")
     assert "not a base64 data URL" in error_of("data:image/svg+xml,<svg/>")
