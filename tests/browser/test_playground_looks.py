@@ -61,8 +61,8 @@ def contrast(one: list[int], other: list[int]) -> float:
 def test_texts_and_controls_stand_out(page: Tab, theme: str) -> None:
     page.run(f"document.documentElement.dataset.theme = '{theme}'")
     colors = page.run(COLORS)
-    least = {(text, ground): 4.5 for text, ground in product(("ink", "faint", "wrong"), ("paper", "sheet", "wash"))}
-    least |= {(edge, ground): 3.0 for edge, ground in product(("edge", "accent"), ("paper", "sheet", "wash"))}
+    least = dict.fromkeys(product(("ink", "faint", "wrong"), ("paper", "sheet", "wash")), 4.5)
+    least |= dict.fromkeys(product(("edge", "accent"), ("paper", "sheet", "wash")), 3.0)
     least["on-accent", "accent"] = 4.5
     ratios = {pair: contrast(*(colors[name] for name in pair)) for pair in least}
     assert {pair: ratio for pair, ratio in ratios.items() if ratio < least[pair]} == {}
@@ -80,7 +80,7 @@ def test_on_a_phone_the_answer_is_followed_and_the_composer_stays(page: Tab, wid
         "Object.fromEntries(['#stop', '#text', '#log', '.assistant .text'].map((selector) => "
         "[selector, document.querySelector(selector).getBoundingClientRect()].map((e) => e.toJSON?.() ?? e)))"
     )
-    assert all(0 < edges[name]["top"] and edges[name]["bottom"] <= height for name in ("#stop", "#text", "#log"))
+    assert all(edges[name]["top"] > 0 and edges[name]["bottom"] <= height for name in ("#stop", "#text", "#log"))
     assert edges[".assistant .text"]["bottom"] <= edges["#log"]["bottom"]
     assert edges["#log"]["height"] > 100
     assert page.run("document.querySelector('#model').clientWidth") > 100
