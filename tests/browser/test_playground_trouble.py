@@ -144,16 +144,22 @@ def test_a_body_over_the_limit_is_told_before_it_is_sent(tab: Tab, tmp_path: Pat
     with serving(fake_app(FakeEngine(script()), limits=ServerLimits(body_bytes=300))) as address:
         tab.open(f"{address}/playground")
         tab.drop(picture(tmp_path))
-        tab.until("document.querySelector('#pictures img')")
+        tab.until("document.querySelector('#pictures canvas')")
+        tab.until("document.querySelector('#weight.problem')?.textContent.endsWith('of 300 B')")
         ask(tab, "What is this?")
-        tab.until("document.querySelector('.assistant .problem')")
-        assert "over the server's limit of 300" in tab.text(".assistant .problem")
+        tab.until("document.querySelector('#problem').textContent.includes(\"over the server's limit of 300\")")
+        assert tab.run("document.querySelector('#text').value") == "What is this?", "nothing is lost"
+        assert tab.run("document.querySelectorAll('#pictures canvas').length") == 1
+        assert tab.text("#turns") == ""
+        tab.click("#pictures button")
+        tab.press("Enter", ctrl=True)
+        tab.until(f"{STATUS} === 'Answered'")
 
 
 def test_copied_requests_do_what_the_page_did(tab: Tab, served: Served) -> None:
     tab.open(f"{served.address}/playground")
     tab.choose("#files", Path(__file__).parents[2] / "src/idefics/assets/demo/thing.png")
-    tab.until("document.querySelector('#pictures img')")
+    tab.until("document.querySelector('#pictures canvas')")
     ask(tab, "What is \"this\"?\nIt's '''new''' \\ é 🙂")
     tab.until(f"{STATUS} === 'Answered'")
     answer = tab.text(".assistant .text")

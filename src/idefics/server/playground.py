@@ -25,6 +25,7 @@ __all__ = ["page_paths", "playground_router"]
 PAGE = "/playground"
 _FOLDER = Path(__file__).parents[1] / "assets" / "playground"
 _TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_READS = ["GET", "HEAD"]
 _HEADERS = {
     # Nothing but the server itself: no other host, no inline script or style, nobody's frame.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -33,7 +34,8 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+# A name stands in brackets because the URL of an image in markdown ends at the first one: no text can take a part's name.
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})(?: \((\w{1,32})\))?")
 
 
 class Facts(BaseModel):
@@ -53,7 +55,8 @@ class Facts(BaseModel):
 
 class PlanRequest(Body):
     """A chat to plan for, in OpenAI's form. An image whose URL is a size, such as `640x480`, counts as one of that size; one
-    with any other URL is not fetched and counts as the largest.
+    with any other URL is not fetched and counts as the largest. A size can be followed by a name, as in `640x480 (first)`, by
+    which the image is found again: texts may hold more images, in markdown.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,6 +70,7 @@ class PlanRequest(Body):
 class PlannedImage(BaseModel):
     """One image."""
 
+    name: str | None = Field(description="That its URL gave it.")
     width: int
     height: int
     tokens: int = Field(description="Positions that it fills, without those of the tokens around it.")
@@ -105,7 +109,7 @@ class PlanAnswer(BaseModel):
 
 def page_paths() -> frozenset[str]:
     """Where the page and its parts are: public, as they hold nothing of the model or of anybody's chats."""
-    return frozenset((PAGE, *(f"{PAGE}/{file.name}" for file in _files())))
+    return frozenset((PAGE, f"{PAGE}/", *(f"{PAGE}/{file.name}" for file in _files())))
 
 
 def playground_router(service: Service) -> APIRouter:
@@ -117,6 +121,7 @@ def playground_router(service: Service) -> APIRouter:
     router = APIRouter(prefix=PAGE, tags=["playground"], route_class=taking_route(service))
     for file in _files():
         _add_file(router, file)
+    router.add_api_route("/", _without_slash, methods=_READS, include_in_schema=False)
 
     @router.get("/facts", summary="What the page's controls need to know", response_model=Facts)
     async def facts() -> Response:
@@ -142,7 +147,12 @@ def _add_file(router: APIRouter, file: Path) -> None:
     async def page() -> Response:
         return Response(content, media_type=kind, headers=_HEADERS)
 
-    router.add_api_route("" if file.name == "index.html" else f"/{file.name}", page, include_in_schema=False)
+    router.add_api_route("" if file.name == "index.html" else f"/{file.name}", page, methods=_READS, include_in_schema=False)
+
+
+async def _without_slash() -> Response:
+    # Relative, so that it holds below a proxy's prefix, too; the page's own links are relative to the path without the slash.
+    return Response(status_code=308, headers={**_HEADERS, "location": f"..{PAGE}"})
 
 
 def _facts(service: Service) -> Facts:
@@ -170,7 +180,8 @@ def _facts(service: Service) -> Facts:
 
 def _planned(service: Service, asked: Asked, ids: list[int], *, new: int) -> PlanAnswer:
     processor = service.model.processor
-    sizes = [_size(reference, service.model.longest_image) for reference in asked.prompt.references]
+    named = [_named_size(reference, service.model.longest_image) for reference in asked.prompt.references]
+    sizes = [size for _, size in named]
 
     def plan(text_tokens: int, precisions: tuple[Precision, ...]) -> Plan:
         return make_plan(
@@ -192,8 +203,8 @@ def _planned(service: Service, asked: Asked, ids: list[int], *, new: int) -> Pla
     in_images = sum(id in around for id in ids)
     return PlanAnswer(
         images=[
-            PlannedImage(width=image.width, height=image.height, tokens=image.tokens, seen=list(image.seen))
-            for image in made.images
+            PlannedImage(name=name, width=image.width, height=image.height, tokens=image.tokens, seen=list(image.seen))
+            for (name, _), image in zip(named, made.images, strict=True)
         ],
         tokens=PlannedTokens(
             images=in_images, text=len(ids) - in_images, prompt=len(ids), answer=new, positions=service.model.positions
@@ -206,9 +217,9 @@ def _planned(service: Service, asked: Asked, ids: list[int], *, new: int) -> Pla
     )
 
 
-def _size(reference: str, longest: int) -> tuple[int, int]:
+def _named_size(reference: str, longest: int) -> tuple[str | None, tuple[int, int]]:
     found = _SIZE.fullmatch(reference)
-    return (longest, longest) if found is None else (int(found[1]), int(found[2]))
+    return (None, (longest, longest)) if found is None else (found[3], (int(found[1]), int(found[2])))
 
 
 def _precision(dtype: str) -> Precision:

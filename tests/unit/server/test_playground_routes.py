@@ -47,6 +47,17 @@ def test_the_page_and_its_parts_are_public_and_keep_to_themselves() -> None:
         assert client.get("/playground/other.js", headers=key).status_code == 404
 
 
+def test_the_page_is_found_with_a_slash_and_by_those_who_only_look() -> None:
+    with TestClient(fake_app(FakeEngine(script()), api_keys=["secret"])) as client:
+        moved = client.get("/playground/", follow_redirects=False)
+        assert (moved.status_code, moved.headers["location"]) == (308, "../playground"), "relative: also below a prefix"
+        assert client.get("/playground/").text == client.get("/playground").text
+        for path in ("/playground", "/playground/", "/playground/page.js"):
+            looked = client.head(path)
+            assert (looked.status_code, looked.content) == (200, b"")
+            assert looked.headers["content-length"] != "0"
+
+
 def test_every_part_is_reached_and_every_import_is_there() -> None:
     texts = {file.name: file.read_text(encoding="utf-8") for file in FOLDER.iterdir()}
     used = {"index.html", *re.findall(r'playground/([\w.]+)"', texts["index.html"])}
@@ -92,6 +103,14 @@ def test_images_apart_share_no_token_and_unknown_sizes_count_as_the_largest(clie
     assert (plan["images"][1]["width"], plan["images"][1]["height"]) == (72, 72)
     assert plan["fits"]
     assert not client.post("/playground/plan", json={"messages": turns, "max_tokens": 512}).json()["fits"]
+
+
+def test_named_images_are_found_among_those_of_the_texts(client: TestClient) -> None:
+    asked = chat("30x50 (1)")
+    asked["messages"][0]["content"].insert(0, {"type": "text", "text": "![](https://a.b/c.png) ![](30x50 (1)) and"})
+    images = client.post("/playground/plan", json=asked).json()["images"]
+    assert [image["name"] for image in images] == [None, None, "1"]
+    assert (images[2]["width"], images[2]["height"]) == (30, 50)
 
 
 @pytest.mark.parametrize(

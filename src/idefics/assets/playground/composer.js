@@ -3,8 +3,13 @@
 import { button, byId, element } from "./elements.js";
 import { Picture, watchFiles } from "./pictures.js";
 
+/** A message to write on. `reading` ends when the images on their way are in `pictures`, and `problem` tells of the others. */
+export function draftOf({ text = "", pictures = [] } = {}) {
+  return { text, pictures: [...pictures], reading: null, problem: "" };
+}
+
 export class Composer {
-  pictures = [];
+  #draft = draftOf();
   #text = byId("text");
   #list = byId("pictures");
   #changed;
@@ -12,7 +17,7 @@ export class Composer {
   /** @param changed called when the draft is another; @param send called when it is to be sent. */
   constructor({ changed, send }) {
     this.#changed = changed;
-    watchFiles((files) => this.add(files));
+    watchFiles((files) => this.#add(files));
     this.#text.addEventListener("input", changed);
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -20,23 +25,34 @@ export class Composer {
     });
   }
 
-  get draft() {
-    return { role: "user", text: this.#text.value.trim(), pictures: [...this.pictures] };
+  /** The turn that the message would be. */
+  get turn() {
+    return { role: "user", text: this.#text.value.trim(), pictures: [...this.#draft.pictures] };
   }
 
   get empty() {
-    return !this.#text.value.trim() && !this.pictures.length;
+    return !this.#text.value.trim() && !this.#draft.pictures.length && !this.#draft.reading;
   }
 
-  write({ text, pictures }) {
-    this.#text.value = text;
-    this.pictures = [...pictures];
+  get reading() {
+    return this.#draft.reading !== null;
+  }
+
+  /** Waits for the images on their way; whether all came, and the message is still the same. */
+  async ready() {
+    const draft = this.#draft;
+    while (draft.reading) await draft.reading;
+    return draft === this.#draft && !draft.problem;
+  }
+
+  /** Goes on with another draft; the one until now comes back. */
+  exchange(draft) {
+    const before = Object.assign(this.#draft, { text: this.#text.value });
+    this.#draft = draft;
+    this.#text.value = draft.text;
+    this.complain(draft.problem);
     this.#show();
-  }
-
-  clear() {
-    this.write({ text: "", pictures: [] });
-    this.complain("");
+    return before;
   }
 
   focus() {
@@ -48,26 +64,39 @@ export class Composer {
     byId("problem").textContent = problem;
   }
 
-  async add(files) {
-    this.complain("");
-    const read = await Promise.allSettled(files.map(Picture.read));
-    const wrong = read.filter((result) => result.status === "rejected").map((result) => result.reason.message);
-    this.pictures.push(...read.filter((result) => result.status === "fulfilled").map((result) => result.value));
-    this.complain(wrong.join(" "));
-    this.#show();
+  /** Images go where they were dropped: into this draft, even if another is shown when they are read. */
+  #add(files) {
+    const draft = this.#draft;
+    const before = draft.reading;
+    if (!before) draft.problem = "";
+    const read = Promise.allSettled(files.map(Picture.read));
+    const reading = (async () => {
+      await before; // so that images stand in the order in which they came
+      for (const { value, reason } of await read) {
+        if (value) draft.pictures.push(value);
+        else draft.problem = `${draft.problem} ${reason.message}`.trim();
+      }
+      if (draft.reading === reading) draft.reading = null;
+      if (draft !== this.#draft) return;
+      this.complain(draft.problem);
+      this.#show();
+    })();
+    draft.reading = reading;
+    this.complain(draft.problem);
     this.focus();
   }
 
   #remove(index) {
-    this.pictures.splice(index, 1);
+    this.#draft.pictures.splice(index, 1);
+    this.complain("");
     this.#show();
-    (this.#list.querySelectorAll("button")[Math.min(index, this.pictures.length - 1)] ?? this.#text).focus();
+    (this.#list.querySelectorAll("button")[Math.min(index, this.#draft.pictures.length - 1)] ?? this.#text).focus();
   }
 
   #show() {
     const item = (picture, index) =>
-      element("li", {}, picture.figure, button("×", () => this.#remove(index), { ariaLabel: `Remove ${picture.name}` }));
-    this.#list.replaceChildren(...this.pictures.map(item));
+      element("li", {}, picture.figure(), button("×", () => this.#remove(index), { ariaLabel: `Remove ${picture.name}` }));
+    this.#list.replaceChildren(...this.#draft.pictures.map(item));
     this.#changed();
   }
 }

@@ -10,9 +10,18 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A new button that does something. */
+/** A new button that does something. One that is off for a while says so by `ariaDisabled`, which leaves it the focus. */
 export function button(text, action, properties = {}) {
   const made = element("button", { type: "button", ...properties }, text);
-  made.addEventListener("click", action);
+  made.addEventListener("click", () => {
+    if (made.ariaDisabled !== "true") action();
+  });
   return made;
+}
+
+/** Bytes as people read them. */
+export function size(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = bytes && Math.min(units.length - 1, Math.floor(Math.log2(bytes) / 10));
+  return `${(bytes / 1024 ** power).toPrecision(3)} ${units[power]}`;
 }

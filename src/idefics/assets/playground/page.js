@@ -1,11 +1,11 @@
 /** The playground: a chat with the served model, and everything that the page's controls do. */
 
-import { Composer } from "./composer.js";
-import { Conversation, messagesOf } from "./conversation.js";
+import { Composer, draftOf } from "./composer.js";
+import { Conversation, messagesOf, picturesOf, toldOf } from "./conversation.js";
 import { askForKey, copy } from "./dialogs.js";
-import { byId } from "./elements.js";
+import { byId, size } from "./elements.js";
 import { PlanPanel } from "./plan.js";
-import { Server } from "./server.js";
+import { NoKeyError, Server } from "./server.js";
 import { Settings } from "./settings.js";
 import { watchTheme } from "./theme.js";
 import { Turns } from "./turns.js";
@@ -17,63 +17,123 @@ const settings = new Settings(replan);
 const composer = new Composer({ changed: replan, send });
 const turns = new Turns({ edit, retry, copy: copied });
 
-let facts = { model: "", body_bytes: Infinity };
+let facts = null; // of the server; until they are there nothing can be sent
+let loads = 0; // times that they were asked for
 let editing = null; // index of the turn that the composer will replace
+let kept = null; // the draft that the edit interrupted
 let running = null; // AbortController of the answer that is coming
+let waiting = false; // for images of the message that is to be sent
+
+/** Brings the page's controls up to what happens. */
+function show() {
+  const edits = editing !== null;
+  turns.show(conversation.turns, { editing, locked: edits || running !== null, running: running !== null });
+  byId("editing").hidden = !edits;
+  byId("text").setAttribute("aria-describedby", edits ? "editing-told keys" : "keys");
+  byId("stop").hidden = !running;
+  byId("send").disabled = running !== null || !facts;
+  byId("change-key").hidden = !server.asksForKeys;
+}
+
+function status(text) {
+  byId("status").textContent = text;
+}
+
+/** The turns before the message that is being written. */
+function before() {
+  return conversation.turns.slice(0, editing ?? Infinity);
+}
 
 function replan() {
-  const before = conversation.turns.slice(0, editing ?? Infinity);
-  const next = composer.empty && before.length ? before : [...before, composer.draft];
+  if (!facts) return;
+  const earlier = toldOf(before());
+  const next = composer.empty && earlier.length ? earlier : [...earlier, composer.turn];
   plan.update(next, settings);
+  const bytes = bytesOf(next);
+  const weight = byId("weight");
+  weight.hidden = !picturesOf(next).length;
+  weight.textContent = `${size(bytes)} of ${size(facts.body_bytes)}`;
+  weight.classList.toggle("problem", bytes > facts.body_bytes);
 }
 
-function send() {
-  if (running || composer.empty) return;
-  conversation.ask(composer.draft, editing ?? undefined);
-  setEditing(null);
-  composer.clear();
-  answer();
-}
-
-async function answer() {
-  const request = {
+function requestOf(asked, urlOf) {
+  return {
     model: facts.model,
-    messages: messagesOf(conversation.turns),
+    messages: messagesOf(asked, urlOf),
     ...settings.options,
     stream: true,
     stream_options: { include_usage: true },
   };
+}
+
+/** Of a request's body; reckoned without writing the images down, as it is asked for at every key. */
+function bytesOf(asked) {
+  const images = picturesOf(asked).reduce((sum, picture) => sum + picture.url.length, 0);
+  return images + new Blob([JSON.stringify(requestOf(asked, () => ""))]).size;
+}
+
+async function send() {
+  if (running || waiting || composer.empty) return;
+  if (!facts) return status("The server has not answered yet");
+  if (!(await allRead()) || running) return;
+  const asked = composer.turn;
+  const bytes = bytesOf([...toldOf(before()), asked]);
+  if (bytes > facts.body_bytes) {
+    // Told here, as a server that finds a body too large hangs up while it is being sent: that looks like any failure.
+    const limit = `over the server's limit of ${facts.body_bytes}`;
+    return composer.complain(`With its images this request has ${bytes} bytes, ${limit}. Take images out, or make them smaller.`);
+  }
+  conversation.ask(asked, editing ?? undefined);
+  composer.exchange(kept ?? draftOf());
+  editing = kept = null;
+  answer();
+}
+
+/** Waits for images that were added a moment ago: they belong to the message. */
+async function allRead() {
+  if (!composer.reading) return true;
+  waiting = true;
+  status("Reading images…");
+  const ready = await composer.ready();
+  waiting = false;
+  status("");
+  return ready;
+}
+
+async function answer() {
+  const request = requestOf(toldOf(conversation.turns));
   const turn = { role: "assistant", text: "", request, running: true };
   conversation.turns.push(turn);
-  turns.show(conversation.turns);
-  setRunning(new AbortController());
+  running = new AbortController();
+  status("Answering…");
+  show();
+  if (document.activeElement === byId("send") || document.activeElement === document.body) byId("stop").focus();
   const began = performance.now();
   try {
-    checkSize(request);
     let ended = "";
-    for await (const { choices, usage } of server.chat(request, running.signal)) {
-      const piece = choices[0]?.delta.content ?? "";
+    for await (const { choices = [], usage } of server.chat(request, running.signal)) {
+      const piece = choices[0]?.delta?.content ?? "";
       ended = choices[0]?.finish_reason ?? ended;
       turn.text += piece;
-      if (piece) turns.grow(piece);
+      if (piece) turns.grow(turn, piece);
       if (usage) turn.note = described(usage, ended, performance.now() - began);
     }
   } catch (error) {
-    if (error.name === "AbortError") turn.note = "stopped";
-    else turn.problem = error.message;
+    if (error.name === "AbortError") {
+      turn.note = "stopped";
+    } else {
+      turn.problem = error.message;
+      turn.note = "what follows is asked without this question";
+    }
   }
   turn.running = false;
-  setRunning(null, turn.problem ? "Not answered" : turn.note === "stopped" ? "Stopped" : "Answered");
-  turns.show(conversation.turns, { editing });
+  if (document.activeElement === byId("stop")) composer.focus();
+  running = null;
+  show();
   replan();
-}
-
-/** A server that finds a body too large hangs up while it is being sent, which nobody could tell from other failures. */
-function checkSize(request) {
-  const size = new Blob([JSON.stringify(request)]).size;
-  if (size > facts.body_bytes) {
-    throw new Error(`The images take ${size} bytes in one request, over the server's limit of ${facts.body_bytes}.`);
-  }
+  if (!conversation.turns.includes(turn)) return; // a new chat has begun, and nothing is to be said of the old one
+  status(turn.problem ? "Not answered" : turn.note === "stopped" ? "Stopped" : "Answered");
+  turns.announce(turn.problem ?? turn.text);
 }
 
 function described({ prompt_tokens, completion_tokens }, ended, milliseconds) {
@@ -82,81 +142,92 @@ function described({ prompt_tokens, completion_tokens }, ended, milliseconds) {
 }
 
 function retry() {
-  if (running) return;
   conversation.unanswer();
   answer();
   byId("stop").focus();
 }
 
-function edit(index) {
-  if (running) return;
-  setEditing(index);
-  composer.write(conversation.turns[index]);
+function edit(turn) {
+  editing = conversation.turns.indexOf(turn);
+  kept = composer.exchange(draftOf(turn));
+  show();
   composer.focus();
 }
 
-function setEditing(index) {
-  editing = index;
-  byId("editing").hidden = index === null;
-  turns.show(conversation.turns, { editing });
-}
-
-function keep() {
-  setEditing(null);
-  composer.clear();
-  turns.show(conversation.turns); // the images go back to where they were
+function leaveEdit() {
+  editing = null;
+  composer.exchange(kept);
+  kept = null;
+  show();
   composer.focus();
 }
 
 function clear() {
   running?.abort();
   conversation.turns = [];
-  setEditing(null);
-  composer.clear();
+  editing = kept = null;
+  composer.exchange(draftOf());
+  status("");
+  show();
   composer.focus();
 }
 
-function setRunning(controller, status = "Answering…") {
-  if (document.activeElement === byId("stop")) composer.focus();
-  running = controller;
-  byId("stop").hidden = !controller;
-  byId("send").disabled = Boolean(controller);
-  byId("status").textContent = status;
-}
-
 async function copied(text, what) {
-  if (await copy(text)) byId("status").textContent = `${what} is in the clipboard`;
+  if (await copy(text)) status(`${what} is in the clipboard`);
 }
 
 function pressed(event) {
+  // Keys belong to an input method while it composes (229 is how Safari says so), and to a dialog while it is open.
+  if (event.isComposing || event.keyCode === 229 || document.querySelector("dialog[open]")) return;
   if (event.key === "Escape" && running) {
     event.preventDefault();
     running.abort();
   } else if (event.key === "Escape" && editing !== null) {
-    keep();
+    leaveEdit();
   } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     send();
   }
 }
 
-async function start() {
-  watchTheme();
-  byId("stop").addEventListener("click", () => running?.abort());
-  byId("keep").addEventListener("click", keep);
-  byId("clear").addEventListener("click", clear);
-  document.addEventListener("keydown", pressed);
-  composer.focus();
-  try {
-    facts = await server.facts();
-  } catch (error) {
-    composer.complain(error.message);
-    return;
+async function changeKey() {
+  if (await server.changeKey()) load();
+}
+
+/** Asks for the server's facts until they come; a later call, as with another key, takes an earlier one's place. */
+async function load() {
+  const mine = ++loads;
+  const trouble = byId("trouble");
+  for (let pause = 1; mine === loads; pause = Math.min(2 * pause, 30)) {
+    try {
+      const found = await server.facts();
+      if (!facts) fit(found);
+      trouble.textContent = "";
+      show();
+      replan();
+      return;
+    } catch (error) {
+      trouble.textContent = error.message;
+      show();
+      if (error instanceof NoKeyError) return;
+      await new Promise((resolve) => setTimeout(resolve, pause * 1000));
+    }
   }
+}
+
+function fit(found) {
+  facts = found;
   byId("model").textContent = `${facts.model} · ${facts.dtype} · ${facts.device}`;
   if (!facts.chats) composer.complain("This model has no chats: it is a base model. Ask it by example over the API.");
   settings.fit(facts);
-  replan();
 }
 
-start();
+watchTheme();
+byId("stop").addEventListener("click", () => running?.abort());
+byId("keep").addEventListener("click", leaveEdit);
+byId("clear").addEventListener("click", clear);
+byId("change-key").addEventListener("click", changeKey);
+document.addEventListener("keydown", pressed);
+composer.focus();
+show();
+load();

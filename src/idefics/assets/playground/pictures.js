@@ -2,38 +2,64 @@
 
 import { byId, element } from "./elements.js";
 
-/** An image that a message holds, and how the page shows it. */
+const [WIDTH, HEIGHT] = [408, 312]; // of what is shown at most: three times the frame in page.css, for sharp screens
+
+/** An image that messages hold, and how the page shows it in each place. */
 export class Picture {
-  /** @param url a data URL, as requests carry it; @param image an element that shows it already. */
+  #drawn;
+  #figures = [];
+  #planned = null;
+
+  /** @param url a data URL, as requests carry it; @param image a decoded one: what is shown is drawn from it once. */
   constructor(name, url, image) {
     Object.assign(this, { name, url, width: image.naturalWidth, height: image.naturalHeight });
-    this.caption = element("figcaption", {}, pixels(this.width, this.height));
-    this.figure = element("figure", {}, element("span", { className: "frame" }, image), this.caption);
+    const scale = Math.min(1, WIDTH / this.width, HEIGHT / this.height);
+    this.#drawn = canvas(image, Math.ceil(this.width * scale) || 1, Math.ceil(this.height * scale) || 1);
+  }
+
+  /** A new figure of it: the same image can stand in a turn and in the message that edits it. */
+  figure() {
+    const image = canvas(this.#drawn, this.#drawn.width, this.#drawn.height);
+    Object.assign(image, { role: "img", ariaLabel: this.name, title: this.name });
+    const figure = element("figure", {}, element("span", { className: "frame" }, image), element("figcaption"));
+    this.#figures.push(figure);
+    this.#caption(figure);
+    return figure;
   }
 
   /** Says what the model sees of it. */
-  plan({ tokens, seen }, split) {
-    const [width, height] = seen.at(-1);
+  plan(planned, split) {
+    this.#planned = { ...planned, split };
+    this.#figures = this.#figures.filter((figure) => figure.isConnected);
+    this.#figures.forEach((figure) => this.#caption(figure));
+  }
+
+  #caption(figure) {
+    const caption = figure.querySelector("figcaption");
+    const own = pixels(this.width, this.height);
+    if (this.#planned === null) {
+      caption.textContent = own;
+      return;
+    }
+    const { tokens, seen, split } = this.#planned;
     const how = seen.length > 1 ? `in ${seen.length} parts of` : "as";
-    this.caption.replaceChildren(
-      element("strong", {}, `${tokens} tokens`),
-      element("br"),
-      `${pixels(this.width, this.height)}, seen ${how} ${pixels(width, height)}`,
-    );
-    this.figure.classList.toggle("split", split);
+    const told = `${own}, seen ${how} ${pixels(...seen.at(-1))}`;
+    caption.replaceChildren(element("strong", {}, `${tokens} tokens`), element("br"), told);
+    figure.classList.toggle("split", split);
   }
 
   /** @throws {Error} the file is no image that the browser can show. */
   static async read(file) {
     const name = file.name || "pasted image";
-    const image = element("img", { src: URL.createObjectURL(file), alt: name, title: name });
+    const image = element("img", { src: URL.createObjectURL(file) });
     try {
       await image.decode();
+      return new Picture(name, await dataUrl(file), image);
     } catch {
-      URL.revokeObjectURL(image.src);
       throw new Error(`${name} is no image that this browser can read.`);
+    } finally {
+      URL.revokeObjectURL(image.src);
     }
-    return new Picture(name, await dataUrl(file), image);
   }
 }
 
@@ -46,7 +72,7 @@ export function watchFiles(take) {
     files.value = ""; // so that the same file can be chosen again
   });
   document.addEventListener("paste", (event) => {
-    if (!event.clipboardData?.files.length) return;
+    if (!event.clipboardData?.files.length || isText(event)) return;
     event.preventDefault();
     take([...event.clipboardData.files]);
   });
@@ -67,6 +93,20 @@ export function watchFiles(take) {
   });
 }
 
+/** Whether what is pasted is text that comes with a picture of itself, as cells of a spreadsheet do; files come with their names. */
+function isText({ target, clipboardData }) {
+  const text = clipboardData.getData("text/plain").trim();
+  if (!text || !target.closest?.("textarea, input")) return false;
+  const names = new Set([...clipboardData.files].flatMap(({ name }) => [name, encodeURIComponent(name)]));
+  return !text.split(/\s*[\r\n]+\s*/).every((line) => names.has(line.split(/[/\\]/).at(-1)));
+}
+
+function canvas(image, width, height) {
+  const made = element("canvas", { width, height });
+  made.getContext("2d").drawImage(image, 0, 0, width, height);
+  return made;
+}
+
 /** A size that no line break parts. */
 function pixels(width, height) {
   return `${width}\u00a0×\u00a0${height}`;
@@ -76,7 +116,7 @@ function dataUrl(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`${file.name} cannot be read.`));
+    reader.onerror = () => reject(reader.error);
     reader.readAsDataURL(file);
   });
 }

@@ -1,7 +1,7 @@
 /** What the next request will take, as the server reckons it. */
 
-import { byId, element } from "./elements.js";
-import { messagesOf } from "./conversation.js";
+import { byId, element, size } from "./elements.js";
+import { messagesOf, picturesOf } from "./conversation.js";
 
 const PAUSE = 150; // milliseconds without a change before the server is asked
 
@@ -24,12 +24,13 @@ export class PlanPanel {
 
   async #ask(turns, settings) {
     this.#asked = new AbortController();
-    const messages = messagesOf(turns, ({ width, height }) => `${width}x${height}`);
+    // Each has a name, as the plan may count more images: those that a text holds as markdown.
+    const messages = messagesOf(turns, ({ width, height }, number) => `${width}x${height} (${number})`);
     const { max_tokens } = settings.options;
     try {
       const plan = await this.#server.plan({ messages, max_tokens, ...settings.seeing }, this.#asked.signal);
-      const pictures = turns.flatMap((turn) => turn.pictures ?? []);
-      pictures.forEach((picture, index) => picture.plan(plan.images[index], settings.split));
+      const named = new Map(plan.images.map((image) => [image.name, image]));
+      picturesOf(turns).forEach((picture, number) => picture.plan(named.get(String(number)), settings.split));
       this.#show(plan);
     } catch (error) {
       if (error.name !== "AbortError") this.#panel.replaceChildren(element("p", { className: "problem" }, error.message));
@@ -64,11 +65,4 @@ function table(caption, rows) {
   const row = ([name, value]) =>
     element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, value.toLocaleString("en")));
   return element("table", {}, element("caption", {}, caption), ...rows.map(row));
-}
-
-/** Bytes as people read them. */
-function size(bytes) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  const power = bytes && Math.min(units.length - 1, Math.floor(Math.log2(bytes) / 10));
-  return `${(bytes / 1024 ** power).toPrecision(3)} ${units[power]}`;
 }

@@ -1,11 +1,17 @@
 /** The server that this page came from. */
 
+import { tabStore } from "./store.js";
+
 /** What went wrong, in words for people. */
 export class ServerError extends Error {}
 
-/** @param askForKey called with whether a key was refused; resolves to the key to try next. */
+/** The server asks for a key, and the user gave none. */
+export class NoKeyError extends ServerError {}
+
+/** @param askForKey called with whether a key was refused; resolves to the key to try next, or `null`. */
 export class Server {
-  #key = sessionStorage.getItem("key");
+  #key = tabStore.get("key");
+  #asksForKeys = this.#key !== null;
   #askForKey;
   #asking = null;
 
@@ -18,12 +24,25 @@ export class Server {
     return new URL(path, document.baseURI).href;
   }
 
-  async facts() {
-    return (await this.#fetch("playground/facts")).json();
+  /** Whether the server is known to ask for keys. */
+  get asksForKeys() {
+    return this.#asksForKeys;
   }
 
+  /** Asks for another key; the next request tries it. */
+  async changeKey() {
+    const given = await this.#askForKey(false);
+    if (given !== null) this.#key = given;
+    return given !== null;
+  }
+
+  async facts() {
+    return jsonOf(await this.#fetch("playground/facts"));
+  }
+
+  /** Asks for no key, as it is called while somebody writes. */
   async plan(chat, signal) {
-    return (await this.#post("playground/plan", chat, signal)).json();
+    return jsonOf(await this.#post("playground/plan", chat, signal, { asks: false }));
   }
 
   /** Yields the events of a streamed chat completion. */
@@ -31,41 +50,65 @@ export class Server {
     const response = await this.#post("v1/chat/completions", request, signal);
     for await (const data of eventsOf(response.body)) {
       if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new ServerError(told(event));
+      const event = read(data);
+      if (event === null || event.error) throw new ServerError(told(event, "What the server sent is no event."));
       yield event;
     }
     throw new ServerError("The server went away in mid-answer.");
   }
 
-  #post(path, body, signal) {
-    return this.#fetch(path, { method: "POST", body: JSON.stringify(body), signal });
+  #post(path, body, signal, how) {
+    return this.#fetch(path, { method: "POST", body: JSON.stringify(body), signal }, how);
   }
 
-  async #fetch(path, options = {}) {
+  async #fetch(path, options = {}, { asks = true } = {}) {
     const key = this.#key;
-    const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+    const headers = { "Content-Type": "application/json", ...(key !== null && { Authorization: `Bearer ${key}` }) };
     const response = await reached(fetch(Server.address(path), { ...options, headers }));
-    if (response.ok) return response;
-    if (response.status === 401) {
-      if (key === this.#key) await this.#newKey(key);
-      return this.#fetch(path, options);
+    if (response.ok) {
+      if (key !== null) tabStore.set("key", key); // kept only now: a key that does not work is not met again
+      return response;
     }
-    throw new ServerError(told(await response.json().catch(() => ({ error: `HTTP ${response.status}` }))));
+    if (response.status !== 401) {
+      throw new ServerError(told(read(await reached(response.text())), `The server answered HTTP ${response.status}.`));
+    }
+    this.#asksForKeys = true;
+    if (key === this.#key) await this.#newKey(key, asks);
+    return this.#fetch(path, options, { asks });
   }
 
   /** Asks once, however many requests wait for a key. */
-  async #newKey(refused) {
-    this.#asking ??= this.#askForKey(refused !== null);
-    this.#key = await this.#asking;
-    this.#asking = null;
-    sessionStorage.setItem("key", this.#key);
+  async #newKey(refused, asks) {
+    if (asks) {
+      this.#asking ??= this.#askForKey(refused !== null);
+      this.#key = await this.#asking;
+      this.#asking = null;
+    }
+    if (asks && this.#key !== null) return;
+    tabStore.remove("key");
+    throw new NoKeyError("No key given: this server answers only those who have an API key.");
   }
 }
 
-/** Both APIs' forms of an error. */
-function told({ error }) {
-  return typeof error === "string" ? error : error.message;
+/** What a JSON text holds; `null` if it is none, such as a proxy's page. */
+function read(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+/** What an error's body says, in the forms of both APIs and of proxies before them. */
+function told(body, otherwise) {
+  const said = [body?.error?.message, body?.error, body?.message, body?.detail];
+  return said.find((each) => typeof each === "string" && each) ?? otherwise;
+}
+
+async function jsonOf(response) {
+  const body = read(await reached(response.text()));
+  if (body === null) throw new ServerError("What answered is not this page's server.");
+  return body;
 }
 
 async function reached(promise) {

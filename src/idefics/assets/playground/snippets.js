@@ -1,10 +1,11 @@
 /** A request as something to run elsewhere. A key is never part of it: it comes from the environment. */
 
 import { Server } from "./server.js";
+import { tabStore } from "./store.js";
 
 /** For a shell. The body goes in by a here-document, as images are longer than arguments may be. */
 export function curl(request) {
-  const key = sessionStorage.getItem("key") === null ? "" : ` -H "Authorization: Bearer $IDEFICS_API_KEY"`;
+  const key = tabStore.get("key") === null ? "" : ` -H "Authorization: Bearer $IDEFICS_API_KEY"`;
   const body = JSON.stringify(request);
   return `curl -N ${Server.address("v1/chat/completions")} -H "Content-Type: application/json"${key} \\
   --data-binary @- <<'JSON'
@@ -17,7 +18,7 @@ const BEYOND_OPENAI = ["do_image_splitting", "max_image_size", "repetition_penal
 
 /** For Python, with the client `openai`. */
 export function python(request) {
-  const needsKey = sessionStorage.getItem("key") !== null;
+  const needsKey = tabStore.get("key") !== null;
   const entries = Object.entries(request);
   const own = entries.filter(([name]) => !BEYOND_OPENAI.includes(name));
   const beyond = Object.fromEntries(entries.filter(([name]) => BEYOND_OPENAI.includes(name)));

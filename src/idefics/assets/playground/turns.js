@@ -1,15 +1,17 @@
 /** The conversation as the page shows it. */
 
-import { button, byId, element } from "./elements.js";
-import { curl, python } from "./snippets.js";
+import { byId } from "./elements.js";
+import { TurnItem } from "./turn.js";
 
 export class Turns {
   #log = byId("log");
   #list = byId("turns");
+  #announcer = byId("announcer");
   #actions;
+  #items = new Map(); // by turn
   #following = true; // the end stays in sight, unless somebody scrolls up
 
-  /** @param actions `edit(index)`, `retry()`, `copy(text, what)` */
+  /** @param actions of a turn's buttons */
   constructor(actions) {
     this.#actions = actions;
     this.#log.addEventListener("scroll", () => {
@@ -19,47 +21,42 @@ export class Turns {
     new ResizeObserver(() => this.#follow()).observe(this.#log);
   }
 
-  show(turns, { editing = null } = {}) {
+  /** Turns come and go at the end only; those that stay keep their elements. */
+  show(turns, { locked, editing, running }) {
     byId("hint").hidden = turns.length > 0;
-    this.#list.replaceChildren(...turns.map((turn, index) => this.#item(turn, index, index === turns.length - 1)));
-    if (editing !== null) [...this.#list.children].slice(editing).forEach((item) => item.classList.add("replaced"));
-    this.#following ||= editing === null;
+    this.#log.ariaBusy = String(running);
+    for (const [turn, item] of this.#items) {
+      if (turns.includes(turn)) continue;
+      item.element.remove();
+      this.#items.delete(turn);
+    }
+    for (const turn of turns) {
+      if (this.#items.has(turn)) continue;
+      const item = new TurnItem(turn, this.#actions);
+      this.#items.set(turn, item);
+      this.#list.append(item.element);
+      this.#following = true;
+    }
+    turns.forEach((turn, index) => {
+      const replaced = editing !== null && index >= editing;
+      this.#items.get(turn).update({ last: index === turns.length - 1, locked, replaced });
+    });
+    if (!turns.length) this.announce("");
     this.#follow();
   }
 
-  /** Adds a piece to the last turn, as a node of its own: a screen reader says what is new, not all over again. */
-  grow(piece) {
-    this.#list.lastElementChild.querySelector(".text").append(piece);
+  /** Adds a piece to a turn. */
+  grow(turn, piece) {
+    this.#items.get(turn)?.grow(piece);
     this.#follow();
+  }
+
+  /** Has a text read out, where the page is read out: a whole answer, not its pieces while they come. */
+  announce(text) {
+    this.#announcer.replaceChildren(text);
   }
 
   #follow() {
     if (this.#following) this.#log.scrollTop = this.#log.scrollHeight;
-  }
-
-  #item(turn, index, last) {
-    const asked = turn.role === "user";
-    const pictures = asked ? turn.pictures.map((picture) => element("li", {}, picture.figure)) : [];
-    return element(
-      "li",
-      { className: `turn ${turn.role}` },
-      element("h2", {}, asked ? "You" : "Answer"),
-      pictures.length ? element("ul", { className: "pictures" }, ...pictures) : null,
-      element("p", { className: "text" }, turn.text),
-      turn.problem ? element("p", { className: "problem" }, turn.problem) : null,
-      element("div", { className: "row" }, element("small", {}, turn.note ?? ""), ...this.#buttons(turn, index, last)),
-    );
-  }
-
-  #buttons(turn, index, last) {
-    const { edit, retry, copy } = this.#actions;
-    if (turn.role === "user") return [button("Edit", () => edit(index))];
-    if (turn.running) return [];
-    return [
-      last ? button("Retry", retry) : null,
-      button("Copy", () => copy(turn.text, "The answer")),
-      button("curl", () => copy(curl(turn.request), "The request for curl"), { ariaLabel: "Copy as curl" }),
-      button("Python", () => copy(python(turn.request), "The request in Python"), { ariaLabel: "Copy as Python" }),
-    ].filter((each) => each !== null);
   }
 }
