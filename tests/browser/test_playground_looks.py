@@ -74,7 +74,7 @@ def test_texts_and_controls_stand_out(page: Tab, theme: str) -> None:
 @pytest.mark.parametrize(("width", "height"), [(390, 664), (320, 568)])
 def test_on_a_phone_the_answer_is_followed_and_the_composer_stays(page: Tab, width: int, height: int) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=True)
-    ask(page, "Go on " * 60)
+    ask(page, "Go on " * 20)
     page.until("document.querySelector('.assistant .text')?.textContent.length > 400")
     edges = page.run(
         "Object.fromEntries(['#stop', '#text', '#log', '.assistant .text'].map((selector) => "
