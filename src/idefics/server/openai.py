@@ -100,9 +100,11 @@ class _Answering:
         tasks = [asyncio.ensure_future(one(each)) for each in asked]
         try:
             conversations = await asyncio.gather(*tasks)
-        finally:
+        except BaseException as error:  # if one fails the others are not wanted, for its reason
+            reason = error.args[0] if isinstance(error, asyncio.CancelledError) and error.args else error
             for task in tasks:
-                task.cancel()
+                task.cancel(reason)
+            raise
         choices = []
         for place, conversation in enumerate(conversations):
             params = conversation.prepared.params
@@ -117,14 +119,13 @@ class _Answering:
         )
 
     async def _stream(self, asked: Sequence[Asked]) -> Response:
-        stack = AsyncExitStack()
-        try:
-            conversations = [await stack.enter_async_context(self._service.conversation(each, streams=True)) for each in asked]
-        except BaseException:
-            await stack.aclose()
-            raise
+        async with AsyncExitStack() as entering:  # what is wrong with one of them ends the others, and is why they end
+            conversations = [
+                await entering.enter_async_context(self._service.conversation(each, streams=True)) for each in asked
+            ]
+            stack = entering.pop_all()
         events = guarded_events(self._events(stack, conversations), openai_error, served_error)
-        return EventStream(_done_last(events), send_seconds=self._service.limits.send_seconds)
+        return EventStream(_done_last(events), send_seconds=self._service.limits.send_seconds, stack=stack)
 
     async def _events(
         self, stack: AsyncExitStack, conversations: Sequence[Conversation]

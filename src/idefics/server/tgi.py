@@ -153,7 +153,7 @@ class _Writer:
         entering = stack.enter_async_context(service.conversation(asked, streams=True))
         conversation = await while_connected(request, entering, deadline=service.limits.deadline + 5)
         events = guarded_events(self._events(stack, conversation, body), tgi_error, served_error)
-        return EventStream(events, send_seconds=service.limits.send_seconds)
+        return EventStream(events, send_seconds=service.limits.send_seconds, stack=stack)
 
     async def _events(
         self, stack: AsyncExitStack, conversation: Conversation, body: Generate
