@@ -24,6 +24,10 @@ from idefics.server.service import Service
 __all__ = ["Server", "bound", "configuration", "run", "tls_context"]
 
 log = logging.getLogger(__name__)
+QUEUED = 2048  # connections that the kernel keeps until they are taken
+# Connections taken in one turn of the event loop. Each is a file, and only after its turn it is refused if it is one too many;
+# if files run out in between, asyncio logs an error for every other one of them.
+ACCEPTED = 8
 LAST_SECONDS = 2  # after the drain: for answers that are being sent, and for requests that are still being prepared
 
 
@@ -96,7 +100,7 @@ def run(
     service: Service = app.state.service
     server = Server(config, service)
     with at, _stopped_in_order(server):
-        at.listen(2048)
+        at.listen(QUEUED)
         listening(at.getsockname()[1])
         server.run(sockets=[at])
     code = 0 if server.fault is None else 1
@@ -116,6 +120,7 @@ def configuration(app: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        backlog=ACCEPTED,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=LAST_SECONDS,
         h11_max_incomplete_event_size=64 * 1024,
@@ -137,6 +142,12 @@ class Server(uvicorn.Server):
         self._service = service
         # By then the time of every request in the engine is over; a step that is merely slow is not worth a restart.
         self._patience = service.limits.stuck_after + service.limits.deadline
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        for each in sockets or []:
+            each.listen(QUEUED)  # asyncio has made the kernel's queue as short as its own turn
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; True stops the server."""
