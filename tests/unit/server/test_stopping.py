@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -59,13 +60,16 @@ def test_what_runs_after_the_drain_is_told_so(engine: dict[str, Any]) -> None:
         assert client.post(f"{server.address}/generate", json=BODY).json() == stopping
         told = asking.all()
         assert time.monotonic() - began > 2, "they had their time"
-        assert server.process.wait(30) == 0
-        assert time.monotonic() - began < 3 + 5
+        assert server.process.wait(120) == 0
         assert told["/generate"].status_code == 503
         assert told["/generate"].json() == stopping
         if "/generate_stream" in told:
             assert json.loads(told["/generate_stream"].text.split("data: ")[-1]) == stopping
-    assert all("exception" not in line for line in server.log())
+    lines = server.log()
+    assert all("exception" not in line for line in lines)
+    # By its own clock: how long an interpreter takes to leave depends on what else the machine does.
+    times = {line["message"]: datetime.fromisoformat(line["time"]) for line in lines}
+    assert times["stopped"] - times["stopping"] < timedelta(seconds=3 + 5)
 
 
 def test_what_is_still_being_prepared_is_told_so() -> None:
@@ -77,7 +81,7 @@ def test_what_is_still_being_prepared_is_told_so() -> None:
         refused = asking.all()["/v1/completions"]
         assert refused.status_code == 503
         assert refused.json()["error_type"] == "unavailable"
-        assert server.process.wait(30) == 0
+        assert server.process.wait(120) == 0
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,7 @@ def test_a_server_whose_engine_is_given_up_ends_in_error(options: dict[str, Any]
                 httpx.post(f"{server.address}/generate", json=BODY, timeout=30)
             except httpx.TransportError:
                 break  # it has gone
-        assert server.process.wait(30) == 1
+        assert server.process.wait(120) == 1
         told = [line for line in server.log() if line["level"] == "critical"]
         assert fault in told[-1]["message"]
 
@@ -129,7 +133,7 @@ def test_sigterm_while_the_model_is_loaded_ends_even_a_containers_first_process(
         # From outside the namespace, as a container's runtime does.
         (first,) = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
         subprocess.run(["kill", "-TERM", first], check=True)
-        assert process.wait(20) == 143
+        assert process.wait(120) == 143
     finally:
         process.kill()
         process.wait()
