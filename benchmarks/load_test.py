@@ -298,7 +298,7 @@ def served(*options: str) -> Iterator[tuple[str, int]]:
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    address = next(line.split()[-1] for line in process.stderr if " at http" in line)
+    address = next(json.loads(line)["address"] for line in process.stderr if '"address"' in line)
     threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
     while True:
         try:

@@ -22,6 +22,7 @@ class Answer:
     room: int
     stop: StopCheck | None
     deadline: float | None
+    planned: float | None = None
     ids: list[int] = field(default_factory=list)
 
 
@@ -31,11 +32,13 @@ class FakeEngine:
     Args:
         script: ids of every answer.
         step_seconds: that a step takes.
+        rows: answers that get a token in a step.
     """
 
-    def __init__(self, script: Sequence[int], *, step_seconds: float = 0.0) -> None:
+    def __init__(self, script: Sequence[int], *, step_seconds: float = 0.0, rows: int = 64) -> None:
         self.script = list(script)
         self.step_seconds = step_seconds
+        self.rows = rows
         self.refuse: Exception | None = None  # what `add` raises
         self.fail_request: Exception | None = None  # with what every request ends at the next step
         self.fail_step: Exception | None = None  # what `step` raises
@@ -89,7 +92,8 @@ class FakeEngine:
         if self.fail_step is not None:
             raise self.fail_step
         events: list[Event] = []
-        for answer in list(self._answers):
+        for answer in self._answers[: self.rows]:
+            answer.planned = answer.planned or time.monotonic()
             events.append(self._next(answer))
         return events
 
@@ -120,4 +124,4 @@ class FakeEngine:
         if finish is not None:
             self._answers.remove(answer)
         top = tuple((token + i, -0.5 - i) for i in range(answer.params.logprobs or 0))
-        return Token(id=token, logprob=-0.5, top=top, finish=finish, **where)
+        return Token(id=token, logprob=-0.5, top=top, finish=finish, planned=answer.planned, **where)

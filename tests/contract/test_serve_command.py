@@ -32,8 +32,8 @@ def running(*options: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str
     first = process.stderr.readline()
     reading.start()
     try:
-        address = first.split()[-1]
-        assert address.startswith("http"), first + "".join(lines)
+        assert "address" in first, first + "".join(lines)
+        address = json.loads(first)["address"]
         wait_until(lambda: any('"ready"' in line for line in lines) or process.poll() is not None, seconds=60)
         yield process, address, lines
     finally:

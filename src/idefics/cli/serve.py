@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
+import math
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +17,6 @@ from typer import Argument, Option
 
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions
-from idefics.cli.terminal import say
 from idefics.errors import OptionError
 
 __all__ = ["serve"]
@@ -40,8 +44,7 @@ def serve(
         list[str] | None,
         Option(
             "--api-key",
-            help="Ask clients for this key; repeatable. Better in the environment, where others do not see it.",
-            envvar="IDEFICS_API_KEY",
+            help="Ask clients for this key; repeatable. Left out: IDEFICS_API_KEY, which others do not see.",
             rich_help_panel=_SAFETY,
             show_default=False,
         ),
@@ -110,46 +113,73 @@ def serve(
         model = dataclasses.replace(model, model=checkpoint)
     if (tls_cert is None) != (tls_key is None):
         raise OptionError("--tls-cert and --tls-key go together; give both or none")
-    for path in (tls_cert, tls_key):
-        if path is not None and not path.is_file():
-            raise OptionError(f"{path} does not exist: no such file")
     if log_level not in ("debug", "info", "warning", "error"):
         raise OptionError(f"--log-level {log_level!r} is not one of debug, info, warning, error")
     from idefics.engine.limits import Limits
     from idefics.server.addresses import AddressRule
+    from idefics.server.keys import checked_keys
     from idefics.server.limits import ServerLimits
 
+    # One key, whatever is in it: typer would cut the variable at blanks.
+    of_environment = os.environ.get("IDEFICS_API_KEY")
+    keys = checked_keys(api_key or ([of_environment] if of_environment else []))
     limits = ServerLimits(
-        requests=max_requests, body_bytes=int(max_body_mb * 2**20), images=max_images, image_bytes=int(max_image_mb * 2**20),
+        requests=max_requests, body_bytes=_bytes("--max-body-mb", max_body_mb * 2**20), images=max_images,
+        image_bytes=_bytes("--max-image-mb", max_image_mb * 2**20),
         deadline=deadline, workers=workers or min(8, os.cpu_count() or 1), stuck_after=stuck_after, drain=drain,
     )  # fmt: skip
     at_once = Limits(
-        rows=max_rows, tokens=max(max_pass_tokens, max_rows), image_bytes=int(image_cache_mb * 2**20),
-        cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
+        rows=max_rows, tokens=max(max_pass_tokens, max_rows),
+        image_bytes=_bytes("--image-cache-mb", image_cache_mb * 2**20),
+        cache_bytes=None if cache_gb is None else _bytes("--cache-gb", cache_gb * 1e9),
     )  # fmt: skip
     rule = AddressRule(private=allow_private_images, allowed=allow_image_host or ())
-    from idefics.server.run import bound, run
+    from idefics.server.run import bound, run, tls_context
 
-    at = bound(host, port)  # before a large model is loaded in vain
-    loaded = open_model(model, images)
-    from idefics.server.app import create_app
-    from idefics.server.logs import configure
-    from idefics.server.model import ServedEngine, ServedModel
+    # Before a large model is loaded in vain.
+    tls = None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key)
+    at = bound(host, port)
+    with _ended_by_sigterm():
+        loaded = open_model(model, images)
+        from idefics.server.app import create_app
+        from idefics.server.logs import configure, event
+        from idefics.server.model import ServedEngine, ServedModel
 
-    configure(log_level)
-    app = create_app(
-        ServedModel.of(loaded), ServedEngine(loaded.model, at_once), limits=limits, images=rule,
-        api_keys=api_key or (), cors=cors or (),
-    )  # fmt: skip
-    scheme = "http" if tls_cert is None else "https"
-    with memory_explained("serving"):
-        run(
-            app,
-            at,
-            tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
-            drain=drain,
-            listening=lambda at: say(f"{loaded.name} at {scheme}://{_host(host)}:{at}"),
-        )
+        configure(log_level)
+        app = create_app(
+            ServedModel.of(loaded), ServedEngine(loaded.model, at_once), limits=limits, images=rule,
+            api_keys=keys, cors=cors or (),
+        )  # fmt: skip
+        address = f"{'http' if tls is None else 'https'}://{_host(host)}"
+        log = logging.getLogger(__name__)
+        with memory_explained("serving"):
+            code = run(
+                app,
+                at,
+                tls=tls,
+                listening=lambda at: event(log, "listening", address=f"{address}:{at}", model=loaded.name),
+            )
+    if code:
+        raise SystemExit(code)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process though it may be a container's first, which the kernel spares signals without a handler.
+
+    At once: threads that download files would hold up an orderly end until they are done.
+    """
+    before = signal.signal(signal.SIGTERM, lambda kind, _: os._exit(128 + kind))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _bytes(option: str, value: float) -> int:
+    if not math.isfinite(value):
+        raise OptionError(f"{option} {value} is no size; give a number")
+    return int(value)
 
 
 def _host(host: str) -> str:

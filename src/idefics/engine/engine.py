@@ -311,6 +311,7 @@ class Engine:
                     logprob=choice.logprob,
                     top=choice.top,
                     finish=finish,
+                    planned=answer.planned,
                 )
             )
             right = accepted < piece.drafts and choice.token == piece.ids[len(piece.ids) - piece.drafts + accepted]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = ["Completion", "Ended", "Event", "FinishReason", "StopCheck", "Token"]
@@ -28,6 +28,7 @@ class Token:
         logprob: log-probability under the model, before temperature and filters.
         top: the likeliest alternatives (id, log-probability), if asked for.
         finish: why the answer ends with this token, or None.
+        planned: `time.monotonic` when the answer first got a place in a pass; two tokens are equal whatever it is.
     """
 
     row: int
@@ -36,6 +37,7 @@ class Token:
     logprob: float
     top: tuple[tuple[int, float], ...]
     finish: FinishReason | None
+    planned: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ what it had already said: its tokens do not change. Only older ones interrupt yo
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 
 from idefics.engine.blocks import BlockPool
@@ -117,6 +118,8 @@ class Scheduler:
         self.admitted += len(answer.ids)
         self.found += answer.computed
         self._take(answer, left)
+        if answer.planned is None:  # an interruption is part of computing it
+            answer.planned = time.monotonic()
         self.waiting.remove(answer)
         insort(self.running, answer, key=lambda a: a.arrival)
         return True

@@ -27,6 +27,7 @@ class AnswerInMaking:
         computed: tokens whose keys and values are in `blocks`.
         blocks: of the pool, in order.
         drafts: guesses at what comes after `ids`, to be checked in one pass.
+        planned: `time.monotonic` when it first got a place in a pass; None while it waits for that.
         done: ended, in whatever way.
     """
 
@@ -41,6 +42,7 @@ class AnswerInMaking:
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
+    planned: float | None = None
     done: bool = False
     digests: list[bytes] = field(default_factory=list)
     state: Any = None

@@ -18,6 +18,7 @@ from idefics.errors import IdeficsError
 from idefics.server.addresses import AddressRule
 from idefics.server.errors import Invalid, ServerError
 from idefics.server.guard import OPEN_PATHS, Guard
+from idefics.server.keys import checked_keys
 from idefics.server.limits import ServerLimits
 from idefics.server.model import ServedModel, WatchedEngine
 from idefics.server.openai import openai_error, openai_router
@@ -51,8 +52,11 @@ def create_app(
         images: where images may be fetched from; None: public addresses.
         api_keys: one of which requests must bear; none means that anybody may ask.
         cors: origins of pages whose scripts may ask; none by default.
+
+    Raises:
+        OptionError: no client could send one of the keys, or any would.
     """
-    limits = limits or ServerLimits()
+    limits, keys = limits or ServerLimits(), checked_keys(api_keys)
     service = Service(model, engine, limits, images or AddressRule())
 
     @asynccontextmanager
@@ -99,7 +103,7 @@ def create_app(
     app.add_middleware(
         Guard,
         limits=limits,
-        api_keys=list(api_keys),
+        api_keys=keys,
         error=error_response,
         open_paths=OPEN_PATHS | page_paths(),
         counted=lambda status: service.metrics.count("idefics_http_responses", str(status)),
@@ -136,11 +140,6 @@ def _handle_errors(app: FastAPI) -> None:
         if request.url.path.startswith("/v1/"):
             told = {**openai_error(Invalid(str(error.detail))), "error_type": kind}
         return Json(told, status_code=error.status_code, headers=dict(error.headers or {}))
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        failed = served_error(error)
-        return Json({"error": str(failed), "error_type": "internal", "path": request.url.path}, status_code=500)
 
 
 def _malformed(error: RequestValidationError) -> Invalid:

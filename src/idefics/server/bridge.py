@@ -2,7 +2,8 @@
 
 Requests reach the thread through an inbox. What happens to them goes back to each one's queue in the event loop: all of a
 step in one message, or, where nobody wants tokens one by one, all of an answer when it ends. The event loop never waits for
-a step, so `/health` and `/metrics` answer whatever the engine does.
+a step, so `/health` and `/metrics` answer whatever the engine does. Whatever ends the thread, nobody is left waiting for it:
+each job that is not done is refused.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from idefics.engine.request import Ended, Event, StopCheck
+from idefics.engine.request import Ended, Event, StopCheck, Token
 from idefics.engine.sampling import LogitFilter
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
@@ -22,14 +25,14 @@ from idefics.processor.tokenizer import Tokenizer
 from idefics.server.answers import AnswerText, Said
 from idefics.server.errors import Closing, GenerationFailed, ServerError, TimedOut, as_server_error
 from idefics.server.requests import Prepared
+from idefics.server.running import Outcome, Running, hand_over
 
 __all__ = ["Bridge", "EngineLike", "Running"]
 
 Result = TypeVar("Result")
-Outcome = Said | ServerError | None
 
 log = logging.getLogger(__name__)
-GRACE = 2.0  # seconds after a deadline in which the engine itself may say so
+GRACE = 2.0  # seconds that the thread gets to end the step it is in
 FAILURES = 3  # steps in a row that fail for no request's fault, after which the engine counts as dead
 
 
@@ -62,78 +65,19 @@ class EngineLike(Protocol):
         ...
 
 
-class Running:
-    """One request in the engine: iterate over it for what it says, and `cancel` it in any case.
+@dataclass(eq=False)
+class _Job:
+    """What the engine's thread is asked for.
 
     Attributes:
-        answers: how many it has.
-        began: `time.monotonic` when it was handed over.
-        added: when the engine took it in; None before.
+        do: called in that thread.
+        refuse: called in the event loop if the thread will not do it, or not finish it.
+        context: of whoever asked, so that log lines bear the request's id.
     """
 
-    def __init__(
-        self, bridge: Bridge, texts: Sequence[AnswerText], *, streams: bool, deadline: float, done: Callable[[], None]
-    ) -> None:
-        self.answers = len(texts)
-        self.began = time.monotonic()
-        self.added: float | None = None
-        self.number: int | None = None
-        self.texts = texts
-        self.streams = streams
-        self.deadline = deadline
-        self.kept: list[Outcome] = []  # in the engine's thread, until the answer is whole
-        self.open = set(range(len(texts)))
-        self._bridge = bridge
-        self._queue: asyncio.Queue[Outcome] = asyncio.Queue()
-        self._done: Callable[[], None] | None = done
-        self._ended = False
-
-    async def __aiter__(self) -> AsyncIterator[Said]:
-        """Yields tokens of all answers until all have ended.
-
-        Raises:
-            TimedOut: the deadline came first.
-            GenerationFailed, Invalid: the engine could not go on, or did not take the request.
-        """
-        while not self._ended or not self._queue.empty():
-            outcome = await self._next()
-            if outcome is None:
-                return
-            if isinstance(outcome, ServerError):
-                raise outcome
-            yield outcome
-
-    async def taken(self) -> None:
-        """Waits until the engine has taken the request in or refused it."""
-        first = await self._next()
-        if isinstance(first, ServerError):
-            raise first
-        assert first is None, "a token before the engine took the request"
-
-    def cancel(self) -> None:
-        """Ends the request if it has not ended; costs nothing if it has."""
-        if not self._ended:
-            self.end()
-            self._bridge.cancel(self)
-
-    def put(self, outcome: Outcome) -> None:
-        """Called in the event loop with what happened."""
-        self._queue.put_nowait(outcome)
-
-    def end(self) -> None:
-        """Called in the event loop when the engine has no more to say."""
-        self._ended = True
-        if self._done is not None:
-            done, self._done = self._done, None
-            done()
-
-    async def _next(self) -> Outcome:
-        left = self.deadline + GRACE - time.monotonic()
-        try:
-            async with asyncio.timeout(max(0.0, left)):
-                return await self._queue.get()
-        except TimeoutError:
-            raise TimedOut("the request's time is over") from None
+    do: Callable[[], None]
+    refuse: Callable[[ServerError], None] = lambda _error: None
+    context: Context = field(default_factory=copy_context)
 
 
 class Bridge:
@@ -159,9 +103,12 @@ class Bridge:
         self._stuck_after = stuck_after
         self._stepped = stepped
         self._wake = threading.Condition()
-        self._inbox: list[Callable[[], None]] = []
+        self._inbox: list[_Job] = []
+        self._open: set[_Job] = set()  # in the event loop: those that somebody waits for
         self._running: dict[int, Running] = {}
         self._closing = False
+        self._ended = False
+        self._fault: str | None = None
         self._busy_since: float | None = None
         self._failures = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -176,28 +123,48 @@ class Bridge:
         """Takes no more requests, lets those that run end for so many seconds, and stops the thread."""
         until = time.monotonic() + drain
         self._closing = True
-        while self._running and self._thread.is_alive() and time.monotonic() < until:
+        while self._open and not self._ended and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        self._post(self._drop_all)
-        while self._thread.is_alive() and time.monotonic() < until + GRACE:
+        with self._wake:
+            self._ended = True
+            self._wake.notify()
+        self._refuse_open()  # from here, not from the thread: it may be stuck
+        until = time.monotonic() + GRACE
+        while self._thread.is_alive() and time.monotonic() < until:
             await asyncio.sleep(0.02)
 
     @property
     def healthy(self) -> bool:
         """Whether the thread lives and gets on with its work."""
+        return (
+            self._thread.is_alive() and not self._ended and self._failures < FAILURES and self.step_seconds <= self._stuck_after
+        )
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step under way has taken; 0 between two of them."""
         since = self._busy_since
-        stuck = since is not None and time.monotonic() - since > self._stuck_after
-        return self._thread.is_alive() and not stuck and self._failures < FAILURES
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def fault(self) -> str | None:
+        """Why the engine was given up, if it was."""
+        return self._fault
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is done any more; the thread may still be in its last step."""
+        return self._ended
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread has not left."""
+        return self._thread.is_alive()
 
     @property
     def closing(self) -> bool:
         """Whether no more requests are taken."""
         return self._closing
-
-    @property
-    def requests(self) -> int:
-        """Requests in the engine."""
-        return len(self._running)
 
     async def ask(self, prepared: Prepared, *, streams: bool, deadline: float, done: Callable[[], None]) -> Running:
         """Hands a request to the engine and waits until it is taken in.
@@ -215,14 +182,21 @@ class Bridge:
         """
         if self._closing or not self.healthy:
             done()
-            raise Closing("the server is stopping" if self._closing else "the engine does not answer; try again later")
+            raise self._refusal()
         asked = prepared.asked
         texts = [
             AnswerText(self._tokenizer, stop=prepared.stop, stop_ids=prepared.stop_ids, keep_stop=asked.keep_stop)
             for _ in range(prepared.params.candidates)
         ]
-        running = Running(self, texts, streams=streams, deadline=deadline, done=done)
-        self._post(lambda: self._add(running, prepared))
+
+        def ended() -> None:
+            self._open.discard(job)
+            done()
+
+        running = Running(texts, streams=streams, deadline=deadline, done=ended, cancelled=self._forget)
+        job = _Job(lambda: self._add(running, prepared), refuse=lambda error: hand_over([(running, error)], [running]))
+        self._open.add(job)
+        self._post(job)
         try:
             await running.taken()
         except BaseException:
@@ -231,12 +205,15 @@ class Bridge:
         return running
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Runs something with the model between two steps.
+        """Runs something with the model between two steps; while the server stops too, as a running request may need it.
 
         Raises:
+            Closing: the engine is stuck or dead.
             GenerationFailed: it failed.
         """
         assert self._loop is not None, "not started"
+        if not self.healthy:
+            raise self._refusal()
         loop = self._loop
         future: asyncio.Future[Result] = loop.create_future()
 
@@ -247,7 +224,7 @@ class Bridge:
                 else:
                     future.set_result(result)  # type: ignore[arg-type]
 
-        def job() -> None:
+        def do() -> None:
             if future.cancelled():
                 return
             try:
@@ -259,17 +236,33 @@ class Bridge:
             else:
                 self._tell(lambda: settle(result, None))
 
-        self._post(job)
-        return await future
+        job = _Job(do, refuse=lambda error: settle(None, error))
+        self._open.add(job)
+        try:
+            self._post(job)
+            return await future
+        finally:
+            self._open.discard(job)
 
-    def cancel(self, running: Running) -> None:
-        """Ends a request that nobody wants any more."""
-        self._post(lambda: self._cancel(running))
+    def _forget(self, running: Running) -> None:
+        self._post(_Job(lambda: self._cancel(running)))
 
-    def _post(self, job: Callable[[], None]) -> None:
+    def _post(self, job: _Job) -> None:
+        """Called in the event loop."""
         with self._wake:
-            self._inbox.append(job)
-            self._wake.notify()
+            ended = self._ended
+            if not ended:
+                self._inbox.append(job)
+                self._wake.notify()
+        if ended:
+            job.refuse(self._refusal())
+
+    def _refuse_open(self) -> None:
+        for job in list(self._open):
+            job.refuse(self._refusal())
+
+    def _refusal(self) -> Closing:
+        return Closing("the server is stopping" if self._closing else "the engine does not answer; try again later")
 
     def _tell(self, message: Callable[[], None]) -> None:
         assert self._loop is not None
@@ -279,22 +272,41 @@ class Bridge:
             self._closing = True
 
     def _work(self) -> None:
-        while True:
-            with self._wake:
-                while not self._inbox and not self._engine.busy:
-                    if self._closing and not self._running:
-                        return
-                    self._wake.wait(timeout=0.5)
-                jobs, self._inbox = self._inbox, []
-            self._busy_since = time.monotonic()
-            for job in jobs:
-                job()
-            if self._engine.busy:
-                self._step()
+        try:
+            while self._turn():
+                pass
+            for number in list(self._running):
+                self._engine.cancel(number)
+        except BaseException as error:
+            self._fault = f"the engine's thread ended: {type(error).__name__}"
+            log.critical(self._fault, exc_info=True)
+        finally:
             self._busy_since = None
-            if self._failures >= FAILURES:
-                log.critical("the engine failed %d times in a row and is given up; restart the server", FAILURES)
-                return
+            with self._wake:
+                self._ended = True
+            self._tell(self._refuse_open)
+
+    def _turn(self) -> bool:
+        """Does what has come in, and a step; False once there is nothing more to do."""
+        with self._wake:
+            while not self._inbox and not self._engine.busy and not self._ended:
+                if self._closing and not self._running:
+                    return False
+                self._wake.wait(timeout=0.5)
+            if self._ended:
+                return False
+            jobs, self._inbox = self._inbox, []
+        self._busy_since = time.monotonic()
+        for job in jobs:
+            job.context.run(job.do)
+        if self._engine.busy:
+            self._step()
+        self._busy_since = None
+        if self._failures >= FAILURES:
+            self._fault = f"the engine failed {FAILURES} times in a row"
+            log.critical(self._fault)
+            return False
+        return True
 
     def _step(self) -> None:
         began = time.monotonic()
@@ -309,7 +321,7 @@ class Bridge:
         outcomes = [self._outcome(event) for event in events]
         self._stepped(time.monotonic() - began, sum(isinstance(said, Said) for _, said in outcomes))
         known = [(running, outcome) for running, outcome in outcomes if running is not None]
-        ended = self._ended(known)
+        ended = self._whole(known)
         told = [(running, outcome) for running, outcome in known if running.streams]
         for running, outcome in known:
             if not running.streams:
@@ -317,12 +329,14 @@ class Bridge:
         for running in ended:
             told += [(running, outcome) for outcome in running.kept]
         if told:
-            self._tell(lambda: _hand_over(told, ended))
+            self._tell(lambda: hand_over(told, ended))
 
     def _outcome(self, event: Event) -> tuple[Running | None, Outcome]:
         running = self._running.get(event.row)
         if running is None:
             return None, None
+        if running.planned is None and isinstance(event, Token):
+            running.planned = event.planned
         if isinstance(event, Ended):
             running.open.discard(event.candidate)
             if event.finish == "deadline":
@@ -332,7 +346,7 @@ class Bridge:
             running.open.discard(event.candidate)
         return running, running.texts[event.candidate].said(event)
 
-    def _ended(self, known: Sequence[tuple[Running, Outcome]]) -> list[Running]:
+    def _whole(self, known: Sequence[tuple[Running, Outcome]]) -> list[Running]:
         ended = []
         for running, _ in known:
             if not running.open and running.number in self._running:
@@ -353,7 +367,7 @@ class Bridge:
             failed = as_server_error(error)
             if isinstance(failed, GenerationFailed):
                 log.exception("a request could not be taken in")
-            self._tell(lambda: _hand_over([(running, failed)], [running]))
+            self._tell(lambda: hand_over([(running, failed)], [running]))
             return
         running.added = time.monotonic()
         self._running[running.number] = running
@@ -364,20 +378,9 @@ class Bridge:
             self._engine.cancel(running.number)
 
     def _fail_all(self, error: ServerError) -> None:
-        failed = list(self._running.values())
+        failed = dict(self._running)
         self._running.clear()
-        for running in failed:
-            assert running.number is not None
-            self._engine.cancel(running.number)
-        self._tell(lambda: _hand_over([(running, error) for running in failed], failed))
-
-    def _drop_all(self) -> None:
-        self._fail_all(Closing("the server is stopping"))
-
-
-def _hand_over(told: Sequence[tuple[Running, Outcome]], ended: Sequence[Running]) -> None:
-    for running, outcome in told:
-        running.put(outcome)
-    for running in ended:
-        running.put(None)
-        running.end()
+        # Told before the engine is: one that fails may not even cancel.
+        self._tell(lambda: hand_over([(running, error) for running in failed.values()], list(failed.values())))
+        for number in failed:
+            self._engine.cancel(number)

@@ -2,7 +2,7 @@
 
 ::
 
-    ServerError           status  error_type
+    ServerError           status  error_type; itself 500, internal: what nobody meant to happen
     ├── Invalid              422  validation
     ├── TooLarge             413  validation
     ├── Unauthorized         401  unauthorized
@@ -21,7 +21,7 @@ from idefics.errors import IdeficsError, InputError
 
 __all__ = [
     "ClientGone", "Closing", "GenerationFailed", "Invalid", "Overloaded", "ServerError", "TimedOut", "TooLarge", "Unauthorized",
-    "as_server_error",
+    "as_server_error", "as_told_error",
 ]  # fmt: skip
 
 
@@ -99,6 +99,13 @@ class GenerationFailed(ServerError):
 
     status = 424
     kind = "generation"
+
+
+def as_told_error(error: BaseException) -> ServerError:
+    """As `as_server_error`, but for what went wrong outside of the engine: what nobody meant to raise is internal."""
+    if isinstance(error, IdeficsError):
+        return as_server_error(error)
+    return ServerError(f"{type(error).__name__}; the server's log tells more")
 
 
 def as_server_error(error: BaseException) -> ServerError:

@@ -5,7 +5,6 @@ sees at once when its client is gone.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import re
 import time
@@ -15,9 +14,11 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from idefics.server.errors import Overloaded, ServerError, TimedOut, TooLarge, Unauthorized
+from idefics.server.errors import Closing, Overloaded, ServerError, TimedOut, TooLarge, Unauthorized
+from idefics.server.keys import bears
 from idefics.server.limits import ServerLimits
 from idefics.server.logs import REQUEST_ID, event
+from idefics.server.service import served_error
 
 __all__ = ["OPEN_PATHS", "Guard"]
 
@@ -59,7 +60,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._limits = limits
-        self._keys = [key.encode() for key in api_keys]
+        self._keys = list(api_keys)
         self._error = error
         self._counted = counted
         self._open_paths = open_paths
@@ -76,11 +77,12 @@ class Guard:
         token = REQUEST_ID.set(request_id)
         began, status, path = time.monotonic(), 499, scope["path"]
         body = bytearray()
+        begun = False
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal begun, status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                begun, status = True, message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -93,9 +95,17 @@ class Guard:
             except ConnectionError:
                 pass  # gone before the body was whole
             else:
-                await self._app(scope, _replayed(bytes(body), receive), send_marked)
+                await self._app(scope, self._replayed(body, receive), send_marked)
+        except asyncio.CancelledError:  # the server stops and has waited long enough; it asks nothing more of us
+            if begun:
+                raise
+            await self._error(path, Closing("the server is stopping"))(scope, receive, send_marked)
+        except Exception as error:
+            if begun:
+                raise
+            await self._error(path, served_error(error))(scope, receive, send_marked)
         finally:
-            self._held -= len(body)
+            self._let_go(body)
             self._counted(status)
             level = logging.DEBUG if path in self._open_paths else logging.INFO
             seconds = round(time.monotonic() - began, 4)
@@ -105,9 +115,7 @@ class Guard:
     def _check_key(self, path: str, headers: Headers) -> None:
         if not self._keys or path in self._open_paths:
             return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        known = [hmac.compare_digest(key.strip().encode(), each) for each in self._keys]
-        if scheme.lower() != "bearer" or not any(known):
+        if not bears(headers.get("authorization", ""), self._keys):
             raise Unauthorized("an API key is needed: Authorization: Bearer KEY")
 
     async def _read(self, body: bytearray, headers: Headers, receive: Receive) -> None:
@@ -127,19 +135,28 @@ class Guard:
                     self._held += len(chunk)
                     if len(body) > limit:
                         raise told
-                    if self._held > self._limits.held_bytes:
+                    if chunk and self._held > self._limits.held_bytes:  # who sends nothing holds nothing
                         raise Overloaded("Model is overloaded")
                     if not message.get("more_body", False):
                         return
         except TimeoutError:
             raise TimedOut(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
 
+    def _replayed(self, body: bytearray, receive: Receive) -> Receive:
+        """Gives the body once and lets go of it; after it comes what the server has to say: that the client is gone."""
+        given = False
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once; after it comes what the server has to say, which is that the client is gone."""
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+        async def receive_again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            message = {"type": "http.request", "body": bytes(body), "more_body": False}
+            self._let_go(body)
+            return message
 
-    async def receive_again() -> Message:
-        return waiting.pop() if waiting else await receive()
+        return receive_again
 
-    return receive_again
+    def _let_go(self, body: bytearray) -> None:
+        self._held -= len(body)
+        body.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from idefics.errors import OptionError
@@ -72,6 +73,8 @@ class ServerLimits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if not math.isfinite(value):
+                raise OptionError(f"{field.name} = {value} must be a finite number")
             if not value > 0 and field.name not in ("redirects", "images", "drain"):
                 raise OptionError(f"{field.name} = {value} must be above 0")
             if value < 0:

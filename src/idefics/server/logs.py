@@ -38,15 +38,19 @@ class JsonLines(logging.Formatter):
 
 
 def configure(level: str = "info") -> None:
-    """Sends the logs of this package and of uvicorn to stderr."""
+    """Sends all that is logged or warned of to stderr: of this package and of uvicorn from a level on, of others warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):  # libraries that print lines of their own
+            logger.handlers.clear()
+            logger.propagate = True
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(logging.WARNING)
     for name in ("idefics", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.propagate = False
-        logger.setLevel(level.upper())
+        logging.getLogger(name).setLevel(level.upper())
     logging.getLogger("uvicorn.access").disabled = True  # requests are logged with their ids instead
+    logging.captureWarnings(True)
 
 
 def event(logger: logging.Logger, message: str, *, level: int = logging.INFO, **fields: Any) -> None:

@@ -20,7 +20,7 @@ _BYTES = tuple(4**power * 1024 for power in range(9))
 _HISTOGRAMS = {
     "tgi_request_duration": ("Seconds from a request's arrival to its end", _SECONDS),
     "tgi_request_validation_duration": ("Seconds that preparing a request took, fetching images included", _SECONDS),
-    "tgi_request_queue_duration": ("Seconds from there until the engine took the request in", _SECONDS),
+    "tgi_request_queue_duration": ("Seconds from there until the engine began with the request", _SECONDS),
     "tgi_request_inference_duration": ("Seconds from there to the request's end", _SECONDS),
     "tgi_request_mean_time_per_token_duration": ("Seconds per generated token of a request", _SECONDS),
     "tgi_request_input_length": ("Tokens of a prompt, images included", _TOKENS),

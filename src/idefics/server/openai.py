@@ -103,9 +103,11 @@ class _Answering:
         tasks = [asyncio.ensure_future(one(each)) for each in asked]
         try:
             conversations = await asyncio.gather(*tasks)
-        finally:
+        except BaseException as error:  # if one fails the others are not wanted, for its reason
+            reason = error.args[0] if isinstance(error, asyncio.CancelledError) and error.args else error
             for task in tasks:
-                task.cancel()
+                task.cancel(reason)
+            raise
         choices: list[dict[str, Any]] = []
         for conversation in conversations:
             params = conversation.prepared.params
@@ -119,15 +121,13 @@ class _Answering:
         return Json({**self._head, "object": self.objects[0], **self._print, "choices": choices, "usage": usage})
 
     async def _stream(self, asked: Sequence[Asked], place: Place) -> Response:
-        stack = AsyncExitStack()
-        try:
-            entering = (self._service.conversation(each, place, streams=True) for each in asked)
-            conversations = [await stack.enter_async_context(conversation) for conversation in entering]
-        except BaseException:
-            await stack.aclose()
-            raise
+        async with AsyncExitStack() as entering:  # what is wrong with one of them ends the others, and is why they end
+            conversations = [
+                await entering.enter_async_context(self._service.conversation(each, place, streams=True)) for each in asked
+            ]
+            stack = entering.pop_all()
         events = guarded_events(self._events(stack, conversations), openai_error, served_error)
-        return EventStream(_done_last(events), send_seconds=self._service.limits.send_seconds)
+        return EventStream(_done_last(events), send_seconds=self._service.limits.send_seconds, stack=stack)
 
     async def _events(
         self, stack: AsyncExitStack, conversations: Sequence[Conversation]

@@ -12,7 +12,7 @@ from idefics.errors import IdeficsError
 from idefics.server.addresses import AddressRule
 from idefics.server.answers import Said
 from idefics.server.bridge import Bridge, Running
-from idefics.server.errors import ClientGone, Closing, GenerationFailed, Overloaded, ServerError, as_server_error
+from idefics.server.errors import ClientGone, Closing, GenerationFailed, Overloaded, ServerError, as_told_error
 from idefics.server.images import ImageSource
 from idefics.server.limits import ServerLimits
 from idefics.server.logs import event
@@ -100,12 +100,12 @@ class Conversation:
     def seconds(self) -> dict[str, float]:
         """Where the time went, so far: total, validation, queue, inference, time_per_token."""
         now = time.monotonic()
-        added = self.running.added or now
-        inference = now - added
+        planned = self.running.planned or self.running.added or now
+        inference = now - planned
         return {
             "total": now - self.arrived,
             "validation": self.prepared.seconds,
-            "queue": max(0.0, added - self.running.began),
+            "queue": max(0.0, planned - self.running.began),
             "inference": inference,
             "time_per_token": inference / max(1, self.generated),
         }
@@ -171,10 +171,15 @@ class Service:
         self.bridge.start()
         event(log, "ready", model=self.model.name, device=self.model.device, dtype=self.model.dtype)
 
-    async def close(self) -> None:
-        """Lets what runs end, within the limit, and stops."""
+    async def drain(self) -> None:
+        """Takes no more requests, and lets those that run end within the limit; the rest fail."""
         event(log, "stopping", open_requests=self.open)
         await self.bridge.close(drain=self.limits.drain)
+
+    async def close(self) -> None:
+        """Stops, after `drain` if nobody called that before."""
+        if not self.bridge.ended:
+            await self.drain()
         self.preparer.close()
         await self.images.close()
         event(log, "stopped")
@@ -275,9 +280,10 @@ class Service:
         )
 
     def _failed(self, error: BaseException, conversation: Conversation | None) -> None:
-        if not isinstance(error, Exception):  # cancelled, or closed from outside: the client is gone or its time is over
-            error = ClientGone("nobody waits for the answer any more")
-        failed = served_error(error)
+        if not isinstance(error, Exception):  # cancelled, or closed from outside: by whom it may say
+            reason = error.args[0] if error.args else None
+            error = reason if isinstance(reason, IdeficsError) else ClientGone("nobody waits for the answer any more")
+        failed = as_told_error(error)
         self.metrics.count("tgi_request_failure", failed.kind)
         generated = 0 if conversation is None else conversation.generated
         event(
@@ -294,8 +300,8 @@ def served_error(error: BaseException) -> ServerError:
     """An error as clients are told; one that nobody meant to raise is logged."""
     if not isinstance(error, IdeficsError):
         log.error("an unexpected error", exc_info=error)
-    return as_server_error(error)
+    return as_told_error(error)
 
 
 def _level(error: ServerError) -> int:
-    return logging.ERROR if isinstance(error, GenerationFailed) else logging.INFO
+    return logging.ERROR if error.status in (GenerationFailed.status, ServerError.status) else logging.INFO

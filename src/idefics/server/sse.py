@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -43,17 +44,24 @@ class EventStream(Response):
     Args:
         events: closed when the response ends, in whatever way.
         send_seconds: that the client may leave an event unread.
+        stack: what the events stand on; closed after them, as events that never began close nothing.
         headers: of the response.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], *, send_seconds: float, headers: Mapping[str, str] | None = None
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        send_seconds: float,
+        stack: AsyncExitStack | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
         self._events = events
+        self._stack = stack or AsyncExitStack()
         self._send_seconds = send_seconds
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
 
@@ -69,6 +77,9 @@ class EventStream(Response):
         finally:
             await _stopped(sending, gone)
             await self._events.aclose()
+            with suppress(ClientGone):
+                async with self._stack:
+                    raise ClientGone("the client is gone")
 
     async def _send(self, send: Send) -> None:
         async def within(message: dict[str, Any]) -> None:
@@ -97,16 +108,16 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result], *
         TimedOut: the time is over.
     """
     working = asyncio.ensure_future(work)
+    reason: ServerError | None = None
     gone = asyncio.ensure_future(_disconnected(request.receive))
     try:
         done, _ = await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED, timeout=deadline)
         if working in done:
             return working.result()
-        if gone in done:
-            raise ClientGone("the client is gone")
-        raise TimedOut(f"the request's time of {deadline:g} s is over")
+        reason = ClientGone("the client is gone") if gone in done else TimedOut(f"the request's time of {deadline:g} s is over")
+        raise reason
     finally:
-        await _stopped(working, gone)
+        await _stopped(working, gone, reason=reason)
 
 
 def guarded_events(
@@ -131,9 +142,9 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _stopped(*tasks: asyncio.Future[Any]) -> None:
+async def _stopped(*tasks: asyncio.Future[Any], reason: ServerError | None = None) -> None:
     for task in tasks:
-        task.cancel()
+        task.cancel(reason)  # whoever is cancelled may tell why
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -151,7 +151,7 @@ class _Writer:
         # Entered before the response begins, so that what is wrong with a request has a status of its own.
         conversation = await stack.enter_async_context(service.conversation(asked, place_of(request), streams=True))
         events = guarded_events(self._events(stack, conversation, body), tgi_error, served_error)
-        return EventStream(events, send_seconds=service.limits.send_seconds)
+        return EventStream(events, send_seconds=service.limits.send_seconds, stack=stack)
 
     async def _events(
         self, stack: AsyncExitStack, conversation: Conversation, body: Generate

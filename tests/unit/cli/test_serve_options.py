@@ -13,10 +13,18 @@ from idefics.cli import main
     ("options", "told"),
     [
         (["--tls-cert", "nowhere.pem"], "--tls-cert and --tls-key go together"),
-        (["--tls-cert", "nowhere.pem", "--tls-key", "nowhere.pem"], "nowhere.pem does not exist"),
+        (["--tls-cert", "nowhere.pem", "--tls-key", "nowhere.pem"], "certificate nowhere.pem and key nowhere.pem cannot"),
+        (["--tls-cert", __file__, "--tls-key", __file__], "give a PEM certificate and its key"),
         (["--log-level", "loud"], "is not one of debug, info"),
         (["a", "--model", "b"], "are both given; give one"),
         (["--deadline", "0"], "deadline = 0.0 must be above 0"),
+        (["--drain", "nan"], "drain = nan must be a finite number"),
+        (["--drain", "inf"], "drain = inf must be a finite number"),
+        (["--max-body-mb", "nan"], "--max-body-mb nan is no size"),
+        (["--max-image-mb", "inf"], "--max-image-mb inf is no size"),
+        (["--image-cache-mb", "inf"], "--image-cache-mb inf is no size"),
+        (["--cache-gb", "nan"], "--cache-gb nan is no size"),
+        (["--api-key", ""], "API key 1 of 1 is empty"),
         (["--host", "203.0.113.1"], "cannot be listened at"),
         (["--host", "no such host"], "cannot be listened at"),
         (["--allow-image-host", "."], "is no host, address or network"),
@@ -36,3 +44,12 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit):
         main(["serve"])
     assert "serving needs uvicorn: pip install 'idefics[server]'" in capsys.readouterr().err
+
+
+def test_the_key_of_the_environment_is_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut at its blank it would be two keys, each of which is easier to guess."""
+    monkeypatch.setenv("IDEFICS_API_KEY", "open sesame")
+    with pytest.raises(SystemExit) as end:
+        main(["serve"])
+    assert end.value.code == 1
+    assert "API key 1 of 1, of 11 characters, holds blanks" in capsys.readouterr().err
