@@ -133,8 +133,6 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_such(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:  # JSON that is nested too deep to be read
-            return error_response(request.url.path, Invalid("the body cannot be read as JSON"))
         kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "validation")
         told: Mapping[str, Any] = {"error": str(error.detail), "error_type": kind}
         if request.url.path.startswith("/v1/"):

@@ -88,7 +88,7 @@ class Guard:
 
         try:
             try:
-                self._check_key(path, headers)
+                self._check_key(scope, headers)
                 await self._read(body, headers, receive)
             except ServerError as error:
                 await self._error(path, error)(scope, receive, send_marked)
@@ -107,13 +107,17 @@ class Guard:
         finally:
             self._let_go(body)
             self._counted(status)
-            level = logging.DEBUG if path in self._open_paths else logging.INFO
+            level = logging.DEBUG if self._is_open(scope) else logging.INFO
             seconds = round(time.monotonic() - began, 4)
             event(log, "request", level=level, method=scope["method"], path=path, status=status, seconds=seconds)
             REQUEST_ID.reset(token)
 
-    def _check_key(self, path: str, headers: Headers) -> None:
-        if not self._keys or path in self._open_paths:
+    def _is_open(self, scope: Scope) -> bool:
+        """Whether a request needs no key; the health that `GET /` tells is anybody's, what `POST /` answers is not."""
+        return scope["path"] in self._open_paths or (scope["path"], scope["method"]) == ("/", "GET")
+
+    def _check_key(self, scope: Scope, headers: Headers) -> None:
+        if not self._keys or self._is_open(scope):
             return
         if not bears(headers.get("authorization", ""), self._keys):
             raise Unauthorized("an API key is needed: Authorization: Bearer KEY")

@@ -24,8 +24,9 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "max_tok
 
 def test_keys() -> None:
     with serving(fake_app(FakeEngine(script()), api_keys=["one", "two"])) as address, httpx.Client() as client:
-        for path in ("/health", "/metrics"):
+        for path in ("/", "/health", "/metrics"):
             assert client.get(address + path).status_code == 200
+        assert client.post(f"{address}/", json=BODY).status_code == 401
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "one"}, {"authorization": "Bearer"}):
             assert client.get(f"{address}/info", headers=headers).status_code == 401
             refused = client.post(f"{address}/v1/chat/completions", json=CHAT, headers=headers)
