@@ -7,10 +7,16 @@ body that was refused, and one that does not read its answer, would each hold a 
 from __future__ import annotations
 
 import asyncio
-import resource
+import struct
+import sys
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
+    import termios
 
 __all__ = ["REQUEST_SECONDS", "Connection", "most_connections", "raise_file_limit"]
 
@@ -23,6 +29,8 @@ _FILES = 65_536
 
 def raise_file_limit() -> None:
     """Lets the process open as many files as it may: each connection takes one."""
+    if sys.platform == "win32":
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -31,6 +39,8 @@ def raise_file_limit() -> None:
 
 def most_connections() -> int:
     """Connections that are taken at once; the other half of the files is for images, weights and logs."""
+    if sys.platform == "win32":
+        return _MOST
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST if soft == resource.RLIM_INFINITY else min(_MOST, max(1, soft // 2))
 
@@ -72,10 +82,20 @@ class Connection(H11Protocol):
         """For what of the client, and how much of it is missing if that is known: who gets on is waited for."""
         unread = self.transport.get_write_buffer_size()
         if unread:
-            return "reader", unread
+            return "reader", unread + self._on_its_way()
         begun, _ = self.conn.trailing_data
         if self.conn.their_state is h11.IDLE and (begun or self.timeout_keep_alive_task is None):
             return "headers", 0
         if self.conn.their_state is h11.SEND_BODY and self.cycle is not None and self.cycle.response_complete:
             return "body", 0
         return None
+
+    def _on_its_way(self) -> int:
+        """Bytes that the kernel has taken and the client has not; they tell of a slow reader long before our own buffer does."""
+        sock = self.transport.get_extra_info("socket")
+        if sys.platform == "win32":
+            return 0
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+        except OSError:  # not this kind of system
+            return 0
