@@ -91,7 +91,7 @@ class Connection(H11Protocol):
         return None
 
     def _on_its_way(self) -> int:
-        """Bytes that the kernel has taken and the client has not; they tell of a slow reader long before our own buffer does."""
+        """Bytes that the kernel has taken and the client has not: they show that a slow reader reads."""
         sock = self.transport.get_extra_info("socket")
         if sys.platform == "win32":
             return 0
