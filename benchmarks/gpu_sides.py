@@ -97,7 +97,7 @@ class World:
         initialize(made, seed=0)
         self.model: VisionLanguageModel = made
         self.theirs: Any = self._reference() if self.peer else None
-        pack(made)  # as `idefics.load` does
+        pack(made, reorder=False)  # as `idefics.load` does on a GPU
 
     def _config(self) -> Idefics2Config:
         whole = preset("tiny-random-idefics2" if self.tiny else "idefics2-8b")
@@ -125,7 +125,7 @@ class World:
     def cast(self, dtype: torch.dtype) -> None:
         """Turns both sides to another dtype."""
         self.dtype = dtype
-        pack(unpack(self.model).to(dtype))
+        pack(unpack(self.model).to(dtype), reorder=False)
         if self.theirs is not None:
             self.theirs.to(dtype)
 
