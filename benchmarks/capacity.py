@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--model", help="a folder in the published layout; left out: the embedded model")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--answers", type=int, default=192, help="for each number of clients")
+    parser.add_argument("--answers", type=int, default=128, help="for each number of clients")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--side", type=int, default=980, help="longest edge of the pictures in pixels")
     given = parser.parse_args()

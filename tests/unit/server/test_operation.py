@@ -308,7 +308,7 @@ def test_what_strangers_send_costs_one_request() -> None:
         while any(thread.is_alive() for thread in threads):
             began = time.monotonic()
             assert httpx.post(f"{address}/generate", json={"inputs": "a"}).status_code == 200
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 4
             time.sleep(0.02)
         assert {name: response.status_code for name, response in told.items()} == {
             "slow": 200, "many": 422, "large": 413, "markdown": 422, "deep": 422,
