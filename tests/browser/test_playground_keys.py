@@ -40,7 +40,7 @@ def page(tab: Tab, address: str) -> Tab:
 @contextmanager
 def locked(tab: Tab) -> Iterator[str]:
     """A page that has just been asked for its key."""
-    with serving(fake_app(FakeEngine(script()), api_keys=["open sesame"])) as address:
+    with serving(fake_app(FakeEngine(script()), api_keys=["open-sesame"])) as address:
         tab.call("Page.navigate", url=f"{address}/playground")
         tab.until(f"document.querySelector('#key')?.open && {TOLD}")
         yield address
@@ -68,9 +68,9 @@ def test_a_key_that_no_header_can_carry_is_refused_where_it_is_written(tab: Tab)
         give(tab, "wrong")
         tab.until(f"{TOLD}.includes('does not know')")
         assert tab.run("sessionStorage.length") == 0, "kept once it has worked"
-        give(tab, "open sesame")
+        give(tab, "open-sesame")
         tab.until(MODEL)
-        assert tab.run("sessionStorage.getItem('key')") == "open sesame"
+        assert tab.run("sessionStorage.getItem('key')") == "open-sesame"
 
 
 def test_a_key_can_be_kept_back_and_changed(tab: Tab) -> None:
@@ -80,7 +80,7 @@ def test_a_key_can_be_kept_back_and_changed(tab: Tab) -> None:
         tab.until(f"{TROUBLE}.startsWith('No key given')")
         assert tab.run(f"{OPEN} || document.querySelector('#send').disabled === false") is False
         assert all("authorization" not in map(str.lower, each["headers"]) for each in tab.requests()), "half a key is no key"
-        for key, told in (("wrong", "does not know"), ("open sesame", "")):
+        for key, told in (("wrong", "does not know"), ("open-sesame", "")):
             tab.click("#change-key")
             tab.until(OPEN)
             give(tab, key)
@@ -95,7 +95,7 @@ def test_a_key_can_be_kept_back_and_changed(tab: Tab) -> None:
 
 def test_nobody_is_asked_for_a_key_while_writing(tab: Tab) -> None:
     with locked(tab):
-        give(tab, "open sesame")
+        give(tab, "open-sesame")
         tab.until(MODEL)
         tab.run("window.fetch = ((real) => (url, options) => real(url, { ...options, headers: {} }))(window.fetch)")
         tab.click("#text")
@@ -133,7 +133,7 @@ def test_keys_belong_to_an_open_dialog_and_to_what_is_being_composed(tab: Tab, k
 def test_a_browser_that_keeps_nothing_shows_the_page_all_the_same(tab: Tab) -> None:
     tab.call("Page.addScriptToEvaluateOnNewDocument", source=BLOCKED)
     with locked(tab):
-        give(tab, "open sesame")
+        give(tab, "open-sesame")
         tab.until(MODEL)
         tab.click("#theme")
         assert tab.run("document.documentElement.dataset.theme") == "dark"

@@ -121,14 +121,14 @@ def test_failures_of_the_model_and_crowds_are_told(tab: Tab) -> None:
 
 
 def test_a_key_is_asked_for_and_kept_out_of_what_is_copied(tab: Tab) -> None:
-    with serving(fake_app(FakeEngine(script()), api_keys=["open sesame"])) as address:
+    with serving(fake_app(FakeEngine(script()), api_keys=["open-sesame"])) as address:
         tab.call("Page.navigate", url=f"{address}/playground")
         tab.until("document.querySelector('#key')?.open")
         tab.type("wrong")
         tab.press("Enter")
         tab.until("document.querySelector('#key-told').textContent.includes('does not know')")
         tab.until("document.querySelector('#key')?.open")
-        tab.type("open sesame")
+        tab.type("open-sesame")
         tab.press("Enter")
         tab.until("document.querySelector('#model').textContent.startsWith('tiny')")
         ask(tab, "Go on")
