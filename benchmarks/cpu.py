@@ -22,7 +22,7 @@ SET = {
     "engine": ["engine.py"],
     "ties": ["ties.py"],
 }
-MORE = {"wide": ["engine.py", "--layers", "6", "--rounds", "1"]}
+MORE = {"wide": ["engine.py", "--layers", "2", "--rounds", "1"]}
 
 
 def main() -> None:
