@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from browser.chromium import Tab
 from fake_engine import FakeEngine
 from idefics.server.limits import ServerLimits
@@ -34,18 +32,6 @@ PASTE = """
   return event.defaultPrevented; // the page took the files, and the text does not come
 })
 """
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serving(fake_app(FakeEngine(script()))) as address:
-        yield address
-
-
-@pytest.fixture
-def page(tab: Tab, address: str) -> Tab:
-    tab.open(f"{address}/playground")
-    return tab
 
 
 @contextmanager

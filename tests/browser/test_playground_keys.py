@@ -25,18 +25,6 @@ for (const name of ["localStorage", "sessionStorage"]) {
 """
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serving(fake_app(FakeEngine(script()))) as address:
-        yield address
-
-
-@pytest.fixture
-def page(tab: Tab, address: str) -> Tab:
-    tab.open(f"{address}/playground")
-    return tab
-
-
 @contextmanager
 def locked(tab: Tab) -> Iterator[str]:
     """A page that has just been asked for its key."""

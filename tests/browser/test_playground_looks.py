@@ -34,12 +34,6 @@ def address() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def page(tab: Tab, address: str) -> Tab:
-    tab.open(f"{address}/playground")
-    return tab
-
-
 def ask(tab: Tab, question: str) -> None:
     tab.run("document.querySelector('#text').focus()")
     tab.type(question)

@@ -26,14 +26,6 @@ class PixelBudget:
         # What is let go of, in whatever thread and at whatever moment: only an append, as a lock might be held right there.
         self._returned: deque[int] = deque()
 
-    @property
-    def held(self) -> int:
-        """Bytes at this moment."""
-        with self._lock:
-            while self._returned:
-                self._held -= self._returned.popleft()
-            return self._held
-
     def take(self, image: PreparedImage) -> None:
         """Counts an image until nothing refers to its parts any more.
 
@@ -41,9 +33,11 @@ class PixelBudget:
             Overloaded: there is no room for it now.
         """
         size = sum(part.levels_CHW.nbytes for part in image.parts)
-        if self.held + size > self._limit:
-            raise Overloaded("Model is overloaded")
         with self._lock:
+            while self._returned:
+                self._held -= self._returned.popleft()
+            if self._held + size > self._limit:
+                raise Overloaded("Model is overloaded")
             self._held += size
         for part in image.parts:
             weakref.finalize(part, self._returned.append, part.levels_CHW.nbytes).atexit = False
