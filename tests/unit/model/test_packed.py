@@ -22,6 +22,7 @@ from idefics.model.layers.joined import JoinedLinear, borrows_memory
 from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import MLP, GatedMLP
 from idefics.model.layers.packed import (
+    FEW_ROWS,
     PackedLinear,
     can_pack,
     is_packed,
@@ -55,6 +56,17 @@ def test_a_packed_layer_is_the_layer(dtype, shape, size, out, bias):
         found = PackedLinear([layer])(x)
     assert found.shape == expected.shape
     close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_a_row_alone_is_to_the_bit_what_it_is_beside_a_few(dtype):
+    torch.manual_seed(0)
+    layer = PackedLinear([torch.nn.Linear(1152, 4304, dtype=dtype)])
+    x = torch.randn(FEW_ROWS, 1152).to(dtype)
+    together = layer(x)
+    for rows in range(1, FEW_ROWS):
+        assert torch.equal(layer(x[:rows]), together[:rows])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -212,7 +224,7 @@ def test_loading_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packed, "ENOUGH_PARAMETERS", 1)
     assert is_packed(load(folder).model) == can_pack(torch.bfloat16)
     assert not is_packed(load(folder, packed=False).model)
-    assert not is_packed(load(folder, dtype="float32").model), "does not pay for one row"
+    assert is_packed(load(folder, dtype="float32").model) == can_pack(torch.float32)
     assert not packing_pays(tiny_model().to("meta"))
     monkeypatch.setattr("idefics.weights.packing.free_bytes", lambda _: 1)
     monkeypatch.setattr("idefics.weights.memory.free_bytes", lambda _: 1)

@@ -41,6 +41,9 @@ _Model = TypeVar("_Model", bound=nn.Module)
 ENOUGH_PARAMETERS = 100_000_000
 """Below this, weights stay in the processor's caches and there is little to win."""
 
+FEW_ROWS = 4
+"""oneDNN reads weights more slowly for one or two rows than for three to six, so there are never fewer (docs/log.md)."""
+
 # What oneDNN applies to a product on its way out: name, scalars, algorithm.
 _FUSED: dict[Callable[[Tensor], Tensor], tuple[str, list[float], str]] = {
     ACTIVATIONS["gelu_pytorch_tanh"]: ("gelu", [], "tanh"),
@@ -79,8 +82,13 @@ class PackedLinear(JoinedLinear):
         return self._weight.to_dense()
 
     def _product(self, x: Tensor) -> Tensor:
-        out: Tensor = self._pointwise(x, self._weight, self._bias, *self._post)
-        return out
+        rows = x.shape[:-1].numel()
+        if not 0 < rows < FEW_ROWS:
+            out: Tensor = self._pointwise(x, self._weight, self._bias, *self._post)
+            return out
+        padded = F.pad(x.reshape(rows, -1), (0, 0, 0, FEW_ROWS - rows))
+        out = self._pointwise(padded, self._weight, self._bias, *self._post)
+        return out[:rows].view(*x.shape[:-1], -1)
 
 
 class _Ops:
@@ -129,15 +137,8 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def packing_pays(model: nn.Module) -> bool:
-    """Whether `pack` can be applied, and should: in bfloat16 on CPUs, in any dtype on GPUs, from some size on.
-
-    In float32 on a CPU one row is slower packed than plain, and eight rows are four times as fast (docs/log.md): it can be
-    asked for.
-    """
-    on_cpu = _devices(model) == {"cpu"}
-    if _obstacle(model, reorder=on_cpu) is not None or _count(model) < ENOUGH_PARAMETERS:
-        return False
-    return not on_cpu or _dtypes(model) == {torch.bfloat16}
+    """Whether `pack` can be applied where the model is, and should: from some size on."""
+    return _obstacle(model, reorder=_devices(model) == {"cpu"}) is None and _count(model) >= ENOUGH_PARAMETERS
 
 
 def is_packed(model: nn.Module) -> bool:
