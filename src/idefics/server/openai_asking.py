@@ -12,7 +12,7 @@ from idefics.server.prompts import Prompt, prompt_of_markdown, prompt_of_message
 from idefics.server.requests import Asked
 from idefics.server.service import Service
 
-__all__ = ["asked_of_chat", "asked_of_completion", "copies_of", "prompt_of_chat"]
+__all__ = ["COMPLETION_TOKENS", "asked_of_chat", "asked_of_completion", "copies_of", "prompt_of_chat"]
 
 COMPLETION_TOKENS = 16
 """New tokens of `/v1/completions` where the body does not say: OpenAI's default."""
