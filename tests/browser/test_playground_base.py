@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 
+import idefics
 from browser.chromium import Tab
-from contract.conftest import Served
+from contract.conftest import Served, serving_model
 from fake_engine import FakeEngine
 from fakes import tiny_tokenizer
+from idefics.create import create_checkpoint
 from idefics.server.limits import ServerLimits
 from serving import data_url, fake_app, png, script, serving, wait_until
 
 THING = Path(__file__).parents[2] / "src/idefics/assets/demo/thing.png"
 LONG = script("the red image " * 30)
 STATUS = "document.querySelector('#status').textContent"
-PROMPT = "[...document.querySelectorAll('#plan th')].find((e) => e.textContent === 'Prompt')?.nextSibling.textContent"
+PROMPT = "[...document.querySelectorAll('#plan th')].find((e) => e.textContent === 'Prompt').nextSibling.textContent"
 RECORD = """
 window.lengths = [];
 new MutationObserver(() => window.lengths.push(document.querySelector(".assistant .text")?.textContent.length ?? 0))
@@ -47,6 +49,14 @@ def go_on(tab: Tab, text: str, *, turns: int = 1) -> str:
 def add(tab: Tab, file: Path) -> None:
     tab.drop(file)
     tab.until("document.querySelector('#pictures strong')")
+
+
+def planned(tab: Tab, *, new: int) -> str:
+    """Tokens of the prompt as the page shows them, with so many new ones at most: by these the newest plan is known."""
+    tab.run("document.querySelector('#max_tokens').select()")
+    tab.type(str(new))
+    tab.until(f"document.querySelector('#plan').innerText.includes('Answer, at most\t{new}')")
+    return str(tab.run(PROMPT))
 
 
 def test_a_text_with_a_dropped_picture_is_continued_while_it_grows(tab: Tab, base: Served) -> None:
@@ -79,10 +89,9 @@ def test_texts_stand_one_after_the_other_as_they_were_written(page: Tab, tmp_pat
     second = f"{first}{said}![]({data_url(png())}) and "
     page.click("#text")
     page.type(" and ")
-    page.until(f"{PROMPT} > 10")
-    planned = page.run(f"new Promise((done) => setTimeout(() => done({PROMPT}), 500))")
+    prompt_tokens = planned(page, new=99)
     assert go_on(page, "", turns=2) == second
-    assert page.text(".assistant:last-child small").startswith(f"{planned} + 4 tokens")
+    assert page.text(".assistant:last-child small").startswith(f"{prompt_tokens} + 4 tokens")
     assert go_on(page, "", turns=3) == second + said, "it goes on where nothing is written"
     assert page.text("#turns").count("You") == 2
     assert go_on(page, "\n", turns=4) == second + said * 2 + "\n"
@@ -90,6 +99,22 @@ def test_texts_stand_one_after_the_other_as_they_were_written(page: Tab, tmp_pat
     page.press("Enter", ctrl=True)
     assert page.text("#turns") == "", "there is nothing to go on with"
     assert page.said() == []
+
+
+def test_the_first_idefics_continues_texts_too(tab: Tab, tmp_path: Path) -> None:
+    create_checkpoint("tiny-random-idefics", tmp_path / "first")
+    model = idefics.load(tmp_path / "first", dtype="float32")
+    model.processor.chat_template = None  # which follows from the tokenizer, and all tiny models have the same one
+    with serving_model(model) as served:
+        tab.open(f"{served.address}/playground")
+        assert tab.run("document.querySelector('#seeing').hidden"), "its images cannot be adjusted"
+        add(tab, THING)
+        assert tab.text("#pictures strong") == "1 tokens"
+        tab.type("This is")
+        prompt_tokens = planned(tab, new=4)
+        assert go_on(tab, "") == f"![]({data_url(THING.read_bytes())})This is"
+        assert tab.text(".assistant small").startswith(f"{prompt_tokens} + ")
+        assert tab.said() == []
 
 
 def test_stop_retry_and_edit(tab: Tab) -> None:
