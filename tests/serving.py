@@ -45,12 +45,14 @@ def wait_until(holds: Callable[[], bool], *, seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-def fake_app(engine: FakeEngine, *, limits: ServerLimits | None = None, private: bool = True, **options: Any) -> Any:
-    """The application over a fake engine and the tiny processor."""
-    processor = tiny_processor()
+def fake_app(
+    engine: FakeEngine, *, limits: ServerLimits | None = None, private: bool = True, chats: bool = True, **options: Any
+) -> Any:
+    """The application over a fake engine and the tiny processor; without chats that of a base model."""
+    processor = tiny_processor(end_of_utterance=chats)
     model = ServedModel(
         name="tiny",
-        config=tiny_config(),
+        config=tiny_config(end_of_utterance=chats),
         processor=processor,
         defaults=generation_defaults(processor),
         positions=512,

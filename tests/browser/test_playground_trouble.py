@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from browser.chromium import Browser, Tab
+from browser.chromium import Tab
 from contract.conftest import Served
 from fake_engine import FakeEngine
 from idefics.server.limits import ServerLimits
@@ -193,13 +193,3 @@ def test_where_pages_may_not_copy_the_text_is_shown_to_copy(tab: Tab) -> None:
         assert tab.run("getSelection().toString() || document.activeElement.value").startswith("curl")
         tab.press("Escape")
         tab.until("!document.querySelector('#code').open")
-
-
-def test_a_model_without_chats_says_so(browser: Browser, tab: Tab) -> None:
-    del browser
-    app = fake_app(FakeEngine(script()))
-    app.state.service.model.processor.chat_template = None
-    with serving(app) as address:
-        tab.open(f"{address}/playground")
-        tab.until("document.querySelector('#problem').textContent.includes('base model')")
-        tab.until("document.querySelector('#plan').innerText.includes('no chat template')")

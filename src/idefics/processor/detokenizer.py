@@ -30,6 +30,7 @@ class TextStream:
         skip_special_tokens: leave special tokens out of the text.
         clean_up_tokenization_spaces: None follows the tokenizer.
         stop: the text ends before the one of these that is complete first; a beginning of one is held back.
+        inside: the text goes on with another one; decoders that drop the space before a text's first word keep it then.
 
     Attributes:
         stopped: the stop string that ended the text, or None.
@@ -49,6 +50,7 @@ class TextStream:
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool | None = None,
         stop: str | Sequence[str] = (),
+        inside: bool = False,
     ) -> None:
         self.stopped: str | None = None
         self._tokenizer = tokenizer
@@ -58,7 +60,8 @@ class TextStream:
         self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(self._stop):
             raise OptionError("an empty stop string would end every text at once")
-        self._settled: list[int] = []  # context: ids whose text has been passed on
+        # Context: ids whose text has been passed on, or any text at all, as only a decoder's first token is special to it.
+        self._settled = tokenizer.encode("a", add_special_tokens=False) if inside else []
         self._pending: list[int] = []  # ids whose text may still change
         self._raw = ""  # text passed on by the decoder, held by clean-up
         self._held = ""  # text that may be the beginning of a stop string

@@ -45,11 +45,14 @@ class AnswerText:
         stop: strings that end the answer.
         stop_ids: ids that end it because a stop string is that token.
         keep_stop: whether a stop string that ended the answer is part of it.
+        inside: see `TextStream`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, stop: Sequence[str], stop_ids: frozenset[int], keep_stop: bool) -> None:
-        self._shown = TextStream(tokenizer, stop=() if keep_stop else stop)
-        self._watched = TextStream(tokenizer, stop=stop) if keep_stop and stop else self._shown
+    def __init__(
+        self, tokenizer: Tokenizer, *, stop: Sequence[str], stop_ids: frozenset[int], keep_stop: bool, inside: bool
+    ) -> None:
+        self._shown = TextStream(tokenizer, stop=() if keep_stop else stop, inside=inside)
+        self._watched = TextStream(tokenizer, stop=stop, inside=inside) if keep_stop and stop else self._shown
         self._stop_ids = stop_ids
         self._pieces: deque[str] = deque()
 

@@ -184,8 +184,12 @@ class Bridge:
             done()
             raise self._refusal()
         asked = prepared.asked
+        # After a special token, such as that of an image, a text begins anew, and with it the tokenizer writes the space.
+        inside = asked.appended and int(prepared.inputs.input_ids_BT[0, -1]) not in self._tokenizer.all_special_ids
         texts = [
-            AnswerText(self._tokenizer, stop=prepared.stop, stop_ids=prepared.stop_ids, keep_stop=asked.keep_stop)
+            AnswerText(
+                self._tokenizer, stop=prepared.stop, stop_ids=prepared.stop_ids, keep_stop=asked.keep_stop, inside=inside
+            )
             for _ in range(prepared.params.candidates)
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from idefics.server.errors import Invalid
@@ -12,7 +13,7 @@ from idefics.server.prompts import Prompt, prompt_of_markdown, prompt_of_message
 from idefics.server.requests import Asked
 from idefics.server.service import Service
 
-__all__ = ["asked_of_chat", "asked_of_completion", "copies_of", "prompt_of_chat"]
+__all__ = ["COMPLETION_TOKENS", "asked_of_chat", "asked_of_completion", "copies_of", "prompt_of_chat"]
 
 COMPLETION_TOKENS = 16
 """New tokens of `/v1/completions` where the body does not say: OpenAI's default."""
@@ -73,7 +74,8 @@ def asked_of_completion(body: CompletionRequest, service: Service) -> list[Asked
     options = _options(body, service, new=new, best_of=body.best_of)
     options["logprobs"] = _alternatives(body.logprobs, service, "logprobs")
     images, processor = service.limits.images, service.model.processor
-    return [_asked(body, prompt_of_markdown(text, processor, images=images), options, None) for text in texts]
+    prompts = [prompt_of_markdown(text, processor, images=images) for text in texts]
+    return [replace(_asked(body, prompt, options, None), appended=True) for prompt in prompts]
 
 
 def copies_of(body: Completing) -> int:

@@ -1,19 +1,20 @@
-"""The page at `/playground`, and what only a page asks for: facts for its controls, and the plan of a chat."""
+"""The page at `/playground`, and what only a page asks for: facts for its controls, and the plan of a request."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from idefics.errors import OptionError
 from idefics.plan import PRECISIONS, Plan, Precision, make_plan
 from idefics.server.bodies import Body, Messages
-from idefics.server.openai_asking import prompt_of_chat
+from idefics.server.openai_asking import COMPLETION_TOKENS, prompt_of_chat
+from idefics.server.prompts import Prompt, prompt_of_markdown
 from idefics.server.requests import Asked
 from idefics.server.routes import taking_route
 from idefics.server.service import Service
@@ -23,6 +24,8 @@ from idefics.server.tgi_schemas import TgiError
 __all__ = ["page_paths", "playground_router"]
 
 PAGE = "/playground"
+CHAT_TOKENS = 256
+"""New tokens of a chat to plan for where the body does not say."""
 _FOLDER = Path(__file__).parents[1] / "assets" / "playground"
 _TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _READS = ["GET", "HEAD"]
@@ -54,17 +57,29 @@ class Facts(BaseModel):
 
 
 class PlanRequest(Body):
-    """A chat to plan for, in OpenAI's form. An image whose URL is a size, such as `640x480`, counts as one of that size; one
-    with any other URL is not fetched and counts as the largest. A size can be followed by a name, as in `640x480 (first)`, by
-    which the image is found again: texts may hold more images, in markdown.
+    """A chat or a text to plan for, in OpenAI's form. An image whose URL is a size, such as `640x480`, counts as one of that
+    size; one with any other URL is not fetched and counts as the largest. In messages a size can be followed by a name, as in
+    `640x480 (first)`, by which the image is found again: texts may hold more images, in markdown.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    messages: Messages
-    max_tokens: int = Field(default=256, ge=1)
+    messages: Messages | None = Field(default=None, description="Of a chat; either these or a `prompt`.")
+    prompt: str | None = Field(default=None, description="A text that is continued, with images in markdown.")
+    max_tokens: int | None = Field(default=None, ge=1, description=f"Left out: {CHAT_TOKENS}; {COMPLETION_TOKENS} for a text.")
     do_image_splitting: bool | None = None
     max_image_size: int | None = None
+
+    @model_validator(mode="after")
+    def _check_asked(self) -> Self:
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("either `messages` or `prompt` must be given, and not both")
+        return self
+
+    @property
+    def new_tokens(self) -> int:
+        """Of the answer, at most."""
+        return self.max_tokens or (CHAT_TOKENS if self.prompt is None else COMPLETION_TOKENS)
 
 
 class PlannedImage(BaseModel):
@@ -98,7 +113,7 @@ class PlannedBytes(BaseModel):
 
 
 class PlanAnswer(BaseModel):
-    """What a chat takes."""
+    """What a request takes."""
 
     images: list[PlannedImage]
     tokens: PlannedTokens
@@ -127,14 +142,20 @@ def playground_router(service: Service) -> APIRouter:
     async def facts() -> Response:
         return Json(_facts(service).model_dump())
 
-    @router.post("/plan", summary="Tokens and memory of a chat", response_model=PlanAnswer, responses=errors)
+    @router.post("/plan", summary="Tokens and memory of a chat or a text", response_model=PlanAnswer, responses=errors)
     async def plan(body: PlanRequest) -> Response:
-        prompt = await service.preparer.in_worker(lambda: prompt_of_chat(body.messages, service))
+        prompt = await service.preparer.in_worker(lambda: _prompt(body, service))
         asked = Asked(prompt=prompt, split=body.do_image_splitting, max_image_size=body.max_image_size)
         ids = [token.id for token in await service.preparer.tokens(asked)]
-        return Json(await service.preparer.in_worker(lambda: _planned(service, asked, ids, new=body.max_tokens).model_dump()))
+        return Json(await service.preparer.in_worker(lambda: _planned(service, asked, ids, new=body.new_tokens).model_dump()))
 
     return router
+
+
+def _prompt(body: PlanRequest, service: Service) -> Prompt:
+    if body.messages is not None:
+        return prompt_of_chat(body.messages, service)
+    return prompt_of_markdown(body.prompt or "", service.model.processor, images=service.limits.images)
 
 
 def _files() -> list[Path]:

@@ -42,6 +42,7 @@ class Asked:
         options: of `SamplingParams`, without `stop`; what is left out follows the checkpoint.
         stop: strings that end an answer.
         keep_stop: whether a stop string is part of the answer that it ends.
+        appended: whether answers are added to the prompt's text, so that the space before their first word belongs to them.
         grammar: what answers must look like.
         truncate: keep this many of the prompt's last tokens.
         split: cut images in sub-images; None follows the checkpoint.
@@ -52,6 +53,7 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     keep_stop: bool = False
+    appended: bool = False
     grammar: Grammar | None = None
     truncate: int | None = None
     split: bool | None = None

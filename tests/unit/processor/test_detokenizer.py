@@ -92,6 +92,15 @@ def test_words_are_shown_at_once() -> None:
     assert stream.finish() == ""
 
 
+@pytest.mark.parametrize("tokenizer", [MISTRAL, BYTE_LEVEL], ids=["mistral", "byte-level"])
+@pytest.mark.parametrize("text", [" the fox" * 20, "😀 the", "\nthe", ". the"])
+def test_inside_a_text_a_first_space_is_shown(tokenizer: Tokenizer, text: str) -> None:
+    first, *ids = tokenizer.encode(f"a{text}", add_special_tokens=False)
+    assert tokenizer.decode([first]) == "a"
+    stream = TextStream(tokenizer, inside=True)
+    assert "".join(map(stream.push, ids)) + stream.finish() == text
+
+
 def test_a_list_of_ids_is_pushed_like_its_ids() -> None:
     ids = MISTRAL.encode("Hello 😀 world")
     stream = TextStream(MISTRAL)

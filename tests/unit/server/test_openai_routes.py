@@ -14,6 +14,7 @@ from idefics.errors import NumericsError
 from serving import data_url, fake_app, png, script
 
 CHAT = "/v1/chat/completions"
+IMAGE = f"![]({data_url(png())})"
 
 
 @pytest.fixture
@@ -131,8 +132,8 @@ def test_bytes_that_are_no_text_alone(client: TestClient, engine: FakeEngine) ->
     content = client.post(CHAT, json=body(logprobs=True)).json()["choices"][0]["logprobs"]["content"]
     assert bytes(byte for token in content for byte in token["bytes"]).decode() == ("the é image")
     choice = client.post("/v1/completions", json={"prompt": "a", "logprobs": 2}).json()["choices"][0]
-    assert choice["logprobs"]["tokens"] == ["the", " ", "bytes:\\xc3", "bytes:\\xa9", " image"]
-    assert choice["logprobs"]["text_offset"] == [0, 3, 4, 5, 5]
+    assert choice["logprobs"]["tokens"] == [" the", " ", "bytes:\\xc3", "bytes:\\xa9", " image"]
+    assert choice["logprobs"]["text_offset"] == [0, 4, 5, 6, 6]
     assert set(choice["logprobs"]["top_logprobs"][2]) == {"bytes:\\xc3", "bytes:\\xc4"}
 
 
@@ -235,8 +236,19 @@ def test_errors_of_the_engine(client: TestClient, engine: FakeEngine) -> None:
 def test_completions(client: TestClient, engine: FakeEngine) -> None:
     answer = client.post("/v1/completions", json={"prompt": f"![]({data_url(png())})a", "temperature": 0}).json()
     assert answer["object"] == "text_completion"
-    assert answer["choices"][0] == {"index": 0, "text": "the red image", "logprobs": None, "finish_reason": "stop"}
+    assert answer["choices"][0] == {"index": 0, "text": " the red image", "logprobs": None, "finish_reason": "stop"}
     assert engine.params[0].max_new_tokens == 16
+
+
+def test_completions_begin_with_the_space_that_stands_before_them(client: TestClient) -> None:
+    echoed = {"echo": True, "temperature": 0}
+    for prompt, written in (("a", "a the red image"), ("a\n", "a\n the red image"), (IMAGE, f"{IMAGE}the red image")):
+        answer = client.post("/v1/completions", json={"prompt": prompt, **echoed}).json()["choices"][0]
+        assert answer["text"] == written
+        streamed = pieces(client.post("/v1/completions", json={"prompt": prompt, "stream": True, **echoed}).text)
+        assert "".join(piece["choices"][0]["text"] for piece in streamed) == written
+        ids = [[token["id"] for token in client.post("/tokenize", json={"inputs": text}).json()] for text in (prompt, written)]
+        assert ids[1] == ids[0] + script(), "the text is read as it was written"
 
 
 def test_completions_of_several_prompts(client: TestClient) -> None:
@@ -247,7 +259,7 @@ def test_completions_of_several_prompts(client: TestClient) -> None:
     found = pieces(client.post("/v1/completions", json={"prompt": ["a", "b"], "stream": True}).text)
     for index in (0, 1):
         mine = [p["choices"][0] for p in found if p["choices"][0]["index"] == index]
-        assert "".join(choice["text"] for choice in mine) == "the red image"
+        assert "".join(choice["text"] for choice in mine) == " the red image"
 
 
 def test_completions_best_of_and_logprobs(client: TestClient, engine: FakeEngine) -> None:
@@ -256,8 +268,8 @@ def test_completions_best_of_and_logprobs(client: TestClient, engine: FakeEngine
     assert len(answer["choices"]) == 2
     logprobs = answer["choices"][0]["logprobs"]
     assert [len(logprobs[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [3] * 4
-    assert logprobs["text_offset"] == [0, 3, 7]
-    assert logprobs["tokens"] == ["the", " red", " image"]
+    assert logprobs["text_offset"] == [0, 4, 8]
+    assert logprobs["tokens"] == [" the", " red", " image"]
     assert all(token in top for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True))
     none = client.post("/v1/completions", json={"prompt": "a", "logprobs": 0}).json()["choices"][0]["logprobs"]
     assert none["top_logprobs"] is None

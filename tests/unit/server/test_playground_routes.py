@@ -96,6 +96,19 @@ def test_the_plan_is_the_one_of_the_command_line_and_counts_what_is_computed(cli
     assert answer.json()["usage"]["prompt_tokens"] == plan["tokens"]["prompt"]
 
 
+def test_the_plan_of_a_text_counts_what_its_completion_does() -> None:
+    with TestClient(fake_app(FakeEngine(script()), chats=False)) as client:
+        text = " ![]({})a red![]({}) ![]({})image\n"
+        asked = {"do_image_splitting": True, "max_image_size": 36}
+        plan = client.post("/playground/plan", json={"prompt": text.format("90x60", "40x30", "40x30"), **asked}).json()
+        prompt = text.format(data_url(png(90, 60)), data_url(png()), data_url(png()))
+        usage = client.post("/v1/completions", json={"prompt": prompt, **asked}).json()["usage"]
+        assert plan["tokens"]["prompt"] == usage["prompt_tokens"]
+        assert plan["tokens"]["answer"] == 16, "as many as a completion has if it does not say"
+        assert [(image["width"], image["height"]) for image in plan["images"]] == [(90, 60), (40, 30), (40, 30)]
+        assert client.post("/playground/plan", json={"prompt": ""}).json()["tokens"]["text"] == 1, "nothing but <s>"
+
+
 def test_images_apart_share_no_token_and_unknown_sizes_count_as_the_largest(client: TestClient) -> None:
     turns = [*chat("40x30")["messages"], {"role": "assistant", "content": "yes"}, *chat("https://a.b/c.png")["messages"]]
     plan = client.post("/playground/plan", json={"messages": turns}).json()
@@ -117,6 +130,11 @@ def test_named_images_are_found_among_those_of_the_texts(client: TestClient) -> 
     ("body", "told"),
     [
         ({"messages": []}, "messages is empty"),
+        ({}, "either `messages` or `prompt`"),
+        ({**chat("1x1"), "prompt": "a"}, "either `messages` or `prompt`"),
+        ({"prompt": "an <image>"}, "stands for an image"),
+        ({"prompt": "![](1x1)" * 65}, "over the limit of 64"),
+        ({"prompt": ["a"]}, "prompt"),
         (chat(max_image_size=73), "must be from 1 to 72"),
         (chat(max_tokens=0), "max_tokens"),
         (chat(other=1), "other"),

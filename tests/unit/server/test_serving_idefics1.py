@@ -37,6 +37,9 @@ def test_it_answers_as_it_does_alone(model: Idefics) -> None:
         assert answer["generated_text"] == expected
         assert all(token["logprob"] is None or token["logprob"] < 0 for token in answer["details"]["prefill"])
         assert len(client.post("/tokenize", json={"inputs": inputs}).json()) == len(answer["details"]["prefill"])
+        usage = client.post("/v1/completions", json={"prompt": inputs, "max_tokens": 1}).json()["usage"]
+        plan = client.post("/playground/plan", json={"prompt": "User:![](40x30)and![](90x90)What is this?"}).json()
+        assert plan["tokens"]["prompt"] == usage["prompt_tokens"]
         refused = client.post("/generate", json={"inputs": inputs, "parameters": {"do_image_splitting": True}})
         assert refused.status_code == 422
         assert "split" in refused.json()["error"]

@@ -1,5 +1,6 @@
 /** The message that is being written: its text and its images. */
 
+import { chat } from "./asking.js";
 import { button, byId, element } from "./elements.js";
 import { Picture, watchFiles } from "./pictures.js";
 
@@ -10,6 +11,7 @@ export function draftOf({ text = "", pictures = [] } = {}) {
 
 export class Composer {
   #draft = draftOf();
+  #way = chat;
   #text = byId("text");
   #list = byId("pictures");
   #changed;
@@ -25,13 +27,19 @@ export class Composer {
     });
   }
 
+  /** Goes on with messages for another way of asking. */
+  fit(way) {
+    this.#way = way;
+  }
+
   /** The turn that the message would be. */
   get turn() {
-    return { role: "user", text: this.#text.value.trim(), pictures: [...this.#draft.pictures] };
+    return { role: "user", text: this.#way.typed(this.#text.value), pictures: [...this.#draft.pictures] };
   }
 
   get empty() {
-    return !this.#text.value.trim() && !this.#draft.pictures.length && !this.#draft.reading;
+    const { text, pictures } = this.turn;
+    return !text && !pictures.length && !this.reading;
   }
 
   get reading() {

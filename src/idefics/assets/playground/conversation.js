@@ -1,7 +1,7 @@
-/** The turns of a chat, and the messages that they are to the server. */
+/** The turns of a conversation, and what of them counts. */
 
 export class Conversation {
-  /** `{role: "user", text, pictures}`, `{role: "assistant", text, request, running, note, problem}` */
+  /** `{role: "user", text, pictures}`, `{role: "assistant", text, way, request, running, note, problem}` */
   turns = [];
 
   /** Goes on with a user's turn; with `at`, in place of all from there on. */
@@ -23,18 +23,4 @@ export function toldOf(turns) {
 /** The images of turns, in order. */
 export function picturesOf(turns) {
   return turns.flatMap((turn) => turn.pictures ?? []);
-}
-
-/** Turns in OpenAI's form; `urlOf` says how the image with a number is given. */
-export function messagesOf(turns, urlOf = (picture) => picture.url) {
-  let number = 0;
-  return turns
-    .filter((turn) => turn.role === "user" || turn.text)
-    .map(({ role, text, pictures = [] }) => ({
-      role,
-      content: [
-        ...pictures.map((picture) => ({ type: "image_url", image_url: { url: urlOf(picture, number++) } })),
-        ...(text || !pictures.length ? [{ type: "text", text }] : []),
-      ],
-    }));
 }

@@ -1,7 +1,8 @@
-/** The playground: a chat with the served model, and everything that the page's controls do. */
+/** The playground: a conversation with the served model, and everything that the page's controls do. */
 
+import { chat, completion } from "./asking.js";
 import { Composer, draftOf } from "./composer.js";
-import { Conversation, messagesOf, picturesOf, toldOf } from "./conversation.js";
+import { Conversation, picturesOf, toldOf } from "./conversation.js";
 import { askForKey, copy } from "./dialogs.js";
 import { byId, size } from "./elements.js";
 import { PlanPanel } from "./plan.js";
@@ -18,6 +19,7 @@ const composer = new Composer({ changed: replan, send });
 const turns = new Turns({ edit, retry, copy: copied });
 
 let facts = null; // of the server; until they are there nothing can be sent
+let way = chat; // of asking; the facts say whether there are chats
 let loads = 0; // times that they were asked for
 let editing = null; // index of the turn that the composer will replace
 let kept = null; // the draft that the edit interrupted
@@ -48,7 +50,7 @@ function replan() {
   if (!facts) return;
   const earlier = toldOf(before());
   const next = composer.empty && earlier.length ? earlier : [...earlier, composer.turn];
-  plan.update(next, settings);
+  plan.update(way, next, settings);
   const bytes = bytesOf(next);
   const weight = byId("weight");
   weight.hidden = !picturesOf(next).length;
@@ -56,10 +58,10 @@ function replan() {
   weight.classList.toggle("problem", bytes > facts.body_bytes);
 }
 
-function requestOf(asked, urlOf) {
+function requestOf(asked, urlOf = (picture) => picture.url) {
   return {
     model: facts.model,
-    messages: messagesOf(asked, urlOf),
+    ...way.asked(asked, urlOf),
     ...settings.options,
     stream: true,
     stream_options: { include_usage: true },
@@ -72,8 +74,13 @@ function bytesOf(asked) {
   return images + new Blob([JSON.stringify(requestOf(asked, () => ""))]).size;
 }
 
+/** Whether there is something to ask; a text is also continued as it stands. */
+function askable() {
+  return !composer.empty || (way.resumes && toldOf(before()).length > 0);
+}
+
 async function send() {
-  if (running || waiting || composer.empty) return;
+  if (running || waiting || !askable()) return;
   if (!facts) return status("The server has not answered yet");
   if (!(await allRead()) || running) return;
   const asked = composer.turn;
@@ -102,7 +109,7 @@ async function allRead() {
 
 async function answer() {
   const request = requestOf(toldOf(conversation.turns));
-  const turn = { role: "assistant", text: "", request, running: true };
+  const turn = { role: "assistant", text: "", way, request, running: true };
   conversation.turns.push(turn);
   running = new AbortController();
   status("Answering…");
@@ -111,8 +118,8 @@ async function answer() {
   const began = performance.now();
   try {
     let ended = "";
-    for await (const { choices = [], usage } of server.chat(request, running.signal)) {
-      const piece = choices[0]?.delta?.content ?? "";
+    for await (const { choices = [], usage } of server.events(way.path, request, running.signal)) {
+      const piece = (choices[0] && way.piece(choices[0])) ?? "";
       ended = choices[0]?.finish_reason ?? ended;
       turn.text += piece;
       if (piece) turns.grow(turn, piece);
@@ -123,7 +130,7 @@ async function answer() {
       turn.note = "stopped";
     } else {
       turn.problem = error.message;
-      turn.note = "what follows is asked without this question";
+      turn.note = `what follows is asked without this ${way.nouns.asked}`;
     }
   }
   turn.running = false;
@@ -218,7 +225,9 @@ async function load() {
 function fit(found) {
   facts = found;
   byId("model").textContent = `${facts.model} · ${facts.dtype} · ${facts.device}`;
-  if (!facts.chats) composer.complain("This model has no chats: it is a base model. Ask it by example over the API.");
+  way = facts.chats ? chat : completion;
+  for (const [id, look] of Object.entries(way.looks)) Object.assign(byId(id), look);
+  composer.fit(way);
   settings.fit(facts);
 }
 

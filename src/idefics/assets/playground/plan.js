@@ -1,7 +1,7 @@
 /** What the next request will take, as the server reckons it. */
 
 import { byId, element, size } from "./elements.js";
-import { messagesOf, picturesOf } from "./conversation.js";
+import { picturesOf } from "./conversation.js";
 
 const PAUSE = 150; // milliseconds without a change before the server is asked
 
@@ -16,21 +16,18 @@ export class PlanPanel {
   }
 
   /** Plans for turns soon; only the newest wish is fulfilled. */
-  update(turns, settings) {
+  update(way, turns, settings) {
     clearTimeout(this.#waiting);
     this.#asked?.abort();
-    this.#waiting = setTimeout(() => this.#ask(turns, settings), PAUSE);
+    this.#waiting = setTimeout(() => this.#ask(way.planned(turns), picturesOf(turns), settings), PAUSE);
   }
 
-  async #ask(turns, settings) {
+  async #ask({ asked, own }, pictures, settings) {
     this.#asked = new AbortController();
-    // Each has a name, as the plan may count more images: those that a text holds as markdown.
-    const messages = messagesOf(turns, ({ width, height }, number) => `${width}x${height} (${number})`);
     const { max_tokens } = settings.options;
     try {
-      const plan = await this.#server.plan({ messages, max_tokens, ...settings.seeing }, this.#asked.signal);
-      const named = new Map(plan.images.map((image) => [image.name, image]));
-      picturesOf(turns).forEach((picture, number) => picture.plan(named.get(String(number)), settings.split));
+      const plan = await this.#server.plan({ ...asked, max_tokens, ...settings.seeing }, this.#asked.signal);
+      own(plan.images).forEach((image, number) => pictures[number].plan(image, settings.split));
       this.#show(plan);
     } catch (error) {
       if (error.name !== "AbortError") this.#panel.replaceChildren(element("p", { className: "problem" }, error.message));

@@ -41,13 +41,13 @@ export class Server {
   }
 
   /** Asks for no key, as it is called while somebody writes. */
-  async plan(chat, signal) {
-    return jsonOf(await this.#post("playground/plan", chat, signal, { asks: false }));
+  async plan(request, signal) {
+    return jsonOf(await this.#post("playground/plan", request, signal, { asks: false }));
   }
 
-  /** Yields the events of a streamed chat completion. */
-  async *chat(request, signal) {
-    const response = await this.#post("v1/chat/completions", request, signal);
+  /** Yields the events of a streamed completion, of whichever path. */
+  async *events(path, request, signal) {
+    const response = await this.#post(path, request, signal);
     for await (const data of eventsOf(response.body)) {
       if (data === "[DONE]") return;
       const event = read(data);

@@ -4,10 +4,10 @@ import { Server } from "./server.js";
 import { tabStore } from "./store.js";
 
 /** For a shell. The body goes in by a here-document, as images are longer than arguments may be. */
-export function curl(request) {
+export function curl({ path }, request) {
   const key = tabStore.get("key") === null ? "" : ` -H "Authorization: Bearer $IDEFICS_API_KEY"`;
   const body = JSON.stringify(request);
-  return `curl -N ${Server.address("v1/chat/completions")} -H "Content-Type: application/json"${key} \\
+  return `curl -N ${Server.address(path)} -H "Content-Type: application/json"${key} \\
   --data-binary @- <<'JSON'
 ${body}
 JSON
@@ -17,7 +17,7 @@ JSON
 const BEYOND_OPENAI = ["do_image_splitting", "max_image_size", "repetition_penalty"];
 
 /** For Python, with the client `openai`. */
-export function python(request) {
+export function python(way, request) {
   const needsKey = tabStore.get("key") !== null;
   const entries = Object.entries(request);
   const own = entries.filter(([name]) => !BEYOND_OPENAI.includes(name));
@@ -26,11 +26,11 @@ export function python(request) {
   return `${needsKey ? "import os\n\n" : ""}from openai import OpenAI
 
 client = OpenAI(base_url="${Server.address("v1")}", api_key=${needsKey ? 'os.environ["IDEFICS_API_KEY"]' : '"none"'})
-stream = client.chat.completions.create(
+stream = client.${way.python.call}.create(
 ${options.map(([name, value]) => `    ${name}=${literal(value)},\n`).join("")})
 for event in stream:
     for choice in event.choices:
-        print(choice.delta.content or "", end="", flush=True)
+        print(${way.python.piece} or "", end="", flush=True)
 print()
 `;
 }

@@ -22,16 +22,16 @@ export class TurnItem {
     } else {
       this.#retry = button("Retry", retry);
       this.#copies = [
-        button("Copy", () => copy(turn.text, "The answer")),
-        button("curl", () => copy(curl(turn.request), "The request for curl"), { ariaLabel: "Copy as curl" }),
-        button("Python", () => copy(python(turn.request), "The request in Python"), { ariaLabel: "Copy as Python" }),
+        button("Copy", () => copy(turn.text, `The ${turn.way.nouns.answered}`)),
+        button("curl", () => copy(curl(turn.way, turn.request), "The request for curl"), { ariaLabel: "Copy as curl" }),
+        button("Python", () => copy(python(turn.way, turn.request), "The request in Python"), { ariaLabel: "Copy as Python" }),
       ];
     }
     const pictures = (turn.pictures ?? []).map((picture) => element("li", {}, picture.figure()));
     this.element = element(
       "li",
-      { className: `turn ${turn.role}` },
-      element("h2", {}, asked ? "You" : "Answer"),
+      { className: `turn ${turn.role}`, hidden: asked && !turn.text && !pictures.length }, // a text continued as it stood
+      element("h2", {}, asked ? "You" : turn.way.nouns.answered),
       pictures.length ? element("ul", { className: "pictures" }, ...pictures) : null,
       this.#text,
       element("div", { className: "row" }, this.#note, this.#edit, this.#retry, ...this.#copies),
