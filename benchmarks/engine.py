@@ -129,7 +129,7 @@ def same(answers: list[list[int]], others: list[list[int]]) -> float:
 
 
 def tell(what: str) -> None:
-    """Layers of true size take minutes: says how far it is."""
+    """How far it is, as layers of true size take minutes."""
     print(what, file=sys.stderr, flush=True)
 
 
@@ -154,7 +154,7 @@ def second_turn(bench: Bench, rounds: int) -> Case:
         pair = [lambda s=second: bench.answer([s], 1), lambda s=second: bench.theirs.answer([s], 1)]
         order = (0, 1) if number % 2 else (1, 0)
         seconds = {side: timed(pair[side]) for side in order}
-        tell(f"a second turn, ours and theirs: {seconds[0]:.2f} and {seconds[1]:.2f} s")
+        tell(f"a second turn, ours and theirs: {1000 * seconds[0]:.0f} and {1000 * seconds[1]:.0f} ms")
         if number:  # the first warms both up
             ours.append(seconds[0])
             theirs.append(seconds[1])
@@ -187,7 +187,7 @@ def together(bench: Bench, many: int, rounds: int, *, target: float | None) -> C
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             seconds[name].append(timed(ways[name]))
-            tell(f"{many} at once, {name}: {seconds[name][-1]:.2f} s")
+            tell(f"{many} at once, {name}: {1000 * seconds[name][-1]:.0f} ms")
     ours = seconds.pop("ours")
     ratios = {name: median(b / a for a, b in zip(ours, theirs, strict=True)) for name, theirs in seconds.items()}
     peer = min(ratios, key=lambda name: ratios[name])

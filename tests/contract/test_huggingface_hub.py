@@ -40,16 +40,17 @@ def expected(served: Served) -> str:
 def test_text_generation(served: Served, expected: str) -> None:
     client = InferenceClient(model=served.address)
     asked = prompt("What is this?", "thing")
-    assert client.text_generation(asked, max_new_tokens=10) == expected
-    assert "".join(client.text_generation(asked, max_new_tokens=10, stream=True)).removesuffix("<end_of_utterance>") == expected
+    appended = f" {expected}"
+    assert client.text_generation(asked, max_new_tokens=10) == appended
+    assert "".join(client.text_generation(asked, max_new_tokens=10, stream=True)).removesuffix("<end_of_utterance>") == appended
     whole = client.text_generation(asked, max_new_tokens=10, details=True, decoder_input_details=True, top_n_tokens=2)
-    assert whole.generated_text == expected
+    assert whole.generated_text == appended
     assert whole.details is not None
     assert whole.details.finish_reason == "eos_token"
     assert len(whole.details.prefill) == 44
     assert [len(top) for top in whole.details.top_tokens or []] == [2] * whole.details.generated_tokens
     last = list(client.text_generation(asked, max_new_tokens=10, details=True, stream=True))[-1]
-    assert last.generated_text == expected
+    assert last.generated_text == appended
     assert last.details is not None
     assert last.details.finish_reason == "eos_token"
     drawn = client.text_generation(asked, do_sample=True, best_of=2, max_new_tokens=5, details=True)
@@ -59,7 +60,7 @@ def test_text_generation(served: Served, expected: str) -> None:
 def test_two_images_and_full_text(served: Served) -> None:
     client = InferenceClient(model=served.address)
     asked = prompt("Which image shows a star?", "left", "right")
-    expected = served.model.generate("Which image shows a star?", images=[demo("left"), demo("right")])
+    expected = " " + served.model.generate("Which image shows a star?", images=[demo("left"), demo("right")])
     assert client.text_generation(asked, max_new_tokens=20) == expected
     assert client.text_generation(asked, max_new_tokens=20, return_full_text=True) == asked + expected
 
@@ -105,4 +106,4 @@ def test_many_at_once(served: Served, expected: str) -> None:
             *(client.text_generation(prompt("What is this?", "thing"), max_new_tokens=10) for _ in range(8))
         )
 
-    assert asyncio.run(ask()) == [expected] * 8
+    assert asyncio.run(ask()) == [f" {expected}"] * 8

@@ -69,7 +69,7 @@ def test_killed_and_started_again_at_the_same_port() -> None:
         with running("--log-level", "info", port=port) as (process, address, _):
             answers.append(httpx.post(f"{address}/generate", json=body, timeout=60).json())
             process.kill()
-    assert answers[0] == answers[1] == {"generated_text": "a brown circle"}
+    assert answers[0] == answers[1] == {"generated_text": " a brown circle"}
 
 
 def test_tls_and_a_key(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_text_generation(served: Served) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    expected = served.model.generate("What is this?", images=demo("thing"))
+    expected = " " + served.model.generate("What is this?", images=demo("thing"))
     assert found["whole"] == found["stream"] == found["stream_text"] == expected
     assert found["finish"] == found["stream_finish"] == "eos_token"
     assert found["generated"] == len(found["tokens"]) == len(found["top"])
@@ -35,7 +35,7 @@ def test_text_generation(served: Served) -> None:
     assert found["prefill"] == 44
     assert found["best"] == 1
     assert found["sampled"] == 3
-    assert found["stopped"] == "a brown"
+    assert found["stopped"] == " a brown"
     assert found["guided"] in ("yes", "no")
     assert found["chat"] == served.model.generate("hi", max_new_tokens=10)
     assert found["chat_finish"] == "stop"

@@ -37,8 +37,13 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
             f"{started} processes were started (WORLD_SIZE), and each would load the whole model and answer; "
             f"divide it between them with `idefics generate --tensor-parallel {started}`, or start one process"
         )
+    import torch
+
     from idefics.weights.dtype import torch_dtype
     from idefics.weights.files import EMBEDDED_NAME, resolve
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
 
     torch_dtype(options.dtype)  # refuses before anything is downloaded
     # Before the bar of loading appears: downloads have their own.

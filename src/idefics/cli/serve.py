@@ -116,6 +116,7 @@ def serve(
     if log_level not in ("debug", "info", "warning", "error"):
         raise OptionError(f"--log-level {log_level!r} is not one of debug, info, warning, error")
     from idefics.engine.limits import Limits
+    from idefics.processor.pool import usable_cpus
     from idefics.server.addresses import AddressRule
     from idefics.server.keys import checked_keys
     from idefics.server.limits import ServerLimits
@@ -126,7 +127,7 @@ def serve(
     limits = ServerLimits(
         requests=max_requests, body_bytes=_bytes("--max-body-mb", max_body_mb * 2**20), images=max_images,
         image_bytes=_bytes("--max-image-mb", max_image_mb * 2**20),
-        deadline=deadline, workers=workers or min(8, os.cpu_count() or 1), stuck_after=stuck_after, drain=drain,
+        deadline=deadline, workers=workers or min(8, usable_cpus()), stuck_after=stuck_after, drain=drain,
     )  # fmt: skip
     at_once = Limits(
         rows=max_rows, tokens=max(max_pass_tokens, max_rows),
@@ -143,9 +144,11 @@ def serve(
         loaded = open_model(model, images)
         from idefics.server.app import create_app
         from idefics.server.logs import configure, event
-        from idefics.server.model import ServedEngine, ServedModel
+        from idefics.server.model import ServedEngine, ServedModel, spare_a_core
 
         configure(log_level)
+        if model.threads is None:
+            spare_a_core(loaded.model)
         app = create_app(
             ServedModel.of(loaded), ServedEngine(loaded.model, at_once), limits=limits, images=rule,
             api_keys=keys, cors=cors or (),

@@ -189,7 +189,7 @@ class PagedPass:
             mask_RS = key_1S <= newest_R1
             if self._cache.window is not None:
                 mask_RS &= newest_R1 - key_1S < self._cache.window
-            table_RM = torch.tensor(table)
+            table_RM = torch.from_numpy(np.array(table, dtype=np.int64))  # several times as fast as torch.tensor
             groups.append(Group(first, len(rows), table_RM, self._cache.rows_of(table_RM), newest_R1[:, 0], mask_RS[:, None]))
             first = last
         return groups

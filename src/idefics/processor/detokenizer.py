@@ -62,6 +62,7 @@ class TextStream:
             raise OptionError("an empty stop string would end every text at once")
         # Context: ids whose text has been passed on, or any text at all, as only a decoder's first token is special to it.
         self._settled = tokenizer.encode("a", add_special_tokens=False) if inside else []
+        self._before = self._length(self._settled)
         self._pending: list[int] = []  # ids whose text may still change
         self._raw = ""  # text passed on by the decoder, held by clean-up
         self._held = ""  # text that may be the beginning of a stop string
@@ -88,22 +89,25 @@ class TextStream:
         if text.endswith(_HALF):
             return ""
         self._settled += self._pending
+        self._before += len(text)
         self._pending = []
         self._shorten_context()
         return text
 
     def _difference(self, ids: list[int]) -> str:
         """The text that `ids` add after the settled ones."""
-        decode = self._tokenizer.backend.decode
-        before = decode(self._settled, skip_special_tokens=False)
-        return decode(self._settled + ids, skip_special_tokens=False)[len(before) :]
+        return self._tokenizer.backend.decode(self._settled + ids, skip_special_tokens=False)[self._before :]
 
     def _shorten_context(self) -> None:
         """Drops old context, keeping enough that decoders which treat the first token apart have their first token."""
         if len(self._settled) > 2 * _CONTEXT:
             short = self._settled[-_CONTEXT:]
-            if self._tokenizer.backend.decode(short, skip_special_tokens=False):
-                self._settled = short
+            if length := self._length(short):
+                self._settled, self._before = short, length
+
+    def _length(self, ids: list[int]) -> int:
+        """Characters of the ids' text."""
+        return len(self._tokenizer.backend.decode(ids, skip_special_tokens=False))
 
     def _is_byte(self, token_id: int) -> bool:
         token = self._tokenizer.backend.id_to_token(token_id)

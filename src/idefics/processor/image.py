@@ -19,7 +19,8 @@ from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
 from idefics.processor.fetch import open_image
 from idefics.processor.modes import to_rgb
-from idefics.processor.pool import in_parallel
+from idefics.processor.pool import in_parallel, usable_cpus
+from idefics.processor.resizing import resized
 from idefics.processor.settings import check_options, image_settings_of
 from idefics.processor.sizes import Box, check_size, processed_sizes, resized_size, sub_image_boxes, with_longest_edge
 
@@ -188,11 +189,9 @@ class ImageProcessor:
         parts = [part for image in images for part in self._parts(image)]
         work = [(right - left) * (bottom - top) for _, (left, top, right, bottom) in parts]
         longest_first = sorted(range(len(parts)), key=work.__getitem__, reverse=True)
-        made = in_parallel(
-            lambda index: (index, self._levels(*parts[index])),
-            longest_first,
-            workers=workers if sum(work) >= _ONE_THREAD else 1,
-        )
+        threads = 1 if sum(work) < _ONE_THREAD else usable_cpus() if workers is None else workers
+        spare = max(1, threads // max(1, len(parts)))
+        made = in_parallel(lambda index: (index, self._levels(*parts[index], threads=spare)), longest_first, workers=threads)
         return [levels_CHW for _, levels_CHW in sorted(made, key=lambda pair: pair[0])]
 
     @property
@@ -262,12 +261,12 @@ class ImageProcessor:
         rgb.load()  # a file that is not decoded yet must not be by two threads
         return [(rgb, box) for box in sub_image_boxes(*rgb.size, do_image_splitting=self.do_image_splitting)]
 
-    def _levels(self, image: Image.Image, box: Box) -> NDArray[np.uint8]:
+    def _levels(self, image: Image.Image, box: Box, *, threads: int) -> NDArray[np.uint8]:
         if box != (0, 0, *image.size):
             image = image.crop(box)  # resize(box=...) would let pixels beyond the cut in
         size = resized_size(*image.size, self.size) if self.do_resize else image.size
         if size != image.size:
-            image = image.resize(size, Image.Resampling(self.resample))
+            image = resized(image, size, Image.Resampling(self.resample), threads=threads)
         levels_CP = np.empty((3, image.height * image.width), dtype=np.uint8)
         for levels_P, channel in zip(levels_CP, "RGB", strict=True):  # three times as fast as transposing (H, W, C)
             levels_P[:] = np.frombuffer(image.tobytes("raw", channel), dtype=np.uint8)

@@ -6,17 +6,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from idefics.config import Config
 from idefics.engine.engine import Engine
 from idefics.engine.scoring import score_prompt
 from idefics.inputs import ModelInputs
+from idefics.model.base import VisionLanguageModel
 from idefics.processor.base import Processor
 from idefics.server.bridge import EngineLike
 
 if TYPE_CHECKING:
     from idefics.api import Idefics
 
-__all__ = ["EngineState", "ServedEngine", "ServedModel", "WatchedEngine"]
+__all__ = ["EngineState", "ServedEngine", "ServedModel", "WatchedEngine", "spare_a_core"]
+
+SMALL = 100_000_000
+"""Parameters below which products are over so soon that a thread which waits for a core holds up the others."""
+
+
+def spare_a_core(model: VisionLanguageModel) -> None:
+    """Leaves one core to the event loop where a small model computes on the CPU (docs/serving.md has the numbers)."""
+    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+    if small and model.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,6 +198,7 @@ class _Writer:
             options=options,
             stop=tuple(given.stop),
             keep_stop=True,
+            appended=True,
             grammar=grammar_of(given.grammar, characters=limits.grammar_bytes),
             truncate=given.truncate,
             split=given.do_image_splitting,

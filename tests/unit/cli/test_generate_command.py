@@ -103,3 +103,14 @@ def test_ctrl_c_ends_the_line_and_exits_with_130(run: Any, tiny_checkpoint: Path
     monkeypatch.setattr(Idefics, "stream", stream)
     ran = run("generate", "-m", tiny_checkpoint, "Hm?")
     assert (ran.code, ran.out) == (130, "so\n")
+
+
+def test_threads(run: Any, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    words = ["generate", "-m", tiny_checkpoint, "Hm?", "--max-new-tokens", "1"]
+    assert run(*words).code == 0
+    assert chosen == []
+    assert run(*words, "--threads", "3").code == 0
+    assert chosen == [3]
+    assert run(*words, "--threads", "0").code == 2

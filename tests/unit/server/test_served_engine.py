@@ -13,7 +13,7 @@ from idefics.engine.limits import Limits
 from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scoring import score_continuations, score_prompt
-from idefics.server.model import EngineState, ServedEngine, ServedModel
+from idefics.server.model import EngineState, ServedEngine, ServedModel, spare_a_core
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,18 @@ def test_a_prompts_log_probabilities_are_those_of_its_continuations(tiny: Idefic
 
 def test_a_prompt_of_one_token_has_none(tiny: Idefics) -> None:
     assert score_prompt(tiny.model, tiny.processor.inputs([""], [[]])) == []
+
+
+@pytest.mark.parametrize(("threads", "small", "left"), [(4, 10**9, 3), (1, 10**9, 1), (4, 10, None)])
+def test_a_small_model_leaves_a_core(
+    tiny: Idefics, monkeypatch: pytest.MonkeyPatch, threads: int, small: int, left: int | None
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr("idefics.server.model.SMALL", small)
+    spare_a_core(tiny.model)
+    assert chosen == ([] if left is None else [left])
 
 
 def test_a_guide_comes_last() -> None:

@@ -37,7 +37,7 @@ def events(text: str) -> list[dict[str, Any]]:
 def test_generate(client: TestClient) -> None:
     response = client.post("/generate", json={"inputs": "What?", "parameters": {}})
     assert response.status_code == 200
-    assert response.json() == {"generated_text": "the red image"}
+    assert response.json() == {"generated_text": " the red image"}
     assert response.headers["x-generated-tokens"] == "4"
     assert int(response.headers["x-prompt-tokens"]) > 3
     assert {"x-compute-time", "x-total-time", "x-queue-time", "x-inference-time", "x-time-per-token", "x-request-id"} <= {
@@ -46,10 +46,10 @@ def test_generate(client: TestClient) -> None:
 
 
 def test_the_compatible_route_answers_a_list_or_streams(client: TestClient) -> None:
-    assert client.post("/", json={"inputs": "What?"}).json() == [{"generated_text": "the red image"}]
+    assert client.post("/", json={"inputs": "What?"}).json() == [{"generated_text": " the red image"}]
     response = client.post("/", json={"inputs": "What?", "stream": True})
     assert response.headers["content-type"].startswith("text/event-stream")
-    assert events(response.text)[-1]["generated_text"] == "the red image"
+    assert events(response.text)[-1]["generated_text"] == " the red image"
 
 
 def test_absent_parameters_sample_and_present_ones_do_not(client: TestClient, engine: FakeEngine) -> None:
@@ -75,7 +75,7 @@ def test_a_temperature_of_one_alone_changes_nothing_and_samples_nothing(client: 
     assert details["seed"] is None
     assert not engine.params[0].do_sample
     details = client.post("/generate", json={"inputs": "a", "parameters": {**parameters, "best_of": 3}}).json()["details"]
-    assert [answer["generated_text"] for answer in details["best_of_sequences"]] == ["the red image"] * 2
+    assert [answer["generated_text"] for answer in details["best_of_sequences"]] == [" the red image"] * 2
     assert engine.params[1].candidates == 1
     client.post("/generate", json={"inputs": "a", "parameters": {**parameters, "do_sample": True}})
     assert engine.params[2].do_sample
@@ -102,7 +102,7 @@ def test_details(client: TestClient) -> None:
     assert details["prefill"][1]["logprob"] == -1.0
     assert [set(token) for token in details["tokens"]] == [{"id", "text", "logprob", "special"}] * 4
     assert [token["special"] for token in details["tokens"]] == [False, False, False, True]
-    assert "".join(token["text"] for token in details["tokens"] if not token["special"]) == "the red image"
+    assert "".join(token["text"] for token in details["tokens"] if not token["special"]) == " the red image"
     assert [len(top) for top in details["top_tokens"]] == [2] * 4
 
 
@@ -111,7 +111,7 @@ def test_stream(client: TestClient) -> None:
     found = events(response.text)
     assert "[DONE]" not in response.text
     assert [event["index"] for event in found] == [1, 2, 3, 4]
-    assert [event["generated_text"] for event in found] == [None, None, None, "the red image"]
+    assert [event["generated_text"] for event in found] == [None, None, None, " the red image"]
     assert all(event["details"] is None for event in found[:-1])
     assert found[-1]["details"] == {"finish_reason": "eos_token", "generated_tokens": 4, "seed": None, "input_length": 2}
     assert all(len(event["top_tokens"]) == 1 for event in found)
@@ -120,13 +120,13 @@ def test_stream(client: TestClient) -> None:
 def test_return_full_text_repeats_the_prompt(client: TestClient) -> None:
     url = data_url(png())
     body = {"inputs": f"![]({url})What?", "parameters": {"return_full_text": True}}
-    assert client.post("/generate", json=body).json()["generated_text"] == f"![]({url})What?the red image"
+    assert client.post("/generate", json=body).json()["generated_text"] == f"![]({url})What? the red image"
 
 
 def test_a_stop_string_is_part_of_the_text(client: TestClient) -> None:
     parameters = {"stop": ["red"], "details": True}
     answer = client.post("/generate", json={"inputs": "a", "parameters": parameters}).json()
-    assert answer["generated_text"] == "the red"
+    assert answer["generated_text"] == " the red"
     assert answer["details"]["finish_reason"] == "stop_sequence"
 
 
@@ -141,7 +141,7 @@ def test_best_of(client: TestClient, engine: FakeEngine) -> None:
     details = client.post("/generate", json={"inputs": "a", "parameters": parameters}).json()["details"]
     assert engine.params[0].candidates == 3
     assert len(details["best_of_sequences"]) == 2
-    assert details["best_of_sequences"][0]["generated_text"] == "the red image"
+    assert details["best_of_sequences"][0]["generated_text"] == " the red image"
     assert details["best_of_sequences"][0]["finish_reason"] == "eos_token"
 
 
@@ -274,7 +274,7 @@ def test_splitting_and_size_per_request(client: TestClient, engine: FakeEngine) 
 
 def test_the_compatible_path_by_other_names(client: TestClient) -> None:
     assert client.get("/").status_code == 200
-    assert client.post("/invocations", json={"inputs": "a"}).json() == [{"generated_text": "the red image"}]
+    assert client.post("/invocations", json={"inputs": "a"}).json() == [{"generated_text": " the red image"}]
 
 
 def test_a_named_schema_is_the_schema() -> None:
