@@ -231,6 +231,8 @@ def main() -> None:
             together(bench, 1, given.rounds, target=None),
             together(bench, given.together, given.rounds, target=4.0 if given.together == 16 else None),
         ]
+        if given.split:
+            what += "-split"
         report(what, [replace(case, facts={**case.facts, **facts}) for case in cases], save=not given.no_save)
 
 

@@ -178,6 +178,27 @@ def test_what_the_model_wrote_asks_for_no_image(tab: Tab) -> None:
         assert tab.text(".problem") == ""
 
 
+@pytest.mark.parametrize(
+    ("said", "typed", "asked"),
+    [
+        ("see ![", "](http://a.b/c.png)", "see ! [](http://a.b/c.png)"),
+        ("see ![]", "(below)", "see ! [](below)"),
+        ("an <ima", "ge>", "an < image>"),
+        ("a !", "[](http://a.b/c.png)", "a ! [](http://a.b/c.png)"),
+        ("a [", "b](c)", "a [b](c)"),
+    ],
+)
+def test_what_the_model_began_becomes_no_image_either(tab: Tab, said: str, typed: str, asked: str) -> None:
+    known = tiny_tokenizer().backend.token_to_id
+    letters = [int(known("▁" if letter == " " else letter) or 0) for letter in said]
+    with serving(fake_app(FakeEngine(letters), chats=False)) as address:
+        tab.open(f"{address}/playground")
+        tab.until("!document.querySelector('#send').disabled")
+        go_on(tab, "one")
+        assert tab.run("document.querySelector('.assistant .text').textContent") == said
+        assert go_on(tab, typed, turns=2) == f"one{asked}"
+
+
 def test_images_in_the_text_are_not_taken_for_dropped_ones(page: Tab, tmp_path: Path) -> None:
     (tmp_path / "own.png").write_bytes(png(24, 30))
     add(page, tmp_path / "own.png")

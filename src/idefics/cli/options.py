@@ -43,7 +43,8 @@ class ModelOptions:
         str | None, _option("--device", help="cpu, cuda, cuda:1, ...; left out: the first GPU, or the CPU.", panel=_MODEL)
     ] = None
     threads: Annotated[
-        int | None, _option("--threads", help="CPU threads that compute; left out: one per core.", panel=_MODEL, min=1)
+        int | None,
+        _option("--threads", help="CPU threads for the model; left out: torch's choice.", panel=_MODEL, min=1),
     ] = None
     device_map: Annotated[
         str | None, _option("--device-map", help="'auto' spreads the model over all GPUs; or a JSON object.", panel=_MODEL)

@@ -23,7 +23,7 @@ _CLEAN_UP_TAIL = re.compile(r"[ .?!,'ntmsvre]*\Z")
 
 
 class TextStream:
-    """Turns ids into pieces of text whose concatenation is `tokenizer.decode` of all the ids.
+    """Turns ids into pieces of text whose concatenation is `tokenizer.decode` of all the ids; see `inside` for the other case.
 
     Args:
         tokenizer: that of the model.

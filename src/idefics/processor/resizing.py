@@ -19,12 +19,12 @@ def resized(image: Image.Image, size: tuple[int, int], resample: Image.Resamplin
     but not both at once: a box that begins within the image would move the filter's weights.
 
     Args:
-        image: of any mode that the filter takes.
+        image: of any mode; only RGB is shared out, as Pillow brings others to another form before and back after.
         size: (width, height) to become.
         resample: Pillow's filter.
         threads: at most.
     """
-    if threads == 1 or image.width * image.height < ENOUGH:
+    if threads <= 1 or image.mode != "RGB" or image.width * image.height < ENOUGH:
         return image.resize(size, resample)
     width, height = size
     wide, made = Image.new(image.mode, (width, image.height)), Image.new(image.mode, size)

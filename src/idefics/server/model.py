@@ -13,7 +13,9 @@ from idefics.engine.engine import Engine
 from idefics.engine.scoring import score_prompt
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
+from idefics.model.layers.packed import is_packed
 from idefics.processor.base import Processor
+from idefics.processor.pool import usable_cpus
 from idefics.server.bridge import EngineLike
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ SMALL = 100_000_000
 
 def spare_a_core(model: VisionLanguageModel) -> None:
     """Leaves one core to the event loop where a small model computes on the CPU (docs/serving.md has the numbers)."""
-    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+    small = not is_packed(model) and sum(parameter.numel() for parameter in model.parameters()) < SMALL
     if small and model.device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cpus() - 1)))
 
 
 @dataclass(frozen=True, kw_only=True)

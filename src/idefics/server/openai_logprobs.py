@@ -36,7 +36,7 @@ class Shown:
 
 
 class ShownTokens:
-    """Finds the tokens of one answer in its text: it has no end tokens, no stop string, and no space before its first word.
+    """Finds the tokens of one answer in its text: no end tokens, no stop string, in chats no space before the first word.
 
     Args:
         tokenizer: of the model.

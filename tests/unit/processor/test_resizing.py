@@ -29,6 +29,19 @@ def test_strips_make_the_same_pixels(resample, sides, size, threads, monkeypatch
     assert np.array_equal(np.asarray(found), np.asarray(image.resize(size, resample)))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_other_modes_are_left_to_pillow(mode: str, threads: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(resizing, "ENOUGH", 1)
+    image = noise(61, 47).convert("RGBA" if mode == "RGBA" else mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(noise(61, 47).convert("L"))
+    found = resizing.resized(image, (20, 33), Image.Resampling.BILINEAR, threads=threads)
+    assert found.mode == mode
+    expected = image.resize((20, 33), Image.Resampling.BILINEAR)
+    assert found.convert("RGBA").tobytes() == expected.convert("RGBA").tobytes()
+
+
 def test_threads_that_images_leave_idle_share_them(monkeypatch: pytest.MonkeyPatch):
     seen: list[int] = []
     plain = resizing.resized

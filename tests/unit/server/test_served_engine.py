@@ -13,6 +13,7 @@ from idefics.engine.limits import Limits
 from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scoring import score_continuations, score_prompt
+from idefics.model.layers.packed import pack
 from idefics.server.model import EngineState, ServedEngine, ServedModel, spare_a_core
 
 
@@ -36,15 +37,26 @@ def test_a_prompt_of_one_token_has_none(tiny: Idefics) -> None:
     assert score_prompt(tiny.model, tiny.processor.inputs([""], [[]])) == []
 
 
-@pytest.mark.parametrize(("threads", "small", "left"), [(4, 10**9, 3), (1, 10**9, 1), (4, 10, None)])
+@pytest.mark.parametrize(
+    ("threads", "cpus", "small", "packs", "left"),
+    [
+        (4, 4, 10**9, False, 3),
+        (1, 1, 10**9, False, 1),
+        (2, 8, 10**9, False, 2),
+        (4, 4, 10, False, None),
+        (4, 4, 10**9, True, None),
+    ],
+)
 def test_a_small_model_leaves_a_core(
-    tiny: Idefics, monkeypatch: pytest.MonkeyPatch, threads: int, small: int, left: int | None
+    monkeypatch: pytest.MonkeyPatch, threads: int, cpus: int, small: int, packs: bool, left: int | None
 ) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr("idefics.server.model.usable_cpus", lambda: cpus)
     monkeypatch.setattr("idefics.server.model.SMALL", small)
-    spare_a_core(tiny.model)
+    model = tiny_idefics().model
+    spare_a_core(pack(model, reorder=False) if packs else model)
     assert chosen == ([] if left is None else [left])
 
 

@@ -44,6 +44,8 @@ export const completion = {
     "editing-told": { textContent: "Editing an earlier text: continuing it replaces what follows." },
     clear: { textContent: "New text" },
     send: { textContent: "Continue" },
+    skip: { textContent: "Skip to the text" },
+    sends: { textContent: "continues" },
   },
   resumes: true,
   typed: (text) => text,
@@ -84,9 +86,23 @@ function messagesOf(turns, urlOf) {
 function promptOf(turns, urlOf) {
   let prompt = "";
   let number = 0;
+  let modelled = false; // whether any of it is the model's
   for (const { role, text, pictures = [] } of turns) {
     for (const picture of pictures) prompt += `![](${urlOf(picture, number++, prompt)})`;
-    prompt = role === "user" ? prompt + text : continued(prompt, text);
+    if (role === "assistant") prompt = continued(prompt, text);
+    else prompt = (modelled ? unbegun(prompt, text) : prompt) + text;
+    modelled ||= role === "assistant";
+  }
+  return prompt;
+}
+
+/** A prompt whose end begins no mark that the text after it would complete. */
+function unbegun(prompt, text) {
+  for (const mark of MARKS) {
+    for (let begun = 1; begun < mark.length; begun++) {
+      const [head, tail] = [mark.slice(0, begun), mark.slice(begun)];
+      if (prompt.endsWith(head) && text.startsWith(tail)) return `${prompt.slice(0, -begun)}${head[0]} ${head.slice(1)}`;
+    }
   }
   return prompt;
 }

@@ -42,7 +42,7 @@ ENOUGH_PARAMETERS = 100_000_000
 """Below this, weights stay in the processor's caches and there is little to win."""
 
 FEW_ROWS = 4
-"""oneDNN reads weights more slowly for one or two rows than for three to six, so there are never fewer (docs/log.md)."""
+"""oneDNN reads weights fastest for four to six rows, so there are never fewer (docs/log.md)."""
 
 # What oneDNN applies to a product on its way out: name, scalars, algorithm.
 _FUSED: dict[Callable[[Tensor], Tensor], tuple[str, list[float], str]] = {
