@@ -197,7 +197,7 @@ def test_without_a_mouse(page: Tab) -> None:
         order.append(name)
         page.press("Tab")
     shown = [
-        "Skip to the message", "clear", "theme", "Edit", "Retry", "Copy", "Copy as curl", "Copy as Python", "text", "choose",
+        "skip", "clear", "theme", "Edit", "Retry", "Copy", "Copy as curl", "Copy as Python", "text", "choose",
         "send", "max_image_size", "temperature", "top_p", "max_tokens", "repetition_penalty", "seed",
     ]  # fmt: skip
     assert [name for name in order if name in shown] == shown
