@@ -287,7 +287,7 @@ def test_bodies_are_bounded_together() -> None:
 
 
 def test_what_strangers_send_costs_one_request() -> None:
-    limits = ServerLimits(image_seconds=3)
+    limits = ServerLimits(image_seconds=20)
     app = fake_app(FakeEngine(script()), limits=limits)
     with image_host({"/slow": 2.5}) as host, serving(app) as address:
         told: dict[str, httpx.Response] = {}
