@@ -21,7 +21,7 @@ CONTEXT, PROMPT = 500, 600
 
 
 def weights(made: Idefics2Config) -> int:
-    """Matrix elements of the decoder's layers, and of the head."""
+    """Matrix elements of the decoder's layers, the head not among them."""
     text = made.text_config
     inner, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     layer = text.hidden_size * (2 * inner + 2 * keys + 3 * text.intermediate_size)

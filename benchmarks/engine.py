@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,11 +29,15 @@ import torch
 from PIL import Image
 
 import idefics
+from decode import weights
 from idefics.api import Idefics
+from idefics.bench import Ceilings, ceilings
+from idefics.config import Idefics2Config
 from idefics.create import create_checkpoint
 from idefics.weights.files import EMBEDDED
 from measure import Case, Side, report
 from same_weights import config
+from vision import operations
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -84,11 +88,16 @@ class Bench:
         self.theirs = Peer(folder, getattr(torch, dtype), split=split)
         self.numbers = count()
 
-    def picture(self, size: tuple[int, int] | None = None) -> Image.Image:
-        """Smooth noise, of the next of `SIZES` if none is named."""
-        number = next(self.numbers)
-        width, height = size or SIZES[number % len(SIZES)]
-        noise = np.random.default_rng(number).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    @property
+    def config(self) -> Idefics2Config:
+        """Of the model."""
+        found = self.ours.model.config
+        assert isinstance(found, Idefics2Config)
+        return found
+
+    def picture(self, width: int, height: int) -> Image.Image:
+        """Smooth noise that nobody has seen before."""
+        noise = np.random.default_rng(next(self.numbers)).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
         return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
     def prompt(self, turns: list[str], images: int) -> str:
@@ -101,10 +110,10 @@ class Bench:
         return str(self.ours.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     def talks(self, many: int) -> list[Talk]:
-        """Questions about one picture, or about two."""
-        made = []
+        """Questions about one picture, or about two; every call's are of the same sizes."""
+        made, sizes = [], cycle(SIZES)
         for place in range(many):
-            images = [self.picture() for _ in range(1 + place % 2)]
+            images = [self.picture(*next(sizes)) for _ in range(1 + place % 2)]
             made.append(Talk(self.prompt([QUESTIONS[place % len(QUESTIONS)]], len(images)), images))
         return made
 
@@ -113,6 +122,17 @@ class Bench:
         prompts, images = [talk.prompt for talk in talks], [talk.images for talk in talks]
         options: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
         return [list(a.token_ids) for a in self.ours.generate(prompts, images, raw=True, details=True, **options)]
+
+    def least(self, talks: list[Talk], reached: Ceilings) -> float:
+        """Seconds that the machine needs for answers at best: pictures and prompts by their products, then step by step."""
+        made, processor = self.config, self.ours.processor
+        seen = [processor.image_processor.processed_sizes(*image.size) for talk in talks for image in talk.images]
+        read = sum(len(processor.tokenizer.encode(processor.expand(talk.prompt))) for talk in talks)
+        layers, head = weights(made), head_of(made)
+        pictures = operations(made, [(height, width) for parts in seen for width, height in parts])
+        prompts = 2.0 * (read * layers + len(talks) * head)
+        step = reached.bound(moved=2.0 * (layers + head), operations=2.0 * len(talks) * (layers + head))
+        return reached.bound(operations=pictures + prompts) + (self.tokens - 1) * step
 
     def agreement(self, many: int) -> dict[str, float]:
         """The share of tokens before the first that differs: ours from theirs, and theirs in a batch from theirs alone."""
@@ -128,6 +148,11 @@ def same(answers: list[list[int]], others: list[list[int]]) -> float:
     return sum(next((i for i, (a, b) in enumerate(p) if a != b), len(p)) for p in pairs) / sum(map(len, pairs))
 
 
+def head_of(made: Idefics2Config) -> int:
+    """Matrix elements of the decoder's head."""
+    return made.text_config.hidden_size * made.text_config.vocab_size
+
+
 def tell(what: str) -> None:
     """How far it is, as layers of true size take minutes."""
     print(what, file=sys.stderr, flush=True)
@@ -139,13 +164,13 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def second_turn(bench: Bench, rounds: int) -> Case:
+def second_turn(bench: Bench, rounds: int, reached: Ceilings) -> Case:
     """Seconds to the first token of a second question about a photo that the first was about."""
     ours, theirs = [], []
 
     def turns() -> Iterator[tuple[Talk, Talk]]:
         for _ in range(rounds + 1):
-            image = bench.picture(PHOTO)
+            image = bench.picture(*PHOTO)
             first = bench.prompt([QUESTIONS[0]], 1)
             yield Talk(first, [image]), Talk(bench.prompt([QUESTIONS[0], "a thing", SECOND], 1), [image])
 
@@ -164,11 +189,12 @@ def second_turn(bench: Bench, rounds: int) -> Case:
         ours=Side.of(ours),
         theirs=Side.of(theirs),
         ratio=ratio,
+        limit=reached.bound(moved=2.0 * (weights(bench.config) + head_of(bench.config))),
         target=20.0,
     )
 
 
-def together(bench: Bench, many: int, rounds: int, *, target: float | None) -> Case:
+def together(bench: Bench, many: int, rounds: int, reached: Ceilings, *, target: float | None) -> Case:
     """Seconds for so many requests at once; theirs the faster of one by one and one padded batch."""
 
     def one_by_one() -> None:
@@ -196,6 +222,7 @@ def together(bench: Bench, many: int, rounds: int, *, target: float | None) -> C
         ours=Side.of(ours),
         theirs=Side.of(seconds[peer]),
         ratio=ratios[peer],
+        limit=bench.least(bench.talks(many), reached),
         target=target,
         facts={"peer": peer, "ratios": ratios, "requests_per_second": many / median(ours)},
     )
@@ -226,14 +253,15 @@ def main() -> None:
             assert exact["ours"] == 1.0, f"in float32 answers agree for {exact['ours']:.1%} of tokens only"
         bench = Bench(folder, given.dtype, tokens=given.tokens, split=given.split)
         facts = {"agreement": bench.agreement(2 if given.layers else 16), "dtype": given.dtype, "split": given.split}
+        reached = ceilings("cpu", [torch.bfloat16])
         cases = [
-            second_turn(bench, given.rounds),
-            together(bench, 1, given.rounds, target=None),
-            together(bench, given.together, given.rounds, target=4.0 if given.together == 16 else None),
+            second_turn(bench, given.rounds, reached),
+            together(bench, 1, given.rounds, reached, target=None),
+            together(bench, given.together, given.rounds, reached, target=4.0 if given.together == 16 else None),
         ]
         if given.split:
             what += "-split"
-        report(what, [replace(case, facts={**case.facts, **facts}) for case in cases], save=not given.no_save)
+        report(what, [replace(case, facts={**case.facts, **facts}) for case in cases], reached=reached, save=not given.no_save)
 
 
 if __name__ == "__main__":

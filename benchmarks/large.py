@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,62 +30,122 @@ PEAK = 18 * GIB
 SIZE = (1920, 1080)
 
 
-def answer(folder: Path, tokens: int) -> dict[str, Any]:
+def photo() -> Image.Image:
+    """Something smooth of `SIZE`."""
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+def ours(folder: Path, tokens: int) -> dict[str, Any]:
     """Loads, answers, and tells what it took."""
     import idefics
 
     began = time.perf_counter()
     asked = idefics.load(folder, device="cpu")
-    loaded = time.perf_counter()
-    noise = np.random.default_rng(0).integers(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8)
-    photo = Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC)
-    first, times = 0.0, []
-    stamp = time.perf_counter()
-    for _ in asked.engine.stream(*_request(asked, photo, tokens)):
-        now = time.perf_counter()
-        first = first or now - stamp
-        times.append(now - stamp)
+    loaded, picture = time.perf_counter() - began, photo()
+    begun, times = time.perf_counter(), []
+    for _ in asked.engine.stream(*_request(asked, picture, tokens)):
+        times.append(time.perf_counter() - begun)
+    return _taken(loaded, times)
+
+
+def theirs(folder: Path, tokens: int) -> dict[str, Any]:
+    """The same by transformers."""
+    import torch
+    import transformers
+
+    began = time.perf_counter()
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    loaded, picture = time.perf_counter() - began, photo()
+    processor.image_processor.do_image_splitting = True
+    begun, times = time.perf_counter(), []
+
+    def told(ids_BT: torch.Tensor, _: Any) -> torch.Tensor:
+        times.append(time.perf_counter() - begun)
+        return torch.zeros(len(ids_BT), dtype=torch.bool)
+
+    class Watch(transformers.StoppingCriteria):
+        __call__ = staticmethod(told)
+
+    prompt = _prompt(processor.image_token, processor.apply_chat_template, processor.chat_template)
+    inputs = processor(text=[prompt], images=[[picture]], return_tensors="pt")
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+    with torch.inference_mode():
+        model.generate(**inputs, **options, stopping_criteria=transformers.StoppingCriteriaList([Watch()]))
+    return _taken(loaded, times)
+
+
+def _taken(load: float, times: list[float]) -> dict[str, Any]:
     return {
-        "load": loaded - began,
-        "first_token": first,
+        "load": load,
+        "first_token": times[0],
         "seconds_per_token": (times[-1] - times[0]) / (len(times) - 1),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
-def _request(asked: Any, photo: Image.Image, tokens: int) -> tuple[Any, Any]:
+def _prompt(image_token: str, apply_chat_template: Callable[..., Any], template: object) -> str:
+    if template is None:
+        return f"{image_token}What is in this photo?"
+    content = [{"type": "image"}, {"type": "text", "text": "What is in this photo?"}]
+    return str(apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+
+
+def _request(asked: Any, picture: Image.Image, tokens: int) -> tuple[Any, Any]:
     from idefics.engine.sampling_params import sampling_params
 
     processor = asked.processor.adjusted(split=True)
-    if processor.chat_template is None:
-        prompt = f"{processor.image_token}What is in this photo?"
-    else:
-        content = [{"type": "image"}, {"type": "text", "text": "What is in this photo?"}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor.inputs([prompt], [[photo]])
+    prompt = _prompt(processor.image_token, processor.apply_chat_template, processor.chat_template)
+    inputs = processor.inputs([prompt], [[picture]])
     return inputs, [sampling_params(asked.defaults, {"max_new_tokens": tokens, "min_new_tokens": tokens})]
 
 
+SIDES: dict[str, Callable[[Path, int], dict[str, Any]]] = {"ours": ours, "theirs": theirs}
+
+
+def apart(side: str, folder: Path, tokens: int) -> dict[str, Any]:
+    """What a side took in a fresh process, whose peak of memory is its own.
+
+    Raises:
+        subprocess.CalledProcessError: it did not end in order.
+    """
+    command = [sys.executable, __file__, str(folder), "--tokens", str(tokens), "--inside", side]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
-    """Reads the command line; runs itself in a fresh process, so that the peak is that of the work."""
+    """Reads the command line and runs both sides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=6)
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--inside", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
-        print(json.dumps(answer(arguments.folder, arguments.tokens)))
+        print(json.dumps(SIDES[arguments.inside](arguments.folder, arguments.tokens)))
         return
-    command = [sys.executable, __file__, str(arguments.folder), "--tokens", str(arguments.tokens), "--inside"]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    took = {side: apart(side, arguments.folder, arguments.tokens) for side in SIDES}
     weights = sum(file.stat().st_size for file in arguments.folder.glob("*.safetensors"))
-    facts = {"weights": weights, "peak": found["peak"], "peak_at_most": PEAK, "within": found["peak"] <= PEAK}
+    peaks = {side: found["peak"] for side, found in took.items()}
+    facts = {"weights": weights, "peaks": peaks, "peak_at_most": PEAK, "within": peaks["ours"] <= PEAK}
     names = {"load": "load", "first_token": "first token, 5 sub-images", "seconds_per_token": "one more token"}
     cases = []
     for key, name in names.items():
-        side = Side.of([found[key]])
-        cases.append(Case(name=f"{name}, {weights / 1e9:.1f} GB", ours=side, facts=facts))
-    print(f"peak of resident memory {found['peak'] / GIB:.2f} GiB (at most {PEAK / GIB:.0f})")
+        seconds = {side: found[key] for side, found in took.items()}
+        cases.append(
+            Case(
+                name=f"{name}, {weights / 1e9:.1f} GB",
+                ours=Side.of([seconds["ours"]]),
+                theirs=Side.of([seconds["theirs"]]),
+                ratio=seconds["theirs"] / seconds["ours"],
+                facts=facts,
+            )
+        )
+    for side, peak in peaks.items():
+        print(f"peak of resident memory, {side}: {peak / GIB:.2f} GiB")
     report("large", cases)
 
 

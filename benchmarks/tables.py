@@ -31,9 +31,18 @@ def newest(what: str) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     """One row per case, and what it ran on."""
     rows = capacity(document) if document["what"] == "capacity" else comparison(document)
+    if document["what"] == "large":
+        rows += ["", peaks(document)]
     packages = ", ".join(f"{name} {document['packages'][name]}" for name in ("torch", "transformers"))
     rows += ["", f"{document['hardware']}, {document['threads']} thread(s), {packages}, {document['date']}."]
     return "\n".join(rows) + "\n"
+
+
+def peaks(document: dict[str, Any]) -> str:
+    """Of both sides' resident memory."""
+    facts = document["cases"][0]["facts"]
+    ours, theirs = (facts["peaks"][side] / 2**30 for side in ("ours", "theirs"))
+    return f"Peak of resident memory: {ours:.2f} GiB, transformers {theirs:.2f} GiB."
 
 
 def capacity(document: dict[str, Any]) -> list[str]:
