@@ -1,7 +1,7 @@
 """`run` in a process of its own, over a fake engine, for tests that stop it: `python -m fake_server OPTIONS`.
 
-Its options are a JSON object: `limits` of the server; of the engine `words` to say, `step_seconds`, `held` and `fails`; and
-`files` that the process may open.
+Its options are a JSON object: `limits` of the server; of the engine `words` to say, `step_seconds`, `held` and `fails`, and
+whether it works in a `thread`; and `files` that the server's process may open.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +55,41 @@ def fake_server(**options: Any) -> Iterator[FakeServer]:
                 stream.close()
 
 
-def main() -> None:
+def fake_engine(options: dict[str, Any]) -> tuple[Any, Any]:
+    """What the engine's process begins with."""
     from fake_engine import FakeEngine
-    from idefics.server.limits import ServerLimits
     from idefics.server.logs import configure
-    from idefics.server.run import bound, run
-    from serving import fake_app, script
+    from serving import script, tiny_model
 
-    options = json.loads(sys.argv[1])
-    if "files" in options:
-        resource.setrlimit(resource.RLIMIT_NOFILE, tuple(options["files"]))
     configure()
     engine = FakeEngine(script("the red image " * options.get("words", 30)), step_seconds=options.get("step_seconds", 0.0))
     if options.get("held"):
         engine.hold.clear()
     if options.get("fails"):
         engine.fail_step = RuntimeError("a bug")
-    app = fake_app(engine, limits=ServerLimits(**options.get("limits", {})))
+    return tiny_model(), engine
+
+
+def main() -> None:
+    from idefics.server.addresses import AddressRule
+    from idefics.server.app import create_app
+    from idefics.server.engine_process import EngineProcess
+    from idefics.server.limits import ServerLimits
+    from idefics.server.logs import configure
+    from idefics.server.run import bound, run
+    from serving import fake_app
+
+    options = json.loads(sys.argv[1])
+    if "files" in options:
+        resource.setrlimit(resource.RLIMIT_NOFILE, tuple(options["files"]))
+    configure()
+    limits = ServerLimits(**options.get("limits", {}))
+    if options.get("thread"):
+        _, engine = fake_engine(options)
+        app = fake_app(engine, limits=limits)
+    else:
+        process = EngineProcess(partial(fake_engine, options))
+        app = create_app(process.model, process, limits=limits, images=AddressRule(private=True))
     at = bound("127.0.0.1", 0)
     raise SystemExit(run(app, at, listening=lambda port: print(port, flush=True)))
 

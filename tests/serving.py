@@ -14,12 +14,15 @@ from typing import Any
 import uvicorn
 from PIL import Image
 
+import idefics
 from fake_engine import FakeEngine
 from fakes import generation_defaults, tiny_config, tiny_processor
+from idefics.engine.limits import Limits
 from idefics.server.addresses import AddressRule
 from idefics.server.app import create_app
+from idefics.server.engine_thread import EngineThread
 from idefics.server.limits import ServerLimits
-from idefics.server.model import ServedModel
+from idefics.server.model import ServedEngine, ServedModel
 
 
 @contextmanager
@@ -49,8 +52,14 @@ def fake_app(
     engine: FakeEngine, *, limits: ServerLimits | None = None, private: bool = True, chats: bool = True, **options: Any
 ) -> Any:
     """The application over a fake engine and the tiny processor; without chats that of a base model."""
+    model = tiny_model(chats=chats)
+    link = EngineThread(engine, model.processor.tokenizer)
+    return create_app(model, link, limits=limits, images=AddressRule(private=private), **options)
+
+
+def tiny_model(*, chats: bool = True) -> ServedModel:
     processor = tiny_processor(end_of_utterance=chats)
-    model = ServedModel(
+    return ServedModel(
         name="tiny",
         config=tiny_config(end_of_utterance=chats),
         processor=processor,
@@ -60,7 +69,12 @@ def fake_app(
         dtype="float32",
         device="cpu",
     )
-    return create_app(model, engine, limits=limits, images=AddressRule(private=private), **options)
+
+
+def embedded_engine(limits: Limits, dtype: str | None = None) -> tuple[ServedModel, ServedEngine]:
+    """What the process of an `EngineProcess` makes."""
+    model = idefics.load(dtype=dtype)
+    return ServedModel.of(model), ServedEngine(model.model, limits)
 
 
 def script(text: str = " the red image") -> list[int]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -11,9 +12,10 @@ from idefics.api import Idefics
 from idefics.engine.limits import Limits
 from idefics.server.addresses import AddressRule
 from idefics.server.app import create_app
+from idefics.server.engine_process import EngineProcess
+from idefics.server.engine_thread import EngineThread
 from idefics.server.model import ServedEngine, ServedModel
-from idefics.server.service import Service
-from serving import serving
+from serving import embedded_engine, serving
 
 
 @dataclass
@@ -22,18 +24,18 @@ class Served:
 
     address: str
     model: Idefics
-    service: Service
 
 
 @contextmanager
 def serving_model(model: Idefics) -> Iterator[Served]:
-    engine = ServedEngine(model.model, Limits(cache_bytes=2**26))
+    engine = EngineThread(ServedEngine(model.model, Limits(cache_bytes=2**26)), model.processor.tokenizer)
     app = create_app(ServedModel.of(model), engine, images=AddressRule(private=True))
     with serving(app) as address:
-        yield Served(address, model, app.state.service)
+        yield Served(address, model)
 
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
-    with serving_model(idefics.load()) as served:
-        yield served
+    engine = EngineProcess(partial(embedded_engine, Limits(cache_bytes=2**26)))
+    with serving(create_app(engine.model, engine, images=AddressRule(private=True))) as address:
+        yield Served(address, idefics.load())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -14,9 +15,9 @@ import idefics
 from idefics.engine.limits import Limits
 from idefics.server.addresses import AddressRule
 from idefics.server.app import create_app
+from idefics.server.engine_process import EngineProcess
 from idefics.server.limits import ServerLimits
-from idefics.server.model import ServedEngine, ServedModel
-from serving import serving
+from serving import embedded_engine, serving
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -38,14 +39,16 @@ def test_a_hundred_requests_sixteen_at_once(load_test: ModuleType) -> None:
     # float32: in bfloat16 two nearly equal logits may change places with the size of the batch.
     model = idefics.load(dtype="float32")
     # A cache too small for sixteen: some answers are interrupted and computed again.
-    engine = ServedEngine(model.model, Limits(cache_bytes=2**21, rows=16, tokens=256))
-    limits = ServerLimits(image_seconds=5)
-    with serving(create_app(ServedModel.of(model), engine, limits=limits, images=AddressRule(private=True))) as address:
+    engine = EngineProcess(partial(embedded_engine, Limits(cache_bytes=2**21, rows=16, tokens=256), dtype="float32"))
+    app = create_app(engine.model, engine, limits=ServerLimits(image_seconds=5), images=AddressRule(private=True))
+    with serving(app) as address:
         load, _ = load_test.loaded(address, model, requests=100, at_once=16)
         left = load_test.left_over(address)
     assert not load.tally.wrong
     assert sum(load.tally.outcomes.values()) == 100
     assert {"whole", "streamed", "chat", "chat streamed", "left", "bad image"} <= set(load.tally.outcomes)
     assert not any(left.values()), left
-    assert engine.state().blocks_held == 0
-    assert not engine.busy
+    state = app.state.service.bridge.state
+    assert state.admitted_tokens > 0
+    assert (state.waiting, state.running, state.blocks_held) == (0, 0, 0)
+    assert not engine.alive

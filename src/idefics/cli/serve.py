@@ -10,14 +10,19 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from idefics.cli.loading import memory_explained, open_model
+from idefics.cli.loading import open_model
 from idefics.cli.options import ImageOptions, ModelOptions
 from idefics.errors import OptionError
+
+if TYPE_CHECKING:
+    from idefics.engine.limits import Limits
+    from idefics.server.model import ServedEngine, ServedModel
 
 __all__ = ["serve"]
 
@@ -141,29 +146,35 @@ def serve(
     tls = None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key)
     at = bound(host, port)
     with _ended_by_sigterm():
-        loaded = open_model(model, images)
         from idefics.server.app import create_app
+        from idefics.server.engine_process import EngineProcess
         from idefics.server.logs import configure, event
-        from idefics.server.model import ServedEngine, ServedModel, spare_a_core
 
+        engine = EngineProcess(partial(_loaded, model, images, at_once, log_level))
         configure(log_level)
-        if model.threads is None:
-            spare_a_core(loaded.model)
-        app = create_app(
-            ServedModel.of(loaded), ServedEngine(loaded.model, at_once), limits=limits, images=rule,
-            api_keys=keys, cors=cors or (),
-        )  # fmt: skip
+        app = create_app(engine.model, engine, limits=limits, images=rule, api_keys=keys, cors=cors or ())
         address = f"{'http' if tls is None else 'https'}://{_host(host)}"
         log = logging.getLogger(__name__)
-        with memory_explained("serving"):
-            code = run(
-                app,
-                at,
-                tls=tls,
-                listening=lambda at: event(log, "listening", address=f"{address}:{at}", model=loaded.name),
-            )
+        code = run(
+            app,
+            at,
+            tls=tls,
+            listening=lambda at: event(log, "listening", address=f"{address}:{at}", model=engine.model.name),
+        )
     if code:
         raise SystemExit(code)
+
+
+def _loaded(model: ModelOptions, images: ImageOptions, limits: Limits, log_level: str) -> tuple[ServedModel, ServedEngine]:
+    """What the engine's process begins with."""
+    loaded = open_model(model, images)
+    from idefics.server.logs import configure
+    from idefics.server.model import ServedEngine, ServedModel, spare_a_core
+
+    configure(log_level)
+    if model.threads is None:
+        spare_a_core(loaded.model)
+    return ServedModel.of(loaded), ServedEngine(loaded.model, limits)
 
 
 @contextmanager

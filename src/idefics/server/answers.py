@@ -1,9 +1,7 @@
-"""The text of answers while they grow. What is here runs in the engine's thread, once per token."""
+"""The text of answers while they grow, once per token."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +9,7 @@ from idefics.engine.request import FinishReason, Token
 from idefics.processor.detokenizer import TextStream
 from idefics.processor.tokenizer import Tokenizer
 
-__all__ = ["AnswerText", "Said"]
+__all__ = ["AnswerText", "Said", "StopWatch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +35,26 @@ class Said:
     at: float
 
 
+class StopWatch:
+    """What the engine calls with an answer's ids after each new one; True once a stop string is complete.
+
+    Args:
+        tokenizer: of the model.
+        stop: strings that end the answer.
+        inside: see `TextStream`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, inside: bool) -> None:
+        self._text = TextStream(tokenizer, stop=stop, inside=inside)
+
+    def __call__(self, ids: Sequence[int]) -> bool:
+        """Whether the answer ends here."""
+        self._text.push(ids[-1])
+        return self._text.stopped is not None
+
+
 class AnswerText:
-    """Turns one answer's tokens into text and watches for stop strings.
+    """Turns one answer's tokens into text, up to or with the stop string that ended it.
 
     Args:
         tokenizer: of the model.
@@ -51,24 +67,15 @@ class AnswerText:
     def __init__(
         self, tokenizer: Tokenizer, *, stop: Sequence[str], stop_ids: frozenset[int], keep_stop: bool, inside: bool
     ) -> None:
-        self._shown = TextStream(tokenizer, stop=() if keep_stop else stop, inside=inside)
-        self._watched = TextStream(tokenizer, stop=stop, inside=inside) if keep_stop and stop else self._shown
+        self._text = TextStream(tokenizer, stop=() if keep_stop else stop, inside=inside)
         self._stop_ids = stop_ids
-        self._pieces: deque[str] = deque()
 
-    def stop(self, ids: Sequence[int]) -> bool:
-        """What the engine calls with an answer's ids after each new one; True once a stop string is complete."""
-        self._pieces.append(self._shown.push(ids[-1]))
-        if self._watched is not self._shown:
-            self._watched.push(ids[-1])
-        return self._watched.stopped is not None
-
-    def said(self, token: Token) -> Said:
-        """A token with its text; tokens come in order, each after its `stop`."""
+    def said(self, token: Token, *, at: float) -> Said:
+        """A token with its text; tokens come in order."""
         finish = token.finish
-        text = self._pieces.popleft() if finish != "eos" else ""
+        text = "" if finish == "eos" else self._text.push(token.id)
         if finish is not None:
-            text += self._shown.finish()
+            text += self._text.finish()
         if finish == "eos" and token.id in self._stop_ids:
             finish = "stop"
         return Said(
@@ -78,5 +85,5 @@ class AnswerText:
             logprob=token.logprob,
             top=token.top,
             finish=finish,
-            at=time.monotonic(),
+            at=at,
         )

@@ -16,11 +16,12 @@ from starlette.responses import PlainTextResponse, Response
 from idefics import __version__
 from idefics.errors import IdeficsError
 from idefics.server.addresses import AddressRule
+from idefics.server.bridge import EngineLink
 from idefics.server.errors import Invalid, ServerError
 from idefics.server.guard import OPEN_PATHS, Guard
 from idefics.server.keys import checked_keys
 from idefics.server.limits import ServerLimits
-from idefics.server.model import ServedModel, WatchedEngine
+from idefics.server.model import ServedModel
 from idefics.server.openai import openai_error, openai_router
 from idefics.server.playground import page_paths, playground_router
 from idefics.server.service import Service, served_error
@@ -36,7 +37,7 @@ _BAD_REQUEST = {422: 400}  # what the clients of OpenAI's API are used to
 
 def create_app(
     model: ServedModel,
-    engine: WatchedEngine,
+    engine: EngineLink,
     *,
     limits: ServerLimits | None = None,
     images: AddressRule | None = None,
@@ -47,7 +48,7 @@ def create_app(
 
     Args:
         model: facts, see `ServedModel.of`.
-        engine: that computes, see `ServedEngine`; used by the application alone.
+        engine: `EngineProcess`, or `EngineThread` over a `ServedEngine`; used by the application alone.
         limits: of requests.
         images: where images may be fetched from; None: public addresses.
         api_keys: one of which requests must bear; none means that anybody may ask.

@@ -1,9 +1,9 @@
-"""Between asyncio and the engine: one thread owns the engine, and only it calls `add`, `step` and `cancel`.
+"""Between asyncio and the engine, which works in a process or a thread of its own.
 
-Requests reach the thread through an inbox. What happens to them goes back to each one's queue in the event loop: all of a
-step in one message, or, where nobody wants tokens one by one, all of an answer when it ends. The event loop never waits for
-a step, so `/health` and `/metrics` answer whatever the engine does. Whatever ends the thread, nobody is left waiting for it:
-each job that is not done is refused.
+Requests go there as commands, sent by a thread, as pixels take a while; what happens to them comes back in reports, read by
+another. From there it goes to each request's queue in the event loop: all of a step in one message, or, where nobody wants
+tokens one by one, all of an answer when it ends. The event loop never waits for a step, so `/health` and `/metrics` answer
+whatever the engine does. Whatever ends the engine, nobody is left waiting for it: each request that is not done is refused.
 """
 
 from __future__ import annotations
@@ -12,87 +12,67 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from itertools import count
+from queue import SimpleQueue
+from typing import Protocol
 
-from idefics.engine.request import Ended, Event, StopCheck, Token
-from idefics.engine.sampling import LogitFilter
-from idefics.engine.sampling_params import SamplingParams
+from idefics.engine.request import Token
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
-from idefics.server.answers import AnswerText, Said
-from idefics.server.errors import Closing, GenerationFailed, ServerError, TimedOut, as_server_error
+from idefics.server.answers import AnswerText
+from idefics.server.errors import Closing, ServerError
+from idefics.server.logs import REQUEST_ID
+from idefics.server.model import EngineState
 from idefics.server.requests import Prepared
-from idefics.server.running import Outcome, Running, hand_over
+from idefics.server.running import Message, Running, hand_over
+from idefics.server.worker import Add, Cancel, Command, Failed, Outcome, Report, Score, Scored, Stop
 
-__all__ = ["Bridge", "EngineLike", "Running"]
-
-Result = TypeVar("Result")
+__all__ = ["Bridge", "EngineLink"]
 
 log = logging.getLogger(__name__)
-GRACE = 2.0  # seconds that the thread gets to end the step it is in
-FAILURES = 3  # steps in a row that fail for no request's fault, after which the engine counts as dead
+GRACE = 2.0  # seconds that the engine gets to end the step it is in
 
 
-class EngineLike(Protocol):
-    """What the server needs of an engine; tests put another in its place."""
+class EngineLink(Protocol):
+    """Where the engine works: `EngineProcess` or `EngineThread`."""
+
+    def start(self, heard: Callable[[Report], None], ended: Callable[[str | None], None]) -> None:
+        """Begins to work.
+
+        Args:
+            heard: told every report, in a thread of the link's own.
+            ended: told in the end, in that thread, with the reason if there is one that no report has told.
+        """
+        ...
+
+    def send(self, command: Command) -> None:
+        """Passes a command on; may take a while, and is called in one thread."""
+        ...
 
     @property
-    def busy(self) -> bool:
-        """Whether any answer is unfinished."""
+    def alive(self) -> bool:
+        """Whether it has not ended."""
         ...
 
-    def add(
-        self,
-        inputs: ModelInputs,
-        params: SamplingParams,
-        *,
-        stops: Sequence[StopCheck] | None = None,
-        guides: Sequence[LogitFilter] | None = None,
-        deadline: float | None = None,
-    ) -> int:
-        """Takes in a prompt and returns its number."""
+    def kill(self) -> None:
+        """Ends it in the middle of what it does, if it can be ended so."""
         ...
-
-    def step(self) -> list[Event]:
-        """One pass."""
-        ...
-
-    def cancel(self, number: int) -> list[Event]:
-        """Ends a request."""
-        ...
-
-
-@dataclass(eq=False)
-class _Job:
-    """What the engine's thread is asked for.
-
-    Attributes:
-        do: called in that thread.
-        refuse: called in the event loop if the thread will not do it, or not finish it.
-        context: of whoever asked, so that log lines bear the request's id.
-    """
-
-    do: Callable[[], None]
-    refuse: Callable[[ServerError], None] = lambda _error: None
-    context: Context = field(default_factory=copy_context)
 
 
 class Bridge:
-    """The engine's thread and the ways to it.
+    """The ways to the engine and back.
 
     Args:
-        engine: used by this thread alone from `start` on.
+        engine: used by the bridge alone.
         tokenizer: of the model.
         stuck_after: seconds of one step after which the engine counts as stuck.
-        stepped: told the seconds and the number of tokens of each step, in the engine's thread.
+        stepped: told the seconds and the number of tokens of each step, in the thread that reads reports.
     """
 
     def __init__(
         self,
-        engine: EngineLike,
+        engine: EngineLink,
         tokenizer: Tokenizer,
         *,
         stuck_after: float,
@@ -102,49 +82,56 @@ class Bridge:
         self._tokenizer = tokenizer
         self._stuck_after = stuck_after
         self._stepped = stepped
-        self._wake = threading.Condition()
-        self._inbox: list[_Job] = []
-        self._open: set[_Job] = set()  # in the event loop: those that somebody waits for
+        self._numbers = count()
+        self._outbox: SimpleQueue[Command] = SimpleQueue()
+        self._waiting: dict[int, Callable[[ServerError], None]] = {}  # how to refuse those that somebody waits for
         self._running: dict[int, Running] = {}
+        self._scores: dict[int, Callable[[Outcome], None]] = {}
         self._closing = False
         self._ended = False
         self._fault: str | None = None
+        self._state = EngineState()
+        self._lock = threading.Lock()
+        self._sent = 0  # with the next, under the lock
         self._busy_since: float | None = None
-        self._failures = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._sender = threading.Thread(target=self._send, name="commands", daemon=True)
 
     def start(self) -> None:
         """Begins to work; called in the event loop that requests come from."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._engine.start(self._heard, self._gone)
+        self._sender.start()
 
     async def close(self, *, drain: float) -> None:
-        """Takes no more requests, lets those that run end for so many seconds, and stops the thread."""
+        """Takes no more requests, lets those that run end for so many seconds, and ends the engine."""
         until = time.monotonic() + drain
         self._closing = True
-        while self._open and not self._ended and time.monotonic() < until:
+        while self._waiting and not self._ended and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        with self._wake:
-            self._ended = True
-            self._wake.notify()
-        self._refuse_open()  # from here, not from the thread: it may be stuck
+        self._ended = True
+        self._outbox.put(Stop())
+        self._refuse_all()
         until = time.monotonic() + GRACE
-        while self._thread.is_alive() and time.monotonic() < until:
+        while self._engine.alive and time.monotonic() < until:
             await asyncio.sleep(0.02)
+        self._engine.kill()
 
     @property
     def healthy(self) -> bool:
-        """Whether the thread lives and gets on with its work."""
-        return (
-            self._thread.is_alive() and not self._ended and self._failures < FAILURES and self.step_seconds <= self._stuck_after
-        )
+        """Whether the engine lives and gets on with its work."""
+        return not self._ended and self._engine.alive and self.step_seconds <= self._stuck_after
 
     @property
     def step_seconds(self) -> float:
-        """How long the step under way has taken; 0 between two of them."""
+        """How long nothing has been heard of the engine though it has work; 0 without any."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def state(self) -> EngineState:
+        """What the engine held when it was last heard of."""
+        return self._state
 
     @property
     def fault(self) -> str | None:
@@ -153,13 +140,13 @@ class Bridge:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is done any more; the thread may still be in its last step."""
+        """Whether nothing is done any more; the engine may still be in its last step."""
         return self._ended
 
     @property
     def alive(self) -> bool:
-        """Whether the thread has not left."""
-        return self._thread.is_alive()
+        """Whether the engine has not left."""
+        return self._engine.alive
 
     @property
     def closing(self) -> bool:
@@ -192,15 +179,28 @@ class Bridge:
             )
             for _ in range(prepared.params.candidates)
         ]
+        number = next(self._numbers)
 
         def ended() -> None:
-            self._open.discard(job)
+            self._running.pop(number, None)
+            self._waiting.pop(number, None)
             done()
 
-        running = Running(texts, streams=streams, deadline=deadline, done=ended, cancelled=self._forget)
-        job = _Job(lambda: self._add(running, prepared), refuse=lambda error: hand_over([(running, error)], [running]))
-        self._open.add(job)
-        self._post(job)
+        running = Running(texts, streams=streams, deadline=deadline, done=ended, cancelled=lambda: self._post(Cancel(number)))
+        self._running[number] = running
+        self._waiting[number] = lambda error: hand_over([(running, error)], [running])
+        self._post(
+            Add(
+                number=number,
+                request_id=REQUEST_ID.get(),
+                inputs=prepared.inputs,
+                params=prepared.params,
+                stop=prepared.stop,
+                inside=inside,
+                grammar=asked.grammar,
+                deadline=deadline,
+            )
+        )
         try:
             await running.taken()
         except BaseException:
@@ -208,62 +208,63 @@ class Bridge:
             raise
         return running
 
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """Runs something with the model between two steps; while the server stops too, as a running request may need it.
+    async def score(self, inputs: ModelInputs) -> list[float]:
+        """Log-probability of each token of a prompt but the first; while the server stops too, as an answer may need it.
 
         Raises:
             Closing: the engine is stuck or dead.
             GenerationFailed: it failed.
         """
-        assert self._loop is not None, "not started"
         if not self.healthy:
             raise self._refusal()
-        loop = self._loop
-        future: asyncio.Future[Result] = loop.create_future()
+        future: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        number = next(self._numbers)
 
-        def settle(result: Result | None, error: ServerError | None) -> None:
-            if not future.done():
-                if error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)  # type: ignore[arg-type]
-
-        def do() -> None:
-            if future.cancelled():
+        def settle(outcome: Outcome | ServerError) -> None:
+            if future.done():
                 return
-            try:
-                result = work()
-            except Exception as error:
-                log.exception("work beside the engine failed")
-                failed = as_server_error(error)
-                self._tell(lambda: settle(None, failed))
-            else:
-                self._tell(lambda: settle(result, None))
+            if isinstance(outcome, Scored):
+                future.set_result(outcome.logprobs)
+            elif isinstance(outcome, Failed):
+                future.set_exception(outcome.error)
+            elif isinstance(outcome, ServerError):
+                future.set_exception(outcome)
 
-        job = _Job(do, refuse=lambda error: settle(None, error))
-        self._open.add(job)
+        self._scores[number] = settle
+        self._waiting[number] = settle
         try:
-            self._post(job)
+            self._post(Score(number=number, request_id=REQUEST_ID.get(), inputs=inputs))
             return await future
         finally:
-            self._open.discard(job)
+            del self._scores[number], self._waiting[number]
 
-    def _forget(self, running: Running) -> None:
-        self._post(_Job(lambda: self._cancel(running)))
-
-    def _post(self, job: _Job) -> None:
+    def _post(self, command: Command) -> None:
         """Called in the event loop."""
-        with self._wake:
-            ended = self._ended
-            if not ended:
-                self._inbox.append(job)
-                self._wake.notify()
-        if ended:
-            job.refuse(self._refusal())
+        with self._lock:
+            self._sent += 1
+            if self._busy_since is None:
+                self._busy_since = time.monotonic()
+        self._outbox.put(command)
+        if self._ended:
+            self._refuse_all()
 
-    def _refuse_open(self) -> None:
-        for job in list(self._open):
-            job.refuse(self._refusal())
+    def _send(self) -> None:
+        while True:
+            command = self._outbox.get()
+            try:
+                self._engine.send(command)
+            except OSError:  # nobody reads any more: whoever reads reports tells why
+                return
+            except Exception as error:
+                log.critical("a command could not be sent", exc_info=True)
+                self._gone(f"a command could not be sent to the engine: {type(error).__name__}")
+                return
+            if isinstance(command, Stop):
+                return
+
+    def _refuse_all(self) -> None:
+        for refuse in list(self._waiting.values()):
+            refuse(self._refusal())
 
     def _refusal(self) -> Closing:
         return Closing("the server is stopping" if self._closing else "the engine does not answer; try again later")
@@ -275,116 +276,31 @@ class Bridge:
         except RuntimeError:  # the loop is closed: nobody is left to be told
             self._closing = True
 
-    def _work(self) -> None:
-        try:
-            while self._turn():
-                pass
-            for number in list(self._running):
-                self._engine.cancel(number)
-        except BaseException as error:
-            self._fault = f"the engine's thread ended: {type(error).__name__}"
-            log.critical(self._fault, exc_info=True)
-        finally:
-            self._busy_since = None
-            with self._wake:
-                self._ended = True
-            self._tell(self._refuse_open)
-
-    def _turn(self) -> bool:
-        """Does what has come in, and a step; False once there is nothing more to do."""
-        with self._wake:
-            while not self._inbox and not self._engine.busy and not self._ended:
-                if self._closing and not self._running:
-                    return False
-                self._wake.wait(timeout=0.5)
-            if self._ended:
-                return False
-            jobs, self._inbox = self._inbox, []
-        self._busy_since = time.monotonic()
-        for job in jobs:
-            job.context.run(job.do)
-        if self._engine.busy:
-            self._step()
+    def _gone(self, fault: str | None) -> None:
+        """Called in the thread that reads reports: there will be no more."""
+        self._fault = self._fault or fault
+        self._ended = True
         self._busy_since = None
-        if self._failures >= FAILURES:
-            self._fault = f"the engine failed {FAILURES} times in a row"
-            log.critical(self._fault)
-            return False
-        return True
+        self._tell(self._refuse_all)
 
-    def _step(self) -> None:
-        began = time.monotonic()
-        try:
-            events = self._engine.step()
-        except Exception as error:  # no request's own fault: the engine tells those in their events
-            self._failures += 1
-            log.exception("a step failed")
-            self._fail_all(GenerationFailed(f"the engine failed: {type(error).__name__}; the server's log tells more"))
-            return
-        self._failures = 0
-        outcomes = [self._outcome(event) for event in events]
-        self._stepped(time.monotonic() - began, sum(isinstance(said, Said) for _, said in outcomes))
-        known = [(running, outcome) for running, outcome in outcomes if running is not None]
-        ended = self._whole(known)
-        told = [(running, outcome) for running, outcome in known if running.streams]
-        for running, outcome in known:
-            if not running.streams:
-                running.kept.append(outcome)
-        for running in ended:
-            told += [(running, outcome) for outcome in running.kept]
-        if told:
+    def _heard(self, report: Report) -> None:
+        """Called in the thread that reads reports."""
+        self._state = report.state
+        with self._lock:
+            self._busy_since = time.monotonic() if report.busy or report.commands < self._sent else None
+        if report.fault is not None:
+            self._fault = report.fault
+            self._ended = True
+        if report.step_seconds is not None:
+            self._stepped(report.step_seconds, sum(isinstance(outcome, Token) for _, outcome in report.outcomes))
+        told: list[tuple[Running, Message]] = []
+        ended: list[Running] = []
+        for number, outcome in report.outcomes:
+            if (settle := self._scores.get(number)) is not None:
+                self._tell(lambda settle=settle, outcome=outcome: settle(outcome))  # type: ignore[misc]
+            if (running := self._running.get(number)) is not None:
+                told += running.heard(outcome, at=report.at)
+                if running.whole:
+                    ended.append(running)
+        if told or ended:
             self._tell(lambda: hand_over(told, ended))
-
-    def _outcome(self, event: Event) -> tuple[Running | None, Outcome]:
-        running = self._running.get(event.row)
-        if running is None:
-            return None, None
-        if running.planned is None and isinstance(event, Token):
-            running.planned = event.planned
-        if isinstance(event, Ended):
-            running.open.discard(event.candidate)
-            if event.finish == "deadline":
-                return running, TimedOut("the request's time is over")
-            return running, as_server_error(event.error or GenerationFailed(f"the request was {event.finish}"))
-        if event.finish is not None:
-            running.open.discard(event.candidate)
-        return running, running.texts[event.candidate].said(event)
-
-    def _whole(self, known: Sequence[tuple[Running, Outcome]]) -> list[Running]:
-        ended = []
-        for running, _ in known:
-            if not running.open and running.number in self._running:
-                del self._running[running.number]
-                ended.append(running)
-        return ended
-
-    def _add(self, running: Running, prepared: Prepared) -> None:
-        try:
-            running.number = self._engine.add(
-                prepared.inputs,
-                prepared.params,
-                stops=[text.stop for text in running.texts],
-                guides=prepared.guides,
-                deadline=running.deadline,
-            )
-        except Exception as error:
-            failed = as_server_error(error)
-            if isinstance(failed, GenerationFailed):
-                log.exception("a request could not be taken in")
-            self._tell(lambda: hand_over([(running, failed)], [running]))
-            return
-        running.added = time.monotonic()
-        self._running[running.number] = running
-        self._tell(lambda: running.put(None))
-
-    def _cancel(self, running: Running) -> None:
-        if running.number is not None and self._running.pop(running.number, None) is not None:
-            self._engine.cancel(running.number)
-
-    def _fail_all(self, error: ServerError) -> None:
-        failed = dict(self._running)
-        self._running.clear()
-        # Told before the engine is: one that fails may not even cancel.
-        self._tell(lambda: hand_over([(running, error) for running in failed.values()], list(failed.values())))
-        for number in failed:
-            self._engine.cancel(number)

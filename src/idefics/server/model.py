@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,25 +10,27 @@ import torch
 
 from idefics.config import Config
 from idefics.engine.engine import Engine
+from idefics.engine.request import Event, StopCheck
+from idefics.engine.sampling import LogitFilter
+from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scoring import score_prompt
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.packed import is_packed
 from idefics.processor.base import Processor
 from idefics.processor.pool import usable_cpus
-from idefics.server.bridge import EngineLike
 
 if TYPE_CHECKING:
     from idefics.api import Idefics
 
-__all__ = ["EngineState", "ServedEngine", "ServedModel", "WatchedEngine", "spare_a_core"]
+__all__ = ["EngineLike", "EngineState", "ServedEngine", "ServedModel", "spare_a_core"]
 
 SMALL = 100_000_000
 """Parameters below which products are over so soon that a thread which waits for a core holds up the others."""
 
 
 def spare_a_core(model: VisionLanguageModel) -> None:
-    """Leaves one core to the event loop where a small model computes on the CPU (docs/serving.md has the numbers)."""
+    """Leaves one core to the server where a small model computes on the CPU (docs/serving.md has the numbers)."""
     small = not is_packed(model) and sum(parameter.numel() for parameter in model.parameters()) < SMALL
     if small and model.device.type == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cpus() - 1)))
@@ -65,15 +67,40 @@ class EngineState:
     image_bytes: int = 0
 
 
-class WatchedEngine(EngineLike, Protocol):
-    """An engine that can be counted, and asked for a prompt's log-probabilities."""
+class EngineLike(Protocol):
+    """What the server needs of an engine; tests put another in its place. All but `state` is called in one thread."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any answer is unfinished."""
+        ...
+
+    def add(
+        self,
+        inputs: ModelInputs,
+        params: SamplingParams,
+        *,
+        stops: Sequence[StopCheck] | None = None,
+        guides: Sequence[LogitFilter] | None = None,
+        deadline: float | None = None,
+    ) -> int:
+        """Takes in a prompt and returns its number."""
+        ...
+
+    def step(self) -> list[Event]:
+        """One pass."""
+        ...
+
+    def cancel(self, number: int) -> list[Event]:
+        """Ends a request."""
+        ...
 
     def state(self) -> EngineState:
-        """What it holds now; from any thread."""
+        """What it holds now."""
         ...
 
     def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
-        """Log-probability of each token of a prompt but the first; in the engine's thread."""
+        """Log-probability of each token of a prompt but the first."""
         ...
 
 
@@ -81,7 +108,7 @@ class ServedEngine(Engine):
     """The engine as the server watches it."""
 
     def state(self) -> EngineState:
-        """What it holds now; from any thread, without waiting for a step."""
+        """What it holds now."""
         scheduler, runner = self._scheduler, self._runner
         if scheduler is None or runner is None:
             return EngineState()

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from idefics.engine.sampling import LogitFilter
 from idefics.engine.sampling_params import SamplingParams, sampling_params
 from idefics.errors import ImageError
 from idefics.inputs import ModelInputs, image_digest
@@ -70,7 +69,6 @@ class Prepared:
         params: with every default filled in.
         stop_ids: ids that end an answer because a stop string is that token.
         stop: the other stop strings.
-        guides: one per answer, or None.
         prompt_tokens: images included.
         new_tokens: at most.
         image_bytes: encoded; those of an image that stands in several places once.
@@ -82,7 +80,6 @@ class Prepared:
     params: SamplingParams
     stop_ids: frozenset[int]
     stop: tuple[str, ...]
-    guides: list[LogitFilter] | None
     prompt_tokens: int
     new_tokens: int
     image_bytes: int
@@ -153,7 +150,7 @@ class Preparer:
         gone = threading.Event()
         try:
             async with self._images.fetched(references) as fetched:
-                inputs, guides, image_bytes = await self.in_worker(lambda: self._make(asked, fetched, params, gone))
+                inputs, image_bytes = await self.in_worker(lambda: self._make(asked, fetched, params, gone))
         finally:
             gone.set()  # a worker that has begun cannot be stopped from here
         tokens = inputs.input_ids_BT.shape[1]
@@ -163,7 +160,6 @@ class Preparer:
             params=params,
             stop_ids=frozenset(special),
             stop=stop,
-            guides=guides,
             prompt_tokens=tokens,
             new_tokens=self._room(params, tokens),
             image_bytes=image_bytes,
@@ -240,9 +236,8 @@ class Preparer:
 
     def _make(
         self, asked: Asked, fetched: Mapping[str, bytes], params: SamplingParams, gone: threading.Event
-    ) -> tuple[ModelInputs, list[LogitFilter] | None, int]:
-        """Inputs, guides, and the encoded images' bytes."""
-        guides: list[LogitFilter] | None = None
+    ) -> tuple[ModelInputs, int]:
+        """Inputs, and the encoded images' bytes."""
         if asked.grammar is not None:
             if len(asked.grammar.source) > self._limits.grammar_bytes:
                 raise Invalid(
@@ -250,13 +245,13 @@ class Preparer:
                     f"{self._limits.grammar_bytes}",
                     param="grammar",
                 )
-            guides = list(self._guides.of(asked.grammar, answers=params.candidates, ends=params.eos_token_id))
+            self._guides.of(asked.grammar, answers=1, ends=params.eos_token_id)  # the engine makes its own
         processor = self._adjusted(asked)
         ready, image_bytes = self._ready(asked.prompt.references, fetched, processor, gone)
         inputs = processor.inputs([asked.prompt.text], [[ready[reference] for reference in asked.prompt.references]])
         if asked.truncate is not None:
             inputs = self._truncated(inputs, asked.truncate)
-        return inputs, guides, image_bytes
+        return inputs, image_bytes
 
     def _ready(
         self, references: Sequence[str], fetched: Mapping[str, bytes], processor: Processor, gone: threading.Event

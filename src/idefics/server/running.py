@@ -6,12 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from idefics.engine.request import Token
 from idefics.server.answers import AnswerText, Said
 from idefics.server.errors import ServerError, TimedOut
+from idefics.server.worker import Failed, Outcome
 
-__all__ = ["Outcome", "Running", "hand_over"]
+__all__ = ["Message", "Running", "hand_over"]
 
-Outcome = Said | ServerError | None
+Message = Said | ServerError | None
+"""What is said, or why no more will be, or that the engine has taken the request in, and in the end that all is said."""
+
 GRACE = 2.0  # seconds after a deadline in which the engine itself may say so
 
 
@@ -32,19 +36,18 @@ class Running:
         streams: bool,
         deadline: float,
         done: Callable[[], None],
-        cancelled: Callable[[Running], None],
+        cancelled: Callable[[], None],
     ) -> None:
         self.answers = len(texts)
         self.began = time.monotonic()
         self.added: float | None = None
         self.planned: float | None = None
-        self.number: int | None = None
-        self.texts = texts
-        self.streams = streams
-        self.deadline = deadline
-        self.kept: list[Outcome] = []  # in the engine's thread, until the answer is whole
-        self.open = set(range(len(texts)))
-        self._queue: asyncio.Queue[Outcome] = asyncio.Queue()
+        self._texts = texts
+        self._streams = streams
+        self._deadline = deadline
+        self._kept: list[tuple[Running, Message]] = []  # until the last answer is whole
+        self._open = set(range(len(texts)))
+        self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._done: Callable[[], None] | None = done
         self._cancelled = cancelled
         self._ended = False
@@ -58,12 +61,12 @@ class Running:
             Closing: the server stopped, or the engine was given up.
         """
         while not self._ended or not self._queue.empty():
-            outcome = await self._next()
-            if outcome is None:
+            message = await self._next()
+            if message is None:
                 return
-            if isinstance(outcome, ServerError):
-                raise outcome
-            yield outcome
+            if isinstance(message, ServerError):
+                raise message
+            yield message
 
     async def taken(self) -> None:
         """Waits until the engine has taken the request in or refused it."""
@@ -76,11 +79,34 @@ class Running:
         """Ends the request if it has not ended; costs nothing if it has."""
         if not self._ended:
             self.end()
-            self._cancelled(self)
+            self._cancelled()
 
-    def put(self, outcome: Outcome) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether no more will be heard of it."""
+        return not self._open
+
+    def heard(self, outcome: Outcome, *, at: float) -> list[tuple[Running, Message]]:
+        """Called in the thread that reads reports; returns what the event loop should be told now."""
+        message: Message = None
+        if isinstance(outcome, Token):
+            self.planned = self.planned or outcome.planned
+            message = self._texts[outcome.candidate].said(outcome, at=at)
+            if outcome.finish is not None:
+                self._open.discard(outcome.candidate)
+        elif isinstance(outcome, Failed):
+            message = outcome.error
+            self._open -= self._open if outcome.candidate is None else {outcome.candidate}
+        else:
+            self.added = at
+        if message is not None and not self._streams:
+            self._kept.append((self, message))
+            return self._kept if self.whole else []
+        return [(self, message)]
+
+    def put(self, message: Message) -> None:
         """Called in the event loop with what happened."""
-        self._queue.put_nowait(outcome)
+        self._queue.put_nowait(message)
 
     def end(self) -> None:
         """Called in the event loop when the engine has no more to say."""
@@ -89,8 +115,8 @@ class Running:
             done, self._done = self._done, None
             done()
 
-    async def _next(self) -> Outcome:
-        left = self.deadline + GRACE - time.monotonic()
+    async def _next(self) -> Message:
+        left = self._deadline + GRACE - time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, left)):
                 return await self._queue.get()
@@ -98,10 +124,10 @@ class Running:
             raise TimedOut("the request's time is over") from None
 
 
-def hand_over(told: Sequence[tuple[Running, Outcome]], ended: Sequence[Running]) -> None:
+def hand_over(told: Sequence[tuple[Running, Message]], ended: Sequence[Running]) -> None:
     """Called in the event loop with what happened, and with the requests of which no more will."""
-    for running, outcome in told:
-        running.put(outcome)
+    for running, message in told:
+        running.put(message)
     for running in ended:
         running.put(None)
         running.end()

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from idefics.errors import IdeficsError
 from idefics.server.addresses import AddressRule
 from idefics.server.answers import Said
-from idefics.server.bridge import Bridge, Running
+from idefics.server.bridge import Bridge, EngineLink
 from idefics.server.errors import ClientGone, Closing, GenerationFailed, Overloaded, ServerError, as_told_error
 from idefics.server.images import ImageSource
 from idefics.server.limits import ServerLimits
 from idefics.server.logs import event
 from idefics.server.metrics import Metrics
-from idefics.server.model import ServedModel, WatchedEngine
+from idefics.server.model import ServedModel
 from idefics.server.requests import Asked, Prepared, Preparer
+from idefics.server.running import Running
 
 __all__ = ["Conversation", "Place", "Service", "Written", "served_error"]
 
@@ -144,14 +145,13 @@ class Service:
 
     Args:
         model: facts.
-        engine: that computes.
+        engine: where the engine works.
         limits: of requests.
         rule: where images may be fetched from.
     """
 
-    def __init__(self, model: ServedModel, engine: WatchedEngine, limits: ServerLimits, rule: AddressRule) -> None:
+    def __init__(self, model: ServedModel, engine: EngineLink, limits: ServerLimits, rule: AddressRule) -> None:
         self.model = model
-        self.engine = engine
         self.limits = limits
         self.images = ImageSource(limits, rule)
         self.preparer = Preparer(
@@ -163,7 +163,7 @@ class Service:
             images=self.images,
         )
         self.open = 0
-        self.metrics = Metrics(engine.state, lambda: self.open, lambda: self.bridge.healthy)
+        self.metrics = Metrics(lambda: self.bridge.state, lambda: self.open, lambda: self.bridge.healthy)
         self.bridge = Bridge(engine, model.processor.tokenizer, stuck_after=limits.stuck_after, stepped=self.metrics.stepped)
 
     def start(self) -> None:

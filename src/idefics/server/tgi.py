@@ -207,7 +207,7 @@ class _Writer:
 
     async def _prefill(self, conversation: Conversation) -> list[dict[str, Any]]:
         inputs = conversation.prepared.inputs
-        logprobs = await self._service.bridge.run(lambda: self._service.engine.prompt_logprobs(inputs))
+        logprobs = await self._service.bridge.score(inputs)
         ids = inputs.input_ids_BT[0].tolist()
         return [
             {"id": token, "text": self._text(token), "logprob": logprob}

@@ -52,7 +52,7 @@ def test_lines_of_the_engines_thread_bear_the_requests_id() -> None:
     engine.refuse = RuntimeError("a bug")
     with logged() as found, serving(fake_app(engine)) as address:
         httpx.post(f"{address}/generate", json={"inputs": "a"}, headers={"x-request-id": "r-1"})
-    (line,) = (line for line in found if line["message"] == "a request could not be taken in")
+    (line,) = (line for line in found if line["message"] == "a request failed in the engine")
     assert line["request_id"] == "r-1"
     assert "a bug" in line["exception"]
 

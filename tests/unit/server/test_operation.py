@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from fake_engine import FakeEngine
+from fakes import tiny_processor
+from idefics.inputs import ModelInputs
 from idefics.server.errors import Closing
 from idefics.server.limits import ServerLimits
 from serving import data_url, fake_app, image_host, png, script, serving, wait_until
@@ -189,33 +191,34 @@ def test_whatever_ends_the_engines_thread_nobody_waits_for_it() -> None:
         wait_until(lambda: app.state.service.open == 0)
         assert httpx.get(f"{address}/health").status_code == 503
         assert httpx.post(f"{address}/generate", json=BODY, timeout=60).status_code == 503
-        assert app.state.service.bridge.fault == "the engine's thread ended: RuntimeError"
+        assert app.state.service.bridge.fault == "the engine's loop ended: RuntimeError"
 
 
 def test_work_beside_a_dead_engine_is_refused() -> None:
     engine, gate, began = Breakable(script()), threading.Event(), threading.Event()
-    app = fake_app(engine)
+    app, inputs = fake_app(engine), tiny_processor().inputs(["a b"], [[]])
 
-    def work() -> None:
+    def prompt_logprobs(_: ModelInputs) -> list[float]:
         began.set()
         gate.wait()
+        return [-1.0]
+
+    engine.prompt_logprobs = prompt_logprobs  # type: ignore[method-assign]
 
     async def refused() -> None:
         bridge = app.state.service.bridge
         async with app.router.lifespan_context(app):
-            first = asyncio.create_task(bridge.run(work))
+            first = asyncio.create_task(bridge.score(inputs))
             while not began.is_set():
                 await asyncio.sleep(0.01)
-            waiting = asyncio.create_task(bridge.run(lambda: None))
+            waiting = asyncio.create_task(bridge.score(inputs))
             await asyncio.sleep(0)
             engine.broken = True
             gate.set()
-            await first
             async with asyncio.timeout(20):
-                with pytest.raises(Closing):
-                    await waiting
-                with pytest.raises(Closing):
-                    await bridge.run(lambda: None)
+                for asked in (first, waiting, bridge.score(inputs)):
+                    with pytest.raises(Closing):
+                        await asked
 
     asyncio.run(refused())
 

@@ -13,6 +13,7 @@ import idefics
 from idefics.api import Idefics
 from idefics.create import create_checkpoint
 from idefics.server.app import create_app
+from idefics.server.engine_thread import EngineThread
 from idefics.server.model import ServedEngine, ServedModel
 from serving import data_url, png
 
@@ -30,7 +31,7 @@ def test_it_answers_as_it_does_alone(model: Idefics) -> None:
     opened = [Image.open(io.BytesIO(picture)) for picture in pictures]
     expected = model.generate(prompt, opened, raw=True, max_new_tokens=12)
     inputs = f"User:![]({data_url(pictures[0])})and![]({data_url(pictures[1])})What is this?"
-    app = create_app(ServedModel.of(model), ServedEngine(model.model))
+    app = create_app(ServedModel.of(model), EngineThread(ServedEngine(model.model), model.processor.tokenizer))
     with TestClient(app) as client:
         body = {"inputs": inputs, "parameters": {"max_new_tokens": 12, "decoder_input_details": True}}
         answer = client.post("/generate", json=body).json()

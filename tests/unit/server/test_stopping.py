@@ -46,7 +46,11 @@ def gauge(client: httpx.Client, server: FakeServer, name: str) -> float:
     return float(page.split(f"\n{name} ")[1].split()[0])
 
 
-@pytest.mark.parametrize("engine", [{"step_seconds": 0.3}, {"held": True}], ids=["busy", "held"])
+@pytest.mark.parametrize(
+    "engine",
+    [{"step_seconds": 0.3}, {"held": True}, {"held": True, "thread": True}],
+    ids=["busy", "held", "held in a thread"],
+)
 def test_what_runs_after_the_drain_is_told_so(engine: dict[str, Any]) -> None:
     paths = {"/generate": BODY, "/generate_stream": BODY} if "held" not in engine else {"/generate": BODY}
     stopping = {"error": "the server is stopping", "error_type": "unavailable"}
@@ -89,8 +93,9 @@ def test_what_is_still_being_prepared_is_told_so() -> None:
     [
         ({"fails": True}, "failed 3 times in a row"),
         ({"held": True, "limits": {"stuck_after": 0.2, "deadline": 1.0}}, "taken more than 1.2 s"),
+        ({"held": True, "thread": True, "limits": {"stuck_after": 0.2, "deadline": 1.0}}, "taken more than 1.2 s"),
     ],
-    ids=["failing", "stuck"],
+    ids=["failing", "stuck", "stuck in a thread"],
 )
 def test_a_server_whose_engine_is_given_up_ends_in_error(options: dict[str, Any], fault: str) -> None:
     with fake_server(**options) as server:
@@ -124,7 +129,8 @@ def test_sigterm_while_the_model_is_loaded_ends_even_a_containers_first_process(
         "    while True: time.sleep(0.1)\n"
         "command.open_model = open_model\n"
         "from idefics.cli import main\n"
-        "main(['serve', '--port', '0'])\n"
+        "if __name__ == '__main__':\n"
+        "    main(['serve', '--port', '0'])\n"
     )
     process = subprocess.Popen([*alone, sys.executable, str(waits)], stdout=subprocess.PIPE, text=True)
     try:

@@ -1,0 +1,316 @@
+"""The engine's loop: commands come in, reports go out, and nothing else touches the engine.
+
+It runs in a process of its own (`engine_process.py`), so that whatever the server does with HTTP, images and text leaves the
+engine's interpreter alone, or in a thread (`engine_thread.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from idefics.engine.request import Ended, Event, Token
+from idefics.engine.sampling import LogitFilter
+from idefics.engine.sampling_params import SamplingParams
+from idefics.errors import IdeficsError
+from idefics.inputs import ModelInputs
+from idefics.processor.tokenizer import Tokenizer
+from idefics.server.answers import StopWatch
+from idefics.server.errors import GenerationFailed, ServerError, TimedOut, as_server_error
+from idefics.server.guides import Grammar, Guides
+from idefics.server.logs import REQUEST_ID
+from idefics.server.model import EngineLike, EngineState
+
+__all__ = ["Add", "Cancel", "Command", "Failed", "Outcome", "Report", "Score", "Scored", "Stop", "Taken", "Worker"]
+
+log = logging.getLogger(__name__)
+FAILURES = 3  # steps in a row that fail for no request's fault, after which the engine is given up
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Add:
+    """A prompt to continue.
+
+    Attributes:
+        number: of the request; reports bear it.
+        request_id: as log lines have it.
+        inputs: one row.
+        params: how.
+        stop: strings that end an answer.
+        inside: see `TextStream`.
+        grammar: what answers must look like.
+        deadline: in seconds of `time.monotonic`, which all processes of a machine share.
+    """
+
+    number: int
+    request_id: str | None
+    inputs: ModelInputs
+    params: SamplingParams
+    stop: tuple[str, ...]
+    inside: bool
+    grammar: Grammar | None
+    deadline: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Score:
+    """A prompt whose tokens' log-probabilities are wanted; attributes as of `Add`."""
+
+    number: int
+    request_id: str | None
+    inputs: ModelInputs
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """The end of the request of that number, whatever it is doing."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The end of all requests and of the worker, once the step under way is over."""
+
+
+Command = Add | Score | Cancel | Stop
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The engine took the request in."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """No more will come of one of a request's answers, or, for None, of all."""
+
+    candidate: int | None
+    error: ServerError
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Log-probability of each token of a prompt but the first."""
+
+    logprobs: list[float]
+
+
+Outcome = Taken | Token | Failed | Scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What has happened since the last one.
+
+    Attributes:
+        at: `time.monotonic` of now.
+        commands: that have been carried out, in all so far.
+        busy: whether a step follows whatever comes in.
+        outcomes: in order, with their requests' numbers.
+        step_seconds: that a step took; None without one.
+        state: of the engine.
+        fault: why this is the last report, if the engine was given up.
+    """
+
+    at: float
+    commands: int
+    busy: bool
+    outcomes: list[tuple[int, Outcome]]
+    step_seconds: float | None
+    state: EngineState
+    fault: str | None = None
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A request in the engine: its number outside, and its answers that have not ended."""
+
+    number: int
+    open: set[int]
+
+
+@dataclass(eq=False)
+class _Job:
+    """A command with what could be made for it outside of the engine's thread."""
+
+    command: Command
+    guides: Sequence[LogitFilter] | None = None
+    refused: ServerError | None = None
+
+
+@dataclass
+class _Inbox:
+    """Jobs that wait for the engine's thread."""
+
+    jobs: list[_Job] = field(default_factory=list)
+    stopped: bool = False
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+
+class Worker:
+    """Carries out commands with an engine.
+
+    Args:
+        engine: used in `run` alone.
+        tokenizer: of the model.
+        tell: told each report, in the thread of `run`.
+    """
+
+    def __init__(self, engine: EngineLike, tokenizer: Tokenizer, tell: Callable[[Report], None]) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._tell = tell
+        self._guides = Guides(tokenizer)
+        self._inbox = _Inbox()
+        self._asked: dict[int, _Asked] = {}  # by the engine's numbers
+        self._numbers: dict[int, int] = {}  # outside to engine
+        self._commands = 0
+        self._failures = 0
+        self._state = EngineState()
+        self._busy = False
+
+    def post(self, command: Command) -> None:
+        """Leaves a command; from one other thread. A grammar is compiled here, so that steps do not wait for it."""
+        job = _Job(command)
+        if isinstance(command, Add) and command.grammar is not None:
+            params = command.params
+            try:
+                job.guides = self._guides.of(command.grammar, answers=params.candidates, ends=params.eos_token_id)
+            except ServerError as error:
+                job.refused = error
+        with self._inbox.changed:
+            if isinstance(command, Stop):
+                self._inbox.stopped = True
+            else:
+                self._inbox.jobs.append(job)
+            self._inbox.changed.notify()
+
+    def run(self) -> None:
+        """Works until it is told to stop, or the engine must be given up, which the last report then says."""
+        try:
+            while (jobs := self._next()) is not None and self._turn(jobs):
+                pass
+            for number in list(self._asked):
+                self._engine.cancel(number)
+        except BaseException as error:
+            log.critical("the engine's loop ended", exc_info=True)
+            self._report([], fault=f"the engine's loop ended: {type(error).__name__}")
+
+    def _next(self) -> list[_Job] | None:
+        """What has come in, waited for if there is nothing else to do; None to stop."""
+        inbox, busy = self._inbox, self._engine.busy
+        with inbox.changed:
+            while not (inbox.jobs or busy or inbox.stopped):
+                inbox.changed.wait()
+            if inbox.stopped:
+                return None
+            jobs, inbox.jobs = inbox.jobs, []
+        return jobs
+
+    def _turn(self, jobs: Sequence[_Job]) -> bool:
+        """Does what has come in, and a step; False once the engine must be given up."""
+        if jobs:
+            outcomes = [outcome for job in jobs for outcome in self._done(job)]
+            self._commands += len(jobs)
+            self._report(outcomes)
+        if not self._engine.busy:
+            return True
+        began = time.monotonic()
+        try:
+            events = self._engine.step()
+        except Exception as error:  # no request's own fault: the engine tells those in their events
+            return self._step_failed(error)
+        self._failures = 0
+        outcomes = [outcome for event in events for outcome in self._outcome(event)]
+        self._report(outcomes, step_seconds=time.monotonic() - began)
+        return True
+
+    def _report(
+        self, outcomes: list[tuple[int, Outcome]], *, step_seconds: float | None = None, fault: str | None = None
+    ) -> None:
+        if fault is None:  # of an engine that is given up nothing more is asked
+            self._state, self._busy = self._engine.state(), self._engine.busy
+        self._tell(
+            Report(
+                at=time.monotonic(),
+                commands=self._commands,
+                busy=self._busy and fault is None,
+                outcomes=outcomes,
+                step_seconds=step_seconds,
+                state=self._state,
+                fault=fault,
+            )
+        )
+
+    def _done(self, job: _Job) -> list[tuple[int, Outcome]]:
+        command = job.command
+        if isinstance(command, Cancel):
+            number = self._numbers.pop(command.number, None)
+            if number is not None:
+                del self._asked[number]
+                self._engine.cancel(number)
+            return []
+        assert isinstance(command, Add | Score)
+        before = REQUEST_ID.set(command.request_id)
+        try:
+            if job.refused is not None:
+                raise job.refused
+            if isinstance(command, Score):
+                return [(command.number, Scored(self._engine.prompt_logprobs(command.inputs)))]
+            self._add(command, job.guides)
+        except Exception as error:
+            return [(command.number, Failed(None, _logged(error)))]
+        finally:
+            REQUEST_ID.reset(before)
+        return [(command.number, Taken())]
+
+    def _add(self, command: Add, guides: Sequence[LogitFilter] | None) -> None:
+        answers = range(command.params.candidates)
+        watches = [StopWatch(self._tokenizer, command.stop, inside=command.inside) for _ in answers] if command.stop else None
+        number = self._engine.add(command.inputs, command.params, stops=watches, guides=guides, deadline=command.deadline)
+        self._asked[number] = _Asked(command.number, set(answers))
+        self._numbers[command.number] = number
+
+    def _outcome(self, event: Event) -> list[tuple[int, Outcome]]:
+        asked = self._asked.get(event.row)
+        if asked is None:
+            return []
+        outcome: Outcome
+        if isinstance(event, Token):
+            outcome = event
+        elif event.finish == "deadline":
+            outcome = Failed(event.candidate, TimedOut("the request's time is over"))
+        else:
+            outcome = Failed(event.candidate, _logged(event.error or GenerationFailed(f"the request was {event.finish}")))
+        if isinstance(event, Ended) or event.finish is not None:
+            asked.open.discard(event.candidate)
+            if not asked.open:
+                del self._asked[event.row], self._numbers[asked.number]
+        return [(asked.number, outcome)]
+
+    def _step_failed(self, error: Exception) -> bool:
+        """Fails all requests; False if the engine must be given up, too."""
+        self._failures += 1
+        log.error("a step failed", exc_info=error)
+        told = GenerationFailed(f"the engine failed: {type(error).__name__}; the server's log tells more")
+        asked, self._asked = self._asked, {}
+        self._numbers.clear()
+        fault = f"the engine failed {FAILURES} times in a row" if self._failures == FAILURES else None
+        if fault is not None:
+            log.critical(fault)
+        # Told before the engine is: one that fails may not even cancel.
+        self._report([(each.number, Failed(None, told)) for each in asked.values()], fault=fault)
+        for number in asked:
+            self._engine.cancel(number)
+        return fault is None
+
+
+def _logged(error: Exception) -> ServerError:
+    """An error as clients are told; one that nobody meant to raise is logged."""
+    if not isinstance(error, IdeficsError):
+        log.error("a request failed in the engine", exc_info=error)
+    return as_server_error(error)
