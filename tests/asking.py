@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from fakes import LATENTS, PATCH, tiny_config
 from idefics.engine.engine import Engine
 from idefics.engine.prefill import Prefill
 from idefics.engine.request import Event, Token
+from idefics.engine.sampling import Choice, Sampler, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
@@ -58,6 +60,14 @@ def prompt(model: VisionLanguageModel, seed: int, *, images: int | None = None, 
         images_CHW=tuple(pictures),
         images_per_row=(len(pictures),),
     )
+
+
+def chosen(sampler: Sampler, logits_V: torch.Tensor, answer: Sequence[int] = ()) -> Choice:
+    """One answer's next token."""
+    (choice,) = choose([(sampler, logits_V, answer)])
+    if isinstance(choice, Exception):
+        raise choice
+    return choice
 
 
 @torch.inference_mode()

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from idefics.engine.history import LogitFilter
 from idefics.engine.request import Ended, Event, FinishReason, StopCheck, Token
-from idefics.engine.sampling import LogitFilter
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
 from idefics.server.model import EngineState

@@ -18,7 +18,8 @@ from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits, token_bytes
 from idefics.engine.paged_cache import PagedKVCache, Segment
 from idefics.engine.request import Event
-from idefics.engine.sampling import likeliest
+from idefics.engine.sampling import Draw, ban, pick
+from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from middle import middle_idefics2
@@ -136,7 +137,10 @@ def test_a_step_waits_once(moved: VisionLanguageModel, device: torch.device) -> 
     def step(past: int) -> torch.Tensor:
         logits_RV = steps.run([5, 6, 7], [Segment([block], past, 1) for block in (1, 2, 3)])
         assert logits_RV is not None
-        return likeliest(logits_RV, [(1, 2), (), (3,)])
+        allowed_RV = logits_RV.clone()
+        ban(allowed_RV, [(1, 2), (), (3,)])
+        p = SamplingParams(do_sample=True, top_k=5, top_p=0.9, min_p=0.1, typical_p=0.9)
+        return pick(logits_RV, allowed_RV, [None, Draw(p, 0.5), None])
 
     with torch.inference_mode():
         step(0).tolist()

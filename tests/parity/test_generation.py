@@ -75,7 +75,7 @@ def test_sampling_keeps_the_tokens_that_the_reference_keeps(options: dict[str, f
     from transformers import LogitsProcessorList
     from transformers.generation import logits_process as theirs
 
-    from idefics.engine.sampling import cut_tail
+    from idefics.engine.sampling import cut_tails
     from idefics.engine.sampling_params import sampling_params
 
     makers = {
@@ -89,5 +89,5 @@ def test_sampling_keeps_the_tokens_that_the_reference_keeps(options: dict[str, f
     for seed in range(50):
         logits = torch.randn(500, generator=torch.Generator().manual_seed(seed)) * 3
         expected = warp(torch.zeros(1, 1, dtype=torch.long), logits[None].clone())[0].softmax(-1)
-        got = cut_tail(logits, sampling_params({}, options)).softmax(-1)
+        got = cut_tails(logits[None], [sampling_params({}, options)])[0].softmax(-1)
         torch.testing.assert_close(got, expected)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from idefics.engine.history import History
 from idefics.engine.prefill import Prefill
 from idefics.engine.request import Completion, FinishReason, StopCheck
-from idefics.engine.sampling import history_filters, require_finite
+from idefics.engine.sampling import ban, require_finite
 from idefics.engine.sampling_params import SamplingParams
 
 __all__ = ["beam_search"]
@@ -43,9 +44,8 @@ def beam_search(prefill: Prefill, params: SamplingParams, stop: StopCheck | None
     Raises:
         NumericsError: NaN or infinite logits.
     """
-    prompt = prefill.prompt_ids[0]
     beams = params.num_beams
-    filters = history_filters(params)
+    history = History(params, prefill.prompt_ids[0])
     running = [Hypothesis((), 0.0 if beam == 0 else -1e9) for beam in range(beams)]
     ended: list[Hypothesis] = []
     logits_RV = prefill.logits_RV
@@ -53,8 +53,8 @@ def beam_search(prefill: Prefill, params: SamplingParams, stop: StopCheck | None
         require_finite(logits_RV)
         logprobs_RV = logits_RV.log_softmax(-1)
         for beam, hypothesis in enumerate(running):
-            for apply in filters:
-                logprobs_RV[beam] = apply(logprobs_RV[beam], prompt, hypothesis.ids)
+            logprobs_RV[beam] = history.reweighed(logprobs_RV[beam], hypothesis.ids)
+        ban(logprobs_RV, [history.banned(hypothesis.ids) for hypothesis in running])
         totals = logprobs_RV + torch.tensor([h.score for h in running], device=logprobs_RV.device)[:, None]
         wanted = max(2, 1 + len(params.eos_token_id)) * beams
         scores, places = totals.flatten().topk(min(wanted, totals.numel()))

@@ -22,12 +22,13 @@ import torch
 
 from idefics.engine.beam import beam_search
 from idefics.engine.blocks import BlockPool
+from idefics.engine.history import LogitFilter
 from idefics.engine.intake import State, answers_of, check_ids, room_after, unpadded
 from idefics.engine.limits import Limits
 from idefics.engine.prefill import LESS, Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.runner import Runner
-from idefics.engine.sampling import Choice, LogitFilter, choose
+from idefics.engine.sampling import Choice, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from idefics.engine.history import LogitFilter
 from idefics.engine.limits import check_room
 from idefics.engine.request import StopCheck
 from idefics.engine.runner import Source, pictures
-from idefics.engine.sampling import LogitFilter, Sampler
+from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.sequences import AnswerInMaking
 from idefics.errors import OptionError

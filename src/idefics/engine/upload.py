@@ -10,12 +10,14 @@ from torch import Tensor
 __all__ = ["uploaded"]
 
 
-def uploaded(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """An int64 tensor on a device.
+def uploaded(
+    numbers: Sequence[float] | Sequence[Sequence[int]], device: torch.device, *, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """A tensor on a device.
 
     `torch.tensor(numbers, device="cuda")` waits until the GPU has finished everything before it; from page-locked memory, which
     torch keeps until the copy is done, nobody waits.
     """
     if device.type != "cuda":
-        return torch.tensor(numbers, dtype=torch.int64, device=device)
-    return torch.tensor(numbers, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
+        return torch.tensor(numbers, dtype=dtype, device=device)
+    return torch.tensor(numbers, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

@@ -10,8 +10,8 @@ import torch
 
 from idefics.config import Config
 from idefics.engine.engine import Engine
+from idefics.engine.history import LogitFilter
 from idefics.engine.request import Event, StopCheck
-from idefics.engine.sampling import LogitFilter
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scoring import score_prompt
 from idefics.inputs import ModelInputs

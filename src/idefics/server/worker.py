@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from idefics.engine.history import LogitFilter
 from idefics.engine.request import Ended, Event, Token
-from idefics.engine.sampling import LogitFilter
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import IdeficsError
 from idefics.inputs import ModelInputs

@@ -10,9 +10,8 @@ from idefics.api import Idefics
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.prefill import left_aligned, positions
 from idefics.engine.request import Token
-from idefics.engine.sampling import Choice, Sampler, choose
 from idefics.engine.sampling_params import SamplingParams
-from idefics.errors import InputError, NumericsError
+from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 
 
@@ -107,27 +106,6 @@ def test_image_tokens_without_their_image_are_refused(tiny: Idefics) -> None:
         tiny.engine.generate(_inputs([1, 5, 6], [1, image, image]), [SamplingParams(max_new_tokens=1)] * 2)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_what_is_no_number_is_named_not_decoded(value: str) -> None:
-    sampler = Sampler(SamplingParams(), [1])
-    with pytest.raises(NumericsError, match="NaN or infinite"):
-        sampler.choose(torch.tensor([0.0, float(value), 1.0]), [])
-
-
-def test_everything_forbidden_is_said() -> None:
-    params = SamplingParams(bad_words_ids=((0,), (1,)))
-    with pytest.raises(NumericsError, match="every token is forbidden"):
-        Sampler(params, [5]).choose(torch.tensor([0.0, 1.0]), [])
-
-
-def test_penalties_count_the_answer() -> None:
-    logits = torch.tensor([3.0, 2.9, 0.0])
-    plain = Sampler(SamplingParams(), [0]).choose(logits, [0, 0])
-    punished = Sampler(SamplingParams(frequency_penalty=0.1), [0]).choose(logits, [0, 0])
-    once = Sampler(SamplingParams(presence_penalty=0.05), [0]).choose(logits, [0, 0])
-    assert (plain.token, punished.token, once.token) == (0, 1, 0)
-
-
 def test_padding_between_tokens_is_refused_and_right_padding_moves_left() -> None:
     ids, mask = torch.tensor([[1, 7, 8, 0], [1, 9, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     seen = torch.tensor([[-1, 0, 1, 5], [0, 0, 5, 5]])
@@ -157,37 +135,3 @@ def test_cache_rows_are_copied_and_forgotten(tiny: Idefics) -> None:
     assert cache.length == 1
     with pytest.raises(AssertionError, match="5 tokens in a cache for 4"):
         cache.append(0, torch.zeros(3, 2, 4, 8), torch.zeros(3, 2, 4, 8))
-
-
-@pytest.mark.parametrize("answer", [[], [3], [3, 4, 5]])
-def test_rows_chosen_together_are_those_chosen_alone(answer: list[int]) -> None:
-    logits_RV = torch.randn(6, 12, generator=torch.Generator().manual_seed(0))
-    logits_RV[:, 2] = 9.0
-    every = [
-        SamplingParams(),
-        SamplingParams(bad_words_ids=((2,), (7,))),
-        SamplingParams(bad_words_ids=((2, 3),)),
-        SamplingParams(min_new_tokens=2, eos_token_id=(2,)),
-        SamplingParams(do_sample=True, temperature=0.5, seed=3),
-        SamplingParams(repetition_penalty=3.0, logprobs=2),
-    ]
-    together = choose([(Sampler(params, [1, 2]), logits_V, answer) for params, logits_V in zip(every, logits_RV, strict=True)])
-    for params, logits_V, found in zip(every, logits_RV, together, strict=True):
-        alone = Sampler(params, [1, 2]).choose(logits_V, answer)
-        assert isinstance(found, Choice)
-        assert (found.token, found.top) == (alone.token, alone.top)
-        assert found.logprob == pytest.approx(alone.logprob, abs=1e-6)
-
-
-def test_a_row_that_is_no_number_concerns_itself_alone() -> None:
-    logits_RV = torch.zeros(3, 4)
-    logits_RV[1, 2] = float("nan")
-    samplers = [
-        Sampler(SamplingParams(), [1]),
-        Sampler(SamplingParams(), [1]),
-        Sampler(SamplingParams(bad_words_ids=((0,), (1,), (2,), (3,))), [1]),
-    ]
-    good, bad, banned = choose([(sampler, logits_V, []) for sampler, logits_V in zip(samplers, logits_RV, strict=True)])
-    assert isinstance(good, Choice)
-    assert "NaN or infinite" in str(bad)
-    assert "every token is forbidden" in str(banned)

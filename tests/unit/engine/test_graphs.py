@@ -13,7 +13,8 @@ from idefics.engine.engine import Engine
 from idefics.engine.graphs import DecodeGraphs, StaticPass, graphs_fit, power_of_two
 from idefics.engine.limits import Limits
 from idefics.engine.paged_cache import PagedKVCache, Segment
-from idefics.engine.sampling import likeliest
+from idefics.engine.sampling import Draw, ban, pick
+from idefics.engine.sampling_params import SamplingParams
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.decoupled import DecoupledEmbedding
 
@@ -144,7 +145,10 @@ def test_a_step_asks_the_device_nothing(model: VisionLanguageModel) -> None:
         logits_RV = graphs.run([5, 6, 7], segments)
         assert logits_RV is not None
         assert logits_RV.shape == (3, text.vocab_size)
-        assert likeliest(logits_RV, [(1, 2), (), (3,)]).shape == (3, 3)
+        allowed_RV = logits_RV.clone()
+        ban(allowed_RV, [(1, 2), (), (3,)])
+        p = SamplingParams(do_sample=True, top_k=5, top_p=0.9, min_p=0.1, typical_p=0.9)
+        assert pick(logits_RV, allowed_RV, [None, Draw(p, 0.5), None]).shape == (3, 3)
 
 
 def test_the_meta_device_notices_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,16 +160,3 @@ def test_the_meta_device_notices_a_question(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(DecoupledEmbedding, "forward", asking)
     with pytest.warns(UserWarning, match="as a CUDA graph failed"), pytest.raises(AssertionError):
         test_a_step_asks_the_device_nothing(gated.tiny_model(seed=1))
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_the_likeliest_are_those_of_each_row_alone(rows: int) -> None:
-    logits_RV = torch.randn(rows, 50, generator=torch.Generator().manual_seed(rows))
-    best = [int(row.argmax()) for row in logits_RV]
-    found = likeliest(logits_RV, [(token,) for token in best])
-    for row, (token, logprob, good) in zip(logits_RV, found.tolist(), strict=True):
-        second = int(row.topk(2).indices[1])
-        assert (int(token), good) == (second, 1.0)
-        assert logprob == pytest.approx(float(row.log_softmax(-1)[second]), abs=1e-6)
-    logits_RV[0, 3] = float("nan")
-    assert likeliest(logits_RV, [()] * rows)[0, 2] == 0

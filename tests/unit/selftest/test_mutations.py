@@ -303,8 +303,10 @@ def quarters_in_wrong_order(_, patch):
 
 @caught_by(answers.greedy_repeatable)
 def greedy_that_draws(_, patch):
-    honest = sampling.likeliest
-    patch.setattr(sampling, "likeliest", lambda logits, banned: honest(logits + 9 * torch.randn_like(logits), banned))
+    honest = sampling.pick
+    patch.setattr(
+        sampling, "pick", lambda logits, allowed, draws: honest(logits, allowed + 9 * torch.randn_like(logits), draws)
+    )
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
