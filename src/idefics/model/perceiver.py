@@ -1,17 +1,20 @@
 """The perceiver resampler (arXiv 2103.03206, 2204.14198): any number of patches in, a fixed number of latents out.
 
-Letters: P packed patches, N images, L latents of one image, D text hidden size, H query heads, G key-value heads.
+Letters: P packed patches, N images, L latents of one image, D text hidden size, H query heads, G key-value heads,
+C channels of all key-value heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from idefics.config import PerceiverConfig
 from idefics.model.layers.attention import Backend, segmented_attention
+from idefics.model.layers.joined import JoinedLinear, folded
 from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm, normalised
@@ -34,13 +37,13 @@ class PerceiverAttention(SharedInput):
         self.head_dim = head
         self.backend = backend
 
-    def forward(self, latents_NLD: Tensor, context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Maps latents (N, L, D) to (N, L, D); image i owns the next `lengths[i]` rows of the context."""
+    def forward(self, latents_NLD: Tensor, context_PC: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+        """Maps latents (N, L, D) to (N, L, D); image i owns the next `lengths[i]` rows of the context's keys and values."""
         images, latents = latents_NLD.shape[:2]
         q_PHK = self.q_proj(latents_NLD).view(images * latents, -1, self.head_dim)
         k_PGK, v_PGK = (
             _interleave(context, own, lengths).view(sum(lengths) + images * latents, -1, self.head_dim)
-            for context, own in zip(self.projections(context_PD), self.projections(latents_NLD), strict=True)
+            for context, own in zip(context_PC, self.projections(latents_NLD), strict=True)
         )
         out_PHK = segmented_attention(
             q_PHK,
@@ -75,11 +78,20 @@ class PerceiverLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(size, 4 * size, size, activation=config.hidden_act)
 
-    def forward(self, latents_NLD: Tensor, unit_context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Maps latents (N, L, D) to (N, L, D); the context has unit mean square, the norm's weight not yet applied."""
-        latents_NLD = latents_NLD + self.self_attn(
-            self.input_latents_norm(latents_NLD), self.input_context_norm.weight * unit_context_PD, lengths
-        )
+    def forward(
+        self, latents_NLD: Tensor, unit_context_PD: Tensor, lengths: Sequence[int], context_PC: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Maps latents (N, L, D) to (N, L, D).
+
+        Args:
+            latents_NLD: of all images.
+            unit_context_PD: of unit mean square, the norm's weight not yet applied.
+            lengths: rows of the context that each image owns.
+            context_PC: the context's keys and values, where they are made already.
+        """
+        if context_PC is None:
+            context_PC = self.self_attn.projections(self.input_context_norm.weight * unit_context_PD)
+        latents_NLD = latents_NLD + self.self_attn(self.input_latents_norm(latents_NLD), context_PC, lengths)
         out: Tensor = latents_NLD + self.mlp(self.post_attention_layernorm(latents_NLD))
         return out
 
@@ -98,7 +110,17 @@ class PerceiverResampler(nn.Module):
         latents_NLD = self.latents.to(context_PD.dtype).expand(len(lengths), -1, -1)
         # Layers' norms of the context differ in their weights alone.
         unit_context_PD = normalised(context_PD, eps=self.norm.eps)
-        for layer in self.layers:
-            latents_NLD = layer(latents_NLD, unit_context_PD, lengths)
+        for layer, context_PC in zip(self.layers, self._contexts(unit_context_PD), strict=True):
+            latents_NLD = layer(latents_NLD, unit_context_PD, lengths, context_PC)
         out: Tensor = self.norm(latents_NLD)
         return out
+
+    def _contexts(self, unit_context_PD: Tensor) -> Sequence[Sequence[Tensor] | None]:
+        """The context's keys and values for each layer, in one product if packing has joined each layer's."""
+        layers = cast("list[PerceiverLayer]", list(self.layers))
+        joined = [layer.self_attn.joined for layer in layers if isinstance(layer.self_attn.joined, JoinedLinear)]
+        if len(joined) < len(layers):
+            return [None] * len(layers)
+        product = folded(joined, [layer.input_context_norm.weight for layer in layers])
+        made_PC = torch.split(product(unit_context_PD), product.sizes, dim=-1)
+        return list(zip(made_PC[::2], made_PC[1::2], strict=True))

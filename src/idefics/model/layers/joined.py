@@ -1,10 +1,11 @@
-"""Linear layers of one input as one product, on any device: fewer and larger products, and nothing held twice.
+"""Linear layers of one input as one product, on any device: fewer and larger products, nothing held twice but by `folded`.
 
 What is joined only infers. `layers/packed.py` decides what is joined, and arranges weights for CPUs besides.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from idefics.errors import OptionError
 from idefics.model.layers.decoupled import DecoupledLinear
 
-__all__ = ["JoinedLinear", "assign", "borrows_memory", "check_stays", "owned"]
+__all__ = ["JoinedLinear", "assign", "borrows_memory", "check_stays", "folded", "owned"]
 
 _REMEDY = "load the model with packed=False, or unpack it (idefics.model.layers.packed.unpack)"
 
@@ -38,6 +39,7 @@ class JoinedLinear(nn.Module):
     _weight: Tensor
     _bias: Tensor | None
     _emptied: list[nn.Module]
+    _folded: list[JoinedLinear]
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -51,6 +53,7 @@ class JoinedLinear(nn.Module):
             self._weight = self._arranged(rows[0] if len(rows) == 1 else torch.cat(rows))
             self._bias = torch.cat(biases) if biases else None
         self._emptied = list(layers)
+        self._folded = []
         for layer in layers:
             for name, parameter in list(layer.named_parameters()):
                 assign(layer, name, torch.empty_like(parameter, device="meta"))
@@ -134,6 +137,28 @@ class JoinedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for printing."""
         return f"in_features={self.in_features}, sizes={self.sizes}, bias={self._bias is not None}"
+
+
+def folded(joined: Sequence[JoinedLinear], scales_D: Sequence[Tensor]) -> JoinedLinear:
+    """Joined layers, each of which would scale the channels of one input first, as one product of the unscaled input.
+
+    The scales cannot be taken out of it again to the bit, so it is a further weight. It is made when first asked for and kept
+    by the first of the layers: what undoes the packing drops it, and nothing counts or names it.
+
+    Args:
+        joined: without biases; always the same ones together.
+        scales_D: of each, (in,); multiplied in float32, and rounded once.
+    """
+    keeper = joined[0]._folded
+    if not keeper:
+        layers: list[nn.Module] = []
+        for one, scale_D in zip(joined, scales_D, strict=True):
+            for empty, parameters in zip(one._emptied, one.plain(), strict=True):
+                layers.append(copy.deepcopy(empty))
+                for name, weight in parameters.items():
+                    assign(layers[-1], name, (weight.float() * scale_D.detach().float()).to(weight.dtype))
+        keeper.append(type(joined[0])(layers))
+    return keeper[0]
 
 
 def check_stays(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:

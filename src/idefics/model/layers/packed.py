@@ -3,7 +3,7 @@
 `torch.nn.functional.linear` in 16 bits arranges the weight anew for every product, which costs more than the product where
 there are few rows. On a CPU `pack` arranges each weight once, in oneDNN's order, joins layers that share their input
 (`layers/linear.py`), and lets the product apply the activation that follows. On a GPU it joins only (`layers/joined.py`).
-Each weight is dropped as soon as it is packed, so there is no second copy.
+Each weight is dropped as soon as it is packed, so there is no second copy (but see `folded`, which is small).
 
 oneDNN's operations are torch's own but private, so `can_pack` tries them and compares before anything is packed.
 """
