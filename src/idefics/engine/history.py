@@ -114,9 +114,6 @@ class History:
     Args:
         params: which, and how strong.
         prompt: its ids.
-
-    Attributes:
-        reweighs: whether there are penalties.
     """
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
@@ -133,7 +130,6 @@ class History:
             self._bans.append(BadWords(params.bad_words_ids))
         if params.min_new_tokens and params.eos_token_id:
             self._bans.append(MinNewTokens(params.min_new_tokens, params.eos_token_id))
-        self.reweighs = bool(self._penalties)
 
     def reweighed(self, logits_V: Tensor, answer: Sequence[int]) -> Tensor:
         """Logits with the penalties; may be the same tensor, changed."""

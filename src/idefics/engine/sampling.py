@@ -75,10 +75,11 @@ class Sampler:
 
     def reweigh(self, logits_V: Tensor, answer: Sequence[int]) -> None:
         """Changes a row of logits as penalties and the guide say."""
-        if self.history.reweighs:
-            logits_V.copy_(self.history.reweighed(logits_V, answer))
+        new_V = self.history.reweighed(logits_V, answer)
         if self._guide is not None:
-            logits_V.copy_(self._guide(logits_V, self._prompt, answer))
+            new_V = self._guide(new_V, self._prompt, answer)
+        if new_V is not logits_V:
+            logits_V.copy_(new_V)
 
     def draw(self) -> Draw | None:
         """The next token's, or None where the likeliest is taken."""

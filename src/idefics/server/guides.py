@@ -15,6 +15,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
+from idefics.engine.history import BANNED
 from idefics.errors import NumericsError
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.errors import Invalid
@@ -117,27 +118,30 @@ class Guide:
             NumericsError: the grammar has become too complex to go on.
         """
         del prompt
-        same = next((i for i, (a, b) in enumerate(zip(self._taken, answer, strict=False)) if a != b), None)
-        keep = min(len(self._taken), len(answer)) if same is None else same
-        if keep < len(self._taken):
-            self._matcher.rollback(len(self._taken) - keep)
-            del self._taken[keep:]
-        new = list(answer[keep:])
-        if new:
-            self._matcher.consume_tokens(new)
-            self._taken += new
+        self._follow(list(answer))
+        stopped = self._matcher.is_stopped()
+        bias = None if stopped else self._matcher.compute_logit_bias()
         if self._matcher.is_error():
             raise NumericsError(f"the answer cannot follow its grammar any further: {self._matcher.get_error()}")
-        if self._matcher.is_stopped():
-            allowed_V = torch.zeros(len(logits_V), dtype=torch.bool)
-            allowed_V[self._ends] = True
-        else:
-            bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
-            if self._matcher.is_error():
-                raise NumericsError(f"the answer cannot follow its grammar any further: {self._matcher.get_error()}")
-            allowed_V = torch.zeros(len(logits_V), dtype=torch.bool)
-            allowed_V[: len(bias)] = bias[: len(logits_V)] != 0
-        return logits_V.masked_fill(~allowed_V.to(logits_V.device), float("-inf"))
+        if bias is None:
+            ends = torch.tensor(self._ends, device=logits_V.device)
+            return torch.full_like(logits_V, BANNED).index_copy_(0, ends, logits_V[ends])
+        off_X = (torch.frombuffer(bytearray(bias), dtype=torch.uint8) == 0)[: len(logits_V)]
+        logits_V[: len(off_X)].masked_fill_(off_X.to(logits_V.device), BANNED)
+        logits_V[len(off_X) :] = BANNED  # rows of the head that are no token's
+        return logits_V
+
+    def _follow(self, answer: list[int]) -> None:
+        """Brings the matcher to the end of the answer, of which it has usually taken all but the last token."""
+        taken = self._taken
+        if answer[: len(taken)] != taken:
+            same = next((i for i, (a, b) in enumerate(zip(taken, answer, strict=False)) if a != b), len(answer))
+            self._matcher.rollback(len(taken) - same)
+            del taken[same:]
+        new = answer[len(taken) :]
+        if new:
+            self._matcher.consume_tokens(new)
+            taken += new
 
 
 class Guides:
