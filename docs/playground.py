@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import idefics  # noqa: E402
 from browser.chromium import MISSING, chromium, command  # noqa: E402
 from idefics.server.app import create_app  # noqa: E402
+from idefics.server.engine_thread import EngineThread  # noqa: E402
 from idefics.server.model import ServedEngine, ServedModel  # noqa: E402
 from serving import serving  # noqa: E402
 
@@ -29,7 +30,8 @@ def main() -> None:
     if executable is None:
         sys.exit(MISSING)
     model = idefics.load()
-    app = create_app(ServedModel.of(model), ServedEngine(model.model))
+    engine = EngineThread(ServedEngine(model.model), model.processor.tokenizer)
+    app = create_app(ServedModel.of(model), engine)
     with serving(app) as address, chromium(executable) as browser, browser.tab(width=1200, height=960) as tab:
         tab.open(f"{address}/playground")
         for names, question in ASKED:

@@ -24,6 +24,7 @@ from idefics.server.worker import Command, Report, Worker
 __all__ = ["EngineProcess"]
 
 log = logging.getLogger(__name__)
+LARGE = 2**16  # bytes of a tensor that is sent by itself
 LEAVING = 5.0  # seconds that the process has to leave once its pipe is closed
 
 
@@ -48,7 +49,7 @@ class EngineProcess:
         theirs.close()
         atexit.register(self.kill)  # before multiprocessing would ask it to end, which it does not listen to
         try:
-            loaded = _unpacked(self._pipe.recv_bytes())
+            loaded = _receive(self._pipe)
         except EOFError:
             raise IdeficsError(f"the engine's process ended while it loaded the model{self._how()}") from None
         except BaseException:
@@ -66,7 +67,7 @@ class EngineProcess:
             fault: str | None = None
             try:
                 while True:
-                    heard(_unpacked(self._pipe.recv_bytes()))
+                    heard(_receive(self._pipe))
             except (EOFError, OSError):
                 how = self._how()
                 fault = f"the engine's process ended{how}" if how else None
@@ -79,7 +80,7 @@ class EngineProcess:
 
     def send(self, command: Command) -> None:
         """Writes it to the process."""
-        self._pipe.send_bytes(_packed(command))
+        _send(self._pipe, command)
 
     @property
     def alive(self) -> bool:
@@ -109,7 +110,7 @@ def _work(pipe: Connection, make: Callable[[], tuple[ServedModel, EngineLike]]) 
     def read() -> None:
         while True:
             try:
-                command = _unpacked(pipe.recv_bytes())
+                command = _receive(pipe)
             except (EOFError, OSError):
                 os._exit(0)  # the server is no more
             ready.wait()
@@ -120,11 +121,11 @@ def _work(pipe: Connection, make: Callable[[], tuple[ServedModel, EngineLike]]) 
     try:
         model, engine = make()
     except BaseException as error:
-        pipe.send_bytes(_packed_error(error))
+        _send(pipe, _sendable(error))
         return
-    worker = Worker(engine, model.processor.tokenizer, lambda report: pipe.send_bytes(_packed(report)))
+    worker = Worker(engine, model.processor.tokenizer, lambda report: _send(pipe, report))
     ready.set()
-    pipe.send_bytes(_packed(model))
+    _send(pipe, model)
     worker.run()
 
 
@@ -133,33 +134,53 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, given: Any) -> Any:
         if isinstance(given, torch.Tensor):
-            levels = given.detach().contiguous().flatten().view(torch.uint8).numpy()
-            return _tensor, (levels, given.dtype, tuple(given.shape))
+            flat = given.detach().contiguous().flatten().view(torch.uint8).numpy()
+            return _tensor, (pickle.PickleBuffer(flat.data), given.dtype, tuple(given.shape))
         return NotImplemented
 
 
-def _tensor(levels: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.from_numpy(levels).view(dtype).view(shape)
+def _tensor(buffer: bytearray | memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    if not len(buffer):
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).view(shape)
 
 
-def _packed(message: object) -> bytes:
+def _send(pipe: Connection, message: object) -> None:
+    """Writes a message; what is large in it not through copies, which would hold the interpreter."""
+    large: list[pickle.PickleBuffer] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes < LARGE:
+            return True
+        large.append(buffer)
+        return False
+
     out = io.BytesIO()
-    _Pickler(out, protocol=pickle.HIGHEST_PROTOCOL).dump(message)
-    return out.getvalue()
+    _Pickler(out, protocol=5, buffer_callback=stays).dump(message)
+    pipe.send_bytes(pickle.dumps([buffer.raw().nbytes for buffer in large]) + out.getvalue())
+    for buffer in large:
+        pipe.send_bytes(buffer)
 
 
-def _packed_error(error: BaseException) -> bytes:
-    """An error with where it was raised, if nobody meant to; one that cannot be sent by its text."""
+def _receive(pipe: Connection) -> Any:
+    """Reads a message, which must be of a process of our own.
+
+    Raises:
+        EOFError: the other end is no more.
+    """
+    read = io.BytesIO(pipe.recv_bytes())
+    large = [bytearray(size) for size in pickle.load(read)]
+    for buffer in large:
+        pipe.recv_bytes_into(buffer)
+    return pickle.load(read, buffers=large)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """An error with where it was raised, if nobody meant to; one that cannot be sent as its text."""
     if isinstance(error, Exception) and not isinstance(error, IdeficsError):
         error.add_note(traceback.format_exc())
     try:
-        packed = _packed(error)
-        _unpacked(packed)
+        pickle.loads(pickle.dumps(error))
     except Exception:
-        told = str(error) if isinstance(error, IdeficsError) else f"{type(error).__name__}: {error}"
-        return _packed(IdeficsError(told))
-    return packed
-
-
-def _unpacked(message: bytes) -> Any:
-    return pickle.loads(message)
+        return IdeficsError(str(error) if isinstance(error, IdeficsError) else f"{type(error).__name__}: {error}")
+    return error
