@@ -312,9 +312,11 @@ def served(*options: str) -> Iterator[tuple[str, int]]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process's memory."""
+    """Bytes of memory of a process and of those that it has started."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    own = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    return own + sum(map(resident, map(int, started)))
 
 
 def main() -> None:
