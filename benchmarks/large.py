@@ -4,7 +4,8 @@
     python benchmarks/large.py /some/folder
 
 Each side runs in a process of its own, whose peak of resident memory is read from the kernel; pages of a memory-mapped file
-that the system may drop at any time count only while they are resident. The question is about a photo of 1920 x 1080 with
+that the system may drop at any time count only while they are resident. Ours packs its weights when they are first used, so
+loading is worth little without the first token. The question is about a photo of 1920 x 1080 with
 splitting: five sub-images, 320 image tokens.
 """
 
@@ -81,6 +82,7 @@ def _taken(load: float, times: list[float]) -> dict[str, Any]:
     return {
         "load": load,
         "first_token": times[0],
+        "from_nothing": load + times[0],
         "seconds_per_token": (times[-1] - times[0]) / (len(times) - 1),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -131,7 +133,12 @@ def main() -> None:
     weights = sum(file.stat().st_size for file in arguments.folder.glob("*.safetensors"))
     peaks = {side: found["peak"] for side, found in took.items()}
     facts = {"weights": weights, "peaks": peaks, "peak_at_most": PEAK, "within": peaks["ours"] <= PEAK}
-    names = {"load": "load", "first_token": "first token, 5 sub-images", "seconds_per_token": "one more token"}
+    names = {
+        "load": "load",
+        "first_token": "first token, 5 sub-images",
+        "from_nothing": "load and first token",
+        "seconds_per_token": "one more token",
+    }
     cases = []
     for key, name in names.items():
         seconds = {side: found[key] for side, found in took.items()}

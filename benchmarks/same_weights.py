@@ -10,7 +10,7 @@ import transformers
 
 from idefics.config import Idefics2Config
 from idefics.model.base import VisionLanguageModel
-from idefics.model.layers.packed import pack
+from idefics.model.layers.packed import finish_packing, pack
 from idefics.presets import preset
 from idefics.weights.families import build_on_meta, family_of
 
@@ -31,7 +31,7 @@ def config(
 
 
 def both(made: Idefics2Config, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> tuple[Any, VisionLanguageModel]:
-    """The reference with SDPA, and ours as `idefics.load` would give it."""
+    """The reference with SDPA, and ours as `idefics.load` would give it, once it has been used."""
     torch.manual_seed(seed)
     kept = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -42,7 +42,7 @@ def both(made: Idefics2Config, *, dtype: torch.dtype = torch.bfloat16, seed: int
     ours = build_on_meta(made)
     named = {str(table.ours(name)): value for name, value in reference.state_dict().items()}
     ours.load_state_dict(named, assign=True)
-    return reference, pack(ours)
+    return reference, finish_packing(pack(ours))
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

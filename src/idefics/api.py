@@ -72,7 +72,8 @@ def load(
         attention: implementation, see `model/layers/attention.py`.
         limits: how much the engine takes on at once, and how large its caches may be.
         packed: arrange the weights for where they are (on a GPU, join layers that share their input), after which the model
-            only infers; None does where it pays.
+            only infers; None does where it pays. On a CPU the work is done when a part of the model is first used, see
+            `idefics.model.layers.packed.finish_packing`; up to then the files must stay as they are.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
         progress: told (bytes read, bytes in all) while weights are read.

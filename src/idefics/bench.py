@@ -24,6 +24,7 @@ from idefics.engine.request import Ended
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
+from idefics.model.layers.packed import finish_packing
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 
 __all__ = ["Bed", "Ceilings", "Work", "bench", "ceilings"]
@@ -153,7 +154,7 @@ class Bed:
 
     def __init__(self, loaded: Idefics, *, image: tuple[int, int], prompt: int, tokens: int, rounds: int) -> None:
         self.loaded = loaded
-        self.model = loaded.model
+        self.model = finish_packing(loaded.model)
         self.image, self.prompt, self.tokens, self.rounds = image, prompt, tokens, rounds
         self.reached = ceilings(self.model.device, [self.model.dtype])
         self._numbers = count()

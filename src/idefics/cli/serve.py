@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from idefics.cli.loading import open_model
+from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions
 from idefics.errors import OptionError
 
@@ -168,10 +168,13 @@ def serve(
 def _loaded(model: ModelOptions, images: ImageOptions, limits: Limits, log_level: str) -> tuple[ServedModel, ServedEngine]:
     """What the engine's process begins with."""
     loaded = open_model(model, images)
+    from idefics.model.layers.packed import finish_packing
     from idefics.server.logs import configure
     from idefics.server.model import ServedEngine, ServedModel, spare_a_core
 
     configure(log_level)
+    with memory_explained("packing the weights"):
+        finish_packing(loaded.model)
     if model.threads is None:
         spare_a_core(loaded.model)
     return ServedModel.of(loaded), ServedEngine(loaded.model, limits)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from idefics.errors import OutOfMemory
+from idefics.model.layers.waiting import waiting_bytes
 from idefics.weights.byte_sizes import readable_bytes
 
 __all__ = ["explain_out_of_memory", "free_bytes", "let_go", "require_free_bytes"]
@@ -48,8 +49,9 @@ def explain_out_of_memory(doing: str, *, reduce: str) -> Iterator[None]:
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that can still be allocated on a device; None where the machine does not tell.
 
-    On Linux's CPU: what the kernel says is available, swap included, within the limit of the control group. Where
-    /proc/meminfo is hidden, as in some sandboxes, pages that nothing uses at all.
+    On Linux's CPU: what the kernel says is available, swap included, within the limit of the control group, without what
+    weights of this process that wait to be packed will take. Where /proc/meminfo is hidden, as in some sandboxes, pages that
+    nothing uses at all.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -57,7 +59,8 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     told = (_available(Path("/proc/meminfo")), _group_limit(Path("/sys/fs/cgroup")))
-    return min((found for found in told if found is not None), default=None)
+    free = min((found for found in told if found is not None), default=None)
+    return None if free is None else max(0, free - waiting_bytes())
 
 
 def _available(meminfo: Path) -> int | None:

@@ -16,7 +16,8 @@ __all__ = ["pack_loaded"]
 def pack_loaded(model: VisionLanguageModel, packed: bool | None) -> None:
     """Packs a model in place if that is asked for, or if nothing is said, it pays and there is the memory.
 
-    Weights that lie in mapped files take their own size of memory when they are packed; the files are let go one by one.
+    Weights that lie in mapped files take their own size of memory once they are arranged, at the first use of each part of
+    the model; the files are let go one by one then. Whether there is the memory is asked here, before anybody waits.
 
     Args:
         model: just loaded.

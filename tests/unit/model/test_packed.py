@@ -232,3 +232,9 @@ def test_loading_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not is_packed(load(folder).model), "no room: stays as it is"
     with pytest.raises(OutOfMemory, match="packing"):
         load(folder, packed=True)
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+def test_nothing_that_is_packed_requires_gradients(reorder: bool) -> None:
+    model = pack(tiny_idefics().model, reorder=reorder)
+    assert not any(parameter.requires_grad for parameter in model.parameters())

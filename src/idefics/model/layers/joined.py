@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,16 @@ from torch.nn import functional as F
 from idefics.errors import OptionError
 from idefics.model.layers.decoupled import DecoupledLinear
 
-__all__ = ["JoinedLinear", "assign", "borrows_memory", "check_stays", "folded", "owned"]
+__all__ = ["JoinedLinear", "LetGo", "assign", "borrows_memory", "check_stays", "folded", "keep", "owned"]
+
+LetGo: TypeAlias = Callable[[Tensor], None]
+"""Told a tensor that will not be read again."""
 
 _REMEDY = "load the model with packed=False, or unpack it (idefics.model.layers.packed.unpack)"
+
+
+def keep(tensor: Tensor) -> None:
+    """Lets go of nothing."""
 
 
 class JoinedLinear(nn.Module):
@@ -27,9 +34,13 @@ class JoinedLinear(nn.Module):
     Args:
         layers: one or several, on one device, in one dtype, all with biases or all without. They are emptied, and kept as
             what `restore` fills again.
+        let_go: told each matrix and bias that will not be read again.
 
     Attributes:
         sizes: output channels of each layer.
+        in_features: input channels.
+        dtype: of the joined weight.
+        device: of the joined weight.
 
     Raises:
         OptionError: when used as only plain layers can be: trained, moved, or saved.
@@ -41,17 +52,20 @@ class JoinedLinear(nn.Module):
     _emptied: list[nn.Module]
     _folded: list[JoinedLinear]
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], *, let_go: LetGo = keep) -> None:
         super().__init__()
         parts = [list(_weights(layer).values()) for layer in layers]
         biases: list[Tensor] = [layer.get_parameter("bias") for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers)), "layers with and without bias cannot be joined"
         self.sizes = [sum(len(weight) for weight in weights) for weights in parts]
-        self.in_features = parts[0][0].shape[1]
+        first = parts[0][0]
+        self.in_features, self.dtype, self.device = first.shape[1], first.dtype, first.device
+        self._let_go = let_go
         with torch.no_grad():
-            rows = [weight.detach() for weights in parts for weight in weights]
-            self._weight = self._arranged(rows[0] if len(rows) == 1 else torch.cat(rows))
+            self._take([weight.detach() for weights in parts for weight in weights])
             self._bias = torch.cat(biases) if biases else None
+        for bias in biases:
+            let_go(bias)
         self._emptied = list(layers)
         self._folded = []
         for layer in layers:
@@ -64,24 +78,24 @@ class JoinedLinear(nn.Module):
             raise OptionError(f"a packed model has no gradients; {_REMEDY}, or compute under torch.no_grad()")
         return self._product(x)
 
-    def _arranged(self, weight: Tensor) -> Tensor:
-        """The joined weight (out, in) as the product reads it."""
-        return weight
+    def _take(self, rows: list[Tensor]) -> None:
+        """Takes over the layers' matrices (out, in), one below the other."""
+        self._weight = torch.cat(rows)
+        for matrix in rows:
+            self._let_go(matrix)
 
-    def _rows(self) -> Tensor:
-        """The joined weight (out, in) as it was."""
-        return self._weight
+    def _matrices(self, sizes: list[int]) -> Sequence[Tensor]:
+        """Those matrices as they were, of so many rows each."""
+        return torch.split(self._weight, sizes)
 
     def _product(self, x: Tensor) -> Tensor:
         return F.linear(x, self._weight, self._bias)
 
     def plain(self) -> list[dict[str, Tensor]]:
-        """The parameters of each layer as they were, to the bit, by name; made anew."""
-        rows = torch.split(self._rows(), self.sizes)
-        made = []
-        for layer, both in zip(self._emptied, rows, strict=True):
-            weights = _weights(layer)
-            made.append(dict(zip(weights, torch.split(both, [len(weight) for weight in weights.values()]), strict=True)))
+        """The parameters of each layer as they were, to the bit, by name; to be read only."""
+        named = [_weights(layer) for layer in self._emptied]
+        matrices = iter(self._matrices([len(weight) for weights in named for weight in weights.values()]))
+        made = [{name: next(matrices) for name in weights} for weights in named]
         if self._bias is not None:
             for parameters, bias in zip(made, torch.split(self._bias, self.sizes), strict=True):
                 parameters["bias"] = bias
@@ -98,7 +112,7 @@ class JoinedLinear(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the joined weight."""
-        return int(self._weight.nbytes)
+        return sum(self.sizes) * self.in_features * self.dtype.itemsize
 
     def train(self, mode: bool = True) -> Self:
         """Refuses to be trained."""
@@ -106,16 +120,6 @@ class JoinedLinear(nn.Module):
             raise OptionError(f"a packed model cannot be trained; {_REMEDY}")
         super().train(mode)
         return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the joined weight."""
-        return self._weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the joined weight."""
-        return self._weight.device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         check_stays(self, fn)

@@ -1,18 +1,21 @@
 """A model's linear layers arranged for inference on the device where it is.
 
 `torch.nn.functional.linear` in 16 bits arranges the weight anew for every product, which costs more than the product where
-there are few rows. On a CPU `pack` arranges each weight once, in oneDNN's order, joins layers that share their input
-(`layers/linear.py`), and lets the product apply the activation that follows. On a GPU it joins only (`layers/joined.py`).
-Each weight is dropped as soon as it is packed, so there is no second copy (but see `folded`, which is small).
+there are few rows. On a CPU each weight is arranged once, in oneDNN's order, layers that share their input are joined
+(`layers/linear.py`), and the product applies the activation that follows. On a GPU layers are joined only (`layers/joined.py`).
+
+`pack` makes a model ready for that. The arranging itself is done a part of the model at a time, when a part is first used or
+`finish_packing` asks for it (`layers/waiting.py`); each weight is dropped as soon as it is done, so there is no second copy
+(but see `folded`, which is small).
 
 oneDNN's operations are torch's own but private, so `can_pack` tries them and compares before anything is packed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TypeVar, cast
 
 import torch
@@ -22,13 +25,15 @@ from torch.nn import functional as F
 from idefics.errors import OptionError
 from idefics.model.layers.activation import ACTIVATIONS
 from idefics.model.layers.decoupled import DecoupledLinear
-from idefics.model.layers.joined import JoinedLinear, assign, owned
+from idefics.model.layers.joined import JoinedLinear, LetGo, assign, borrows_memory, keep, owned
 from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import MLP
+from idefics.model.layers.waiting import Part, Scratch
 
 __all__ = [
     "PackedLinear",
     "can_pack",
+    "finish_packing",
     "is_packed",
     "named_weights",
     "pack",
@@ -61,27 +66,80 @@ def _unchanged(x: Tensor) -> Tensor:
 class PackedLinear(JoinedLinear):
     """Joined layers whose weight lies in oneDNN's order, with the activation that follows them.
 
+    The weight is arranged at the first product; up to then the layers' own weights wait, in mapped files if they lie there.
+
     Args:
         layers: as `JoinedLinear`, on the CPU.
         activation: applied to the product; one of those that can be fused.
+        part: what is arranged together with this; None for nothing.
+        let_go: as `JoinedLinear`.
 
     Attributes:
         activation: None for none.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], *, activation: Callable[[Tensor], Tensor] | None = None) -> None:
-        super().__init__(layers)
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        part: Part | None = None,
+        let_go: LetGo = keep,
+    ) -> None:
+        super().__init__(layers, let_go=let_go)
         self.activation = activation
         self._post = _PLAIN if activation is None else _FUSED[activation]
         self._pointwise = _ops().product
+        self._part = Part() if part is None else part
+        self._part.add(self)
 
-    def _arranged(self, weight: Tensor) -> Tensor:
-        return _ops().reorder(weight)
+    def _take(self, rows: list[Tensor]) -> None:
+        self._weight = torch.empty(0, dtype=self.dtype)
+        self._waiting: list[Tensor] | None = rows
 
-    def _rows(self) -> Tensor:
-        return self._weight.to_dense()
+    def _matrices(self, sizes: list[int]) -> Sequence[Tensor]:
+        waiting = self._waiting  # read once: another thread may arrange it
+        return torch.split(self._weight.to_dense(), sizes) if waiting is None else waiting
+
+    @property
+    def missing(self) -> int:
+        """Bytes of memory that arranging will take and not give back: those that lie in files."""
+        return sum(matrix.nbytes for matrix in self._waiting or () if borrows_memory(matrix))
+
+    def finish(self) -> None:
+        """Arranges the weight if it still waits, and with it the part that it belongs to.
+
+        Raises:
+            RuntimeError: the memory ends, as torch says it; to be tried again when there is some.
+        """
+        if self._waiting is not None:
+            self._part.arrange()
+
+    def arrange(self, scratch: Scratch) -> None:
+        """Arranges the weight if it still waits; for its part only, which holds other threads off.
+
+        Args:
+            scratch: where several matrices are put together.
+        """
+        waiting = self._waiting
+        if waiting is None:
+            return
+        self._weight = _ops().reorder(scratch.joined(waiting))
+        self._waiting = None  # last: other threads go on when they see it
+        for matrix in waiting:
+            self._let_go(matrix)
+
+    def restore(self) -> list[nn.Module]:
+        """As `JoinedLinear`; what still waits is copied out of its file, which is let go."""
+        borrowed = [matrix for matrix in self._waiting or () if borrows_memory(matrix)]
+        layers = super().restore()
+        self._waiting = None
+        for matrix in borrowed:
+            self._let_go(matrix)
+        return layers
 
     def _product(self, x: Tensor) -> Tensor:
+        self.finish()
         rows = x.shape[:-1].numel()
         if not 0 < rows < FEW_ROWS:
             out: Tensor = self._pointwise(x, self._weight, self._bias, *self._post)
@@ -146,8 +204,11 @@ def is_packed(model: nn.Module) -> bool:
     return any(isinstance(module, JoinedLinear) for module in model.modules())
 
 
-def pack(model: _Model, *, reorder: bool | None = None, let_go: Callable[[Tensor], None] = lambda _: None) -> _Model:
+def pack(model: _Model, *, reorder: bool | None = None, let_go: LetGo = keep) -> _Model:
     """Packs the linear layers of a model in place, for inference where it is; layer by layer, without a second copy.
+
+    What is to be reordered waits until a layer of the same part, which is a child of the model, is first used; see
+    `finish_packing`. Up to then it stays where it is: files that it lies in must stay as they are, too.
 
     Tensors that stay plain but are views of mapped files (norms, embeddings) are copied, so that the files can be let go.
     A head that is tied to the embedding stays plain: it would be a second copy. Nothing that is left requires gradients.
@@ -166,39 +227,47 @@ def pack(model: _Model, *, reorder: bool | None = None, let_go: Callable[[Tensor
     obstacle = _obstacle(model, reorder=reorder)
     if obstacle is not None:
         raise OptionError(f"this model cannot be packed: {obstacle}; load it with packed=False")
-    kind = PackedLinear if reorder else JoinedLinear
+    parts: defaultdict[str, Part] = defaultdict(Part)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     tied = {key for key, count in owners.items() if count > 1}
     # In the order of the files, so that each of these is let go soon after its first tensor is packed.
-    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+    for path, module in [(path, module) for path, module in model.named_modules() if not isinstance(module, nn.Linear)]:
+        top = path.partition(".")[0]
         if isinstance(module, SharedInput) and module.joined is None:
             layers = [module.get_submodule(name) for name in module.shared]
-            module.joined = _emptied(layers, kind, let_go)
+            module.joined = (
+                PackedLinear(layers, part=parts[top], let_go=let_go) if reorder else JoinedLinear(layers, let_go=let_go)
+            )
             for name in module.shared:
                 setattr(module, name, None)  # not deleted: parameters keep their order when they come back
         if reorder and isinstance(module, MLP) and module.act in _FUSED:
-            setattr(module, "fc1", _emptied([module.fc1], partial(PackedLinear, activation=module.act), let_go))  # noqa: B010
+            packed = PackedLinear([module.fc1], activation=module.act, part=parts[top or "fc1"], let_go=let_go)
+            setattr(module, "fc1", packed)  # noqa: B010
             module.act = _unchanged
         for name, child in list(module.named_children()):
             plain = type(child) in (nn.Linear, DecoupledLinear)
             if reorder and plain and not any(id(weight) in tied for weight in child.parameters()):
-                setattr(module, name, _emptied([child], kind, let_go))
+                setattr(module, name, PackedLinear([child], part=parts[top or name], let_go=let_go))
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in tied:
                 assign(module, name, owned(parameter.detach()))
                 let_go(parameter)
-            parameter.requires_grad_(False)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
-def _emptied(
-    layers: Sequence[nn.Module], kind: Callable[[Sequence[nn.Module]], JoinedLinear], let_go: Callable[[Tensor], None]
-) -> JoinedLinear:
-    weights = [weight for layer in layers for weight in layer.parameters()]
-    made = kind(layers)
-    for weight in weights:
-        let_go(weight)
-    return made
+def finish_packing(model: _Model) -> _Model:
+    """Arranges all weights of a packed model that still wait for their first use; nothing is left to do for a plain one.
+
+    For a server that is to be ready when it says so, for measurements, and before a process divides (`os.fork`), so that
+    the weights are shared. Threads that use the model meanwhile wait for the part that they need.
+
+    Raises:
+        RuntimeError: the memory ends, as torch says it (`weights.memory.explain_out_of_memory` tells it better).
+    """
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.finish()
+    return model
 
 
 def unpack(model: _Model) -> _Model:
