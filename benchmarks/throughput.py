@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="instead of the embedded model: layers of tower and decoder")
     parser.add_argument("--dtype", help="float32 for the embedded model, bfloat16 for layers of true size if left out")
     parser.add_argument("--threads", type=int, help="as the server chooses them if left out; all for the engine")
-    parser.add_argument("--answers", type=int, default=64)
+    parser.add_argument("--answers", type=int, default=192)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)

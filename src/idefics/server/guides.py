@@ -22,6 +22,7 @@ from idefics.server.errors import Invalid
 
 __all__ = ["Grammar", "Guide", "Guides", "json_grammar", "named_schema"]
 
+KEPT = 16  # grammars that were read and may be asked for again
 # A model that would rather not write JSON could otherwise write spaces until its room is full.
 _JSON: Any = {"whitespace_flexible": False, "whitespace_pattern": " ?"}
 _NAMED = frozenset({"properties", "$defs", "definitions"})  # keywords that map names to schemas
@@ -145,7 +146,7 @@ class Guide:
 
 
 class Guides:
-    """Makes guides for one tokenizer; its vocabulary is read when the first is asked for.
+    """Makes guides for one tokenizer, from any thread; its vocabulary is read when the first is asked for.
 
     Args:
         tokenizer: of the model.
@@ -154,6 +155,7 @@ class Guides:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._vocabularies: dict[tuple[int, ...], LLTokenizer] = {}
+        self._read: dict[tuple[Grammar, tuple[int, ...]], LLMatcher] = {}
         self._lock = threading.Lock()
 
     def of(self, grammar: Grammar, *, answers: int, ends: Sequence[int]) -> list[Guide]:
@@ -169,22 +171,31 @@ class Guides:
         """
         if not ends:
             raise Invalid("a grammar needs a token that ends answers, and this checkpoint names none", param="grammar")
+        key = (grammar, tuple(ends))
+        with self._lock:
+            if key not in self._read:
+                matcher = self._matcher(*key)
+                if len(self._read) == KEPT:
+                    del self._read[next(iter(self._read))]  # the oldest
+                self._read[key] = matcher
+            return [Guide(self._read[key].deep_copy(), ends) for _ in range(answers)]
+
+    def _matcher(self, grammar: Grammar, ends: tuple[int, ...]) -> LLMatcher:
         try:
             if grammar.kind == "json":
                 compiled = LLMatcher.grammar_from_json_schema(grammar.source, overrides=_JSON)
             else:
                 compiled = LLMatcher.grammar_from_regex(grammar.source)
-            matcher = LLMatcher(self._vocabulary(tuple(ends)), compiled, log_level=0)
+            matcher = LLMatcher(self._vocabulary(ends), compiled, log_level=0)
         except ValueError as error:
             raise Invalid(f"grammar is not valid: {error}", param="grammar") from None
         if matcher.is_error():
             raise Invalid(f"grammar is not valid: {' '.join(matcher.get_error().split())[:500]}", param="grammar")
-        return [Guide(matcher.deep_copy(), ends) for _ in range(answers)]
+        return matcher
 
     def _vocabulary(self, ends: tuple[int, ...]) -> LLTokenizer:
-        with self._lock:
-            if ends not in self._vocabularies:
-                if len(self._vocabularies) > 8:  # stop strings that are special tokens make ends of their own
-                    self._vocabularies.clear()
-                self._vocabularies[ends] = LLTokenizer(self._tokenizer.backend.to_str(), eos_token=list(ends))
-            return self._vocabularies[ends]
+        if ends not in self._vocabularies:
+            if len(self._vocabularies) > 8:  # stop strings that are special tokens make ends of their own
+                self._vocabularies.clear()
+            self._vocabularies[ends] = LLTokenizer(self._tokenizer.backend.to_str(), eos_token=list(ends))
+        return self._vocabularies[ends]

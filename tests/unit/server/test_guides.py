@@ -11,6 +11,7 @@ import torch
 
 from fakes import tiny_idefics
 from idefics.engine.sampling_params import sampling_params
+from idefics.server import guides as guides_module
 from idefics.server.errors import Invalid
 from idefics.server.guides import Grammar, Guide, Guides, json_grammar
 
@@ -106,3 +107,20 @@ def test_objects_are_closed_unless_they_say_otherwise() -> None:
 def test_a_grammar_needs_an_end() -> None:
     with pytest.raises(Invalid, match="a token that ends answers"):
         Guides(tiny_idefics().processor.tokenizer).of(Grammar("regex", "a"), answers=1, ends=[])
+
+
+def test_a_grammar_is_read_once_and_its_guides_go_their_own_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_idefics().processor.tokenizer
+    guides, (a, b, c) = Guides(tokenizer), (tokenizer.backend.token_to_id(letter) for letter in "abc")
+    first, other = (guides.of(Grammar("regex", "ab|cd"), answers=1, ends=[2])[0] for _ in range(2))
+    first(torch.zeros(len(tokenizer)), [], [a])
+    assert torch.isfinite(other(torch.zeros(len(tokenizer)), [], [])[[a, c]]).all()
+    monkeypatch.setattr(guides_module, "LLMatcher", None)
+    (again,) = guides.of(Grammar("regex", "ab|cd"), answers=1, ends=[2])
+    assert not torch.isfinite(again(torch.zeros(len(tokenizer)), [], [])[b])
+    with pytest.raises(AttributeError):  # another end is another grammar
+        guides.of(Grammar("regex", "ab|cd"), answers=1, ends=[a])
+    monkeypatch.undo()
+    for number in range(2 * guides_module.KEPT):
+        guides.of(Grammar("regex", "a" * (number + 1)), answers=1, ends=[2])
+    assert len(guides._read) == guides_module.KEPT
