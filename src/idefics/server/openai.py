@@ -18,7 +18,7 @@ from idefics.server.openai_asking import asked_of_chat, asked_of_completion, cop
 from idefics.server.openai_logprobs import Shown, ShownTokens, chat_logprobs, completion_logprobs
 from idefics.server.openai_schemas import ChatCompletionRequest, Completing, CompletionRequest, OpenAIError
 from idefics.server.requests import Asked
-from idefics.server.routes import place_of, taking_route
+from idefics.server.routes import is_brief, place_of, taking_route
 from idefics.server.service import Conversation, Place, Service, Written, served_error
 from idefics.server.sse import STREAMED, EventStream, Json, guarded_events
 
@@ -66,12 +66,12 @@ def openai_router(service: Service) -> APIRouter:
 
     @router.post("/chat/completions", summary="Go on with a chat", responses=STREAMED)
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
-        asked = await service.preparer.in_worker(lambda: [asked_of_chat(body, service)])
+        asked = await service.preparer.in_worker(lambda: [asked_of_chat(body, service)], brief=is_brief(request))
         return await _Chat(service, body).respond(asked, place_of(request))
 
     @router.post("/completions", summary="Go on with a text", responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        asked = await service.preparer.in_worker(lambda: asked_of_completion(body, service))
+        asked = await service.preparer.in_worker(lambda: asked_of_completion(body, service), brief=is_brief(request))
         return await _Completion(service, body).respond(asked, place_of(request))
 
     return router

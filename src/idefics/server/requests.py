@@ -8,7 +8,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -30,6 +30,9 @@ from idefics.server.prompts import Prompt
 __all__ = ["Asked", "Prepared", "Preparer", "Tokenized"]
 
 Result = TypeVar("Result")
+
+BRIEF_TEXT = 1_000
+"""Characters whose tokens are made in less time than it takes to hand them over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ class Preparer:
         references = asked.prompt.references
         if references:
             # Tokens do not depend on pixels: what cannot fit is refused before an image costs anything.
-            await self.in_worker(lambda: self._check_tokens(asked, params))
+            await self.in_worker(lambda: self._check_tokens(asked, params), brief=len(asked.prompt.text) <= BRIEF_TEXT)
         gone = threading.Event()
         try:
             async with self._images.fetched(references) as fetched:
@@ -175,22 +178,35 @@ class Preparer:
         self._check(asked)
         return await self.in_worker(lambda: self._tokens(asked))
 
-    async def in_worker(self, work: Callable[[], Result]) -> Result:
-        """Runs something slow beside the event loop and the engine.
+    async def in_worker(self, work: Callable[[], Result], *, brief: bool = False) -> Result:
+        """Runs something slow beside the event loop; something brief right here, as handing it over would take longer.
 
         Work waits for a free worker here and not in the workers' queue, which keeps what it holds though nobody wants it any
         more. A worker is free again when its work is done, even if that work was abandoned.
         """
+        if brief:
+            return work()
         loop = asyncio.get_running_loop()
         await self._free.acquire()
+        done: asyncio.Future[Result] = loop.create_future()
 
-        def ended(_: object) -> None:
+        def settle(job: Future[Result]) -> None:
+            self._free.release()
+            if done.done():
+                return
+            if job.cancelled():  # the server stops
+                done.cancel()
+            elif (error := job.exception()) is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(job.result())
+
+        def ended(job: Future[Result]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(self._free.release)
+                loop.call_soon_threadsafe(settle, job)
 
-        job = self._workers.submit(contextvars.copy_context().run, work)
-        job.add_done_callback(ended)
-        return await asyncio.wrap_future(job)
+        self._workers.submit(contextvars.copy_context().run, work).add_done_callback(ended)
+        return await done
 
     def close(self) -> None:
         """Lets go of the threads; what they do is finished, what waits is not begun."""

@@ -17,7 +17,7 @@ from idefics.server.info import info
 from idefics.server.openai_asking import prompt_of_chat
 from idefics.server.prompts import prompt_of_markdown
 from idefics.server.requests import Asked, Tokenized
-from idefics.server.routes import place_of, taking_route
+from idefics.server.routes import is_brief, place_of, taking_route
 from idefics.server.service import Conversation, Service, Written, served_error
 from idefics.server.sse import STREAMED, EventStream, Json, guarded_events
 from idefics.server.tgi_schemas import (
@@ -123,7 +123,7 @@ class _Writer:
 
     async def whole(self, body: Generate, request: Request, *, listed: bool) -> Response:
         given, service = body.parameters, self._service
-        asked = await service.preparer.in_worker(lambda: self._asked(body, streams=False))
+        asked = await service.preparer.in_worker(lambda: self._asked(body, streams=False), brief=is_brief(request))
         async with service.conversation(asked, place_of(request), streams=False) as conversation:
             prefill = []
             if given.decoder_input_details:
@@ -146,7 +146,7 @@ class _Writer:
 
     async def stream(self, body: Generate, request: Request) -> Response:
         service = self._service
-        asked = await service.preparer.in_worker(lambda: self._asked(body, streams=True))
+        asked = await service.preparer.in_worker(lambda: self._asked(body, streams=True), brief=is_brief(request))
         stack = AsyncExitStack()
         # Entered before the response begins, so that what is wrong with a request has a status of its own.
         conversation = await stack.enter_async_context(service.conversation(asked, place_of(request), streams=True))
