@@ -1,7 +1,7 @@
 """What serving costs: the same requests, 16 at once, asked of a server and of an engine without one.
 
     python benchmarks/throughput.py --threads 1  # the embedded model; so many CPU threads compute on both sides
-    python benchmarks/throughput.py --layers 2 --rounds 1 --answers 32  # Idefics2-8B with so many layers, of true size
+    python benchmarks/throughput.py --layers 2 --rounds 1 --answers 16  # Idefics2-8B with so many layers, of true size
 
 Two cases: answers of half to one and a half times `--tokens`, and, the hardest for a server, all of the same length: what
 ends in one step is asked anew in the next, and all requests are prepared at once while the engine has nothing to do. The
@@ -16,7 +16,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -53,13 +53,14 @@ class Work:
         tokens: of each answer, or on average.
         mixed: lengths differ, in the same way on both sides.
         at_once: how many are open.
+        seeds: of pictures; whoever has seen some must not be shown them again.
     """
 
-    def __init__(self, *, tokens: int, mixed: bool, at_once: int) -> None:
+    def __init__(self, *, tokens: int, mixed: bool, at_once: int, seeds: Iterator[int]) -> None:
         self.tokens = tokens
         self.mixed = mixed
         self.at_once = at_once
-        self._seeds = count()
+        self._seeds = seeds
 
     def length(self, number: int) -> int:
         """Tokens of one answer; those of `SPREAD` in a row have the right mean."""
@@ -74,7 +75,7 @@ class Work:
             while left and open_now < self.at_once:
                 left -= 1
                 open_now += 1
-                params = sampling_params(model.defaults, {"max_new_tokens": self.length(left)})
+                params = sampling_params(model.defaults, {"max_new_tokens": self.length(answers - 1 - left)})
                 inputs = model.processor.inputs([PROMPT], [[pictures[left % len(pictures)]]])
                 guide = guides.of(Grammar("regex", PATTERN), answers=1, ends=params.eos_token_id)
                 engine.add(inputs, params, guides=guide)
@@ -159,7 +160,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-save", action="store_true")
     given = parser.parse_args()
-    works = [Work(tokens=given.tokens, mixed=mixed, at_once=given.at_once) for mixed in (True, False)]
+    seeds = count()
+    works = [Work(tokens=given.tokens, mixed=mixed, at_once=given.at_once, seeds=seeds) for mixed in (True, False)]
     with TemporaryDirectory() as scratch:
         folder, what, dtype = str(EMBEDDED), "throughput", given.dtype or "float32"
         if given.layers:

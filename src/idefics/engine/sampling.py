@@ -1,6 +1,7 @@
 """From logits to tokens: all answers of a pass at once, on their device, which is waited for once.
 
 The order is the published one: what depends on history first (`history.py`), then a guide, then temperature, then the cuts.
+Where alternatives are wanted, the device is waited for once more.
 
 Letters: R rows, one per answer, V vocabulary.
 """
@@ -73,13 +74,9 @@ class Sampler:
             # Candidates of one request draw from streams of their own, each reproducible alone.
             self._generator.manual_seed((params.seed + 0x9E3779B97F4A7C15 * stream) % 2**63)
 
-    def reweigh(self, logits_V: Tensor, answer: Sequence[int]) -> None:
-        """Changes a row of logits as penalties and the guide say."""
-        new_V = self.history.reweighed(logits_V, answer)
-        if self._guide is not None:
-            new_V = self._guide(new_V, self._prompt, answer)
-        if new_V is not logits_V:
-            logits_V.copy_(new_V)
+    def guided(self, logits_V: Tensor, answer: Sequence[int]) -> Tensor:
+        """Logits as the guide leaves them; may be the same tensor, changed."""
+        return logits_V if self._guide is None else self._guide(logits_V, self._prompt, answer)
 
     def draw(self) -> Draw | None:
         """The next token's, or None where the likeliest is taken."""
@@ -115,12 +112,14 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
     logits_RV = torch.stack([logits_V for _, logits_V, _ in rows])
     allowed_RV = logits_RV.clone()
     failed: dict[int, Exception] = {}
+    for allowed_V, (sampler, _, answer) in zip(allowed_RV, rows, strict=True):
+        _put(allowed_V, sampler.history.reweighed(allowed_V, answer))
+    ban(allowed_RV, [sampler.history.banned(answer) for sampler, _, answer in rows])
     for row, (sampler, _, answer) in enumerate(rows):
         try:
-            sampler.reweigh(allowed_RV[row], answer)
+            _put(allowed_RV[row], sampler.guided(allowed_RV[row], answer))
         except Exception as error:  # of a guide that somebody handed over
             failed[row] = error
-    ban(allowed_RV, [sampler.history.banned(answer) for sampler, _, answer in rows])
     picked = pick(logits_RV, allowed_RV, [sampler.draw() for sampler, _, _ in rows]).tolist()
     wanted = {row: sampler.params.logprobs for row, (sampler, _, _) in enumerate(rows) if sampler.params.logprobs}
     top = alternatives(logits_RV, wanted) if wanted else {}
@@ -133,6 +132,11 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
         else:
             chosen.append(_refusal(logits_RV[row]))
     return chosen
+
+
+def _put(row_V: Tensor, filtered_V: Tensor) -> None:
+    if filtered_V is not row_V:
+        row_V.copy_(filtered_V)
 
 
 def ban(logits_RV: Tensor, banned: Sequence[Sequence[int]]) -> None:

@@ -21,7 +21,7 @@ from idefics.engine.request import Token
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.answers import AnswerText
-from idefics.server.errors import Closing, ServerError
+from idefics.server.errors import Closing, ServerError, as_server_error
 from idefics.server.logs import REQUEST_ID
 from idefics.server.model import EngineState
 from idefics.server.requests import Prepared
@@ -37,17 +37,22 @@ GRACE = 2.0  # seconds that the engine gets to end the step it is in
 class EngineLink(Protocol):
     """Where the engine works: `EngineProcess` or `EngineThread`."""
 
-    def start(self, heard: Callable[[Report], None], ended: Callable[[str | None], None]) -> None:
+    def start(self, heard: Callable[[Report], None], ended: Callable[[str], None]) -> None:
         """Begins to work.
 
         Args:
             heard: told every report, in a thread of the link's own.
-            ended: told in the end, in that thread, with the reason if there is one that no report has told.
+            ended: told in the end, in that thread, what has ended.
         """
         ...
 
     def send(self, command: Command) -> None:
-        """Passes a command on; may take a while, and is called in one thread."""
+        """Passes a command on; may take a while, and is called in one thread.
+
+        Raises:
+            OSError: nobody is there any more.
+            Exception: this command cannot be passed on, and nothing of it was.
+        """
         ...
 
     @property
@@ -92,7 +97,9 @@ class Bridge:
         self._fault: str | None = None
         self._state = EngineState()
         self._lock = threading.Lock()
-        self._sent = 0  # with the next, under the lock
+        self._sent = 0  # with the next three, under the lock
+        self._done = 0
+        self._computes = False
         self._busy_since: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sender = threading.Thread(target=self._send, name="commands", daemon=True)
@@ -237,16 +244,19 @@ class Bridge:
             return await future
         finally:
             del self._scores[number], self._waiting[number]
+            if future.cancelled():
+                self._post(Cancel(number))
 
     def _post(self, command: Command) -> None:
         """Called in the event loop."""
+        if self._ended:
+            self._refuse_all()
+            return
         with self._lock:
             self._sent += 1
             if self._busy_since is None:
                 self._busy_since = time.monotonic()
         self._outbox.put(command)
-        if self._ended:
-            self._refuse_all()
 
     def _send(self) -> None:
         while True:
@@ -256,11 +266,22 @@ class Bridge:
             except OSError:  # nobody reads any more: whoever reads reports tells why
                 return
             except Exception as error:
-                log.critical("a command could not be sent", exc_info=True)
-                self._gone(f"a command could not be sent to the engine: {type(error).__name__}")
+                log.exception("a command could not be sent")
+                self._unsent(command, as_server_error(error))
+            last = isinstance(command, Stop)
+            del command  # with its pixels, while nothing comes
+            if last:
                 return
-            if isinstance(command, Stop):
-                return
+
+    def _unsent(self, command: Command, error: ServerError) -> None:
+        with self._lock:
+            self._sent -= 1
+            if self._sent == self._done and not self._computes:
+                self._busy_since = None
+        if not isinstance(command, Stop):
+            refuse = self._waiting.get(command.number)
+            if refuse is not None:
+                self._tell(lambda: refuse(error))
 
     def _refuse_all(self) -> None:
         for refuse in list(self._waiting.values()):
@@ -276,9 +297,11 @@ class Bridge:
         except RuntimeError:  # the loop is closed: nobody is left to be told
             self._closing = True
 
-    def _gone(self, fault: str | None) -> None:
+    def _gone(self, what: str) -> None:
         """Called in the thread that reads reports: there will be no more."""
-        self._fault = self._fault or fault
+        if not self._ended:
+            self._fault = what
+            log.critical(what)
         self._ended = True
         self._busy_since = None
         self._tell(self._refuse_all)
@@ -287,9 +310,10 @@ class Bridge:
         """Called in the thread that reads reports."""
         self._state = report.state
         with self._lock:
-            self._busy_since = time.monotonic() if report.busy or report.commands < self._sent else None
+            self._done, self._computes = report.commands, report.busy
+            self._busy_since = time.monotonic() if self._computes or self._done < self._sent else None
         if report.fault is not None:
-            self._fault = report.fault
+            self._fault = self._fault or report.fault
             self._ended = True
         if report.step_seconds is not None:
             self._stepped(report.step_seconds, sum(isinstance(outcome, Token) for _, outcome in report.outcomes))
@@ -304,3 +328,5 @@ class Bridge:
                     ended.append(running)
         if told or ended:
             self._tell(lambda: hand_over(told, ended))
+        if report.fault is not None:
+            self._tell(self._refuse_all)

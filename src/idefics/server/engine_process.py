@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import logging
 import multiprocessing
@@ -50,8 +51,8 @@ class EngineProcess:
         atexit.register(self.kill)  # before multiprocessing would ask it to end, which it does not listen to
         try:
             loaded = _receive(self._pipe)
-        except EOFError:
-            raise IdeficsError(f"the engine's process ended while it loaded the model{self._how()}") from None
+        except (EOFError, OSError):
+            raise IdeficsError(f"the engine's process ended while it loaded the model ({self._how()})") from None
         except BaseException:
             self.kill()
             raise
@@ -60,17 +61,15 @@ class EngineProcess:
             raise loaded
         self.model: ServedModel = loaded
 
-    def start(self, heard: Callable[[Report], None], ended: Callable[[str | None], None]) -> None:
+    def start(self, heard: Callable[[Report], None], ended: Callable[[str], None]) -> None:
         """Begins to read reports."""
 
         def read() -> None:
-            fault: str | None = None
             try:
                 while True:
                     heard(_receive(self._pipe))
             except (EOFError, OSError):
-                how = self._how()
-                fault = f"the engine's process ended{how}" if how else None
+                fault = f"the engine's process ended ({self._how()})"
             except Exception as error:
                 log.critical("a report could not be read", exc_info=True)
                 fault = f"a report of the engine could not be read: {type(error).__name__}"
@@ -94,10 +93,10 @@ class EngineProcess:
         self._process.join(LEAVING)
 
     def _how(self) -> str:
-        """How the process ended, if not well."""
+        """How the process ended, if it says so."""
         self._process.join(LEAVING)
         code = self._process.exitcode
-        return "" if code == 0 else f" (exit code {code})"
+        return "it does not say how" if code is None else f"exit code {code}"
 
 
 def _work(pipe: Connection, make: Callable[[], tuple[ServedModel, EngineLike]]) -> None:
@@ -111,11 +110,15 @@ def _work(pipe: Connection, make: Callable[[], tuple[ServedModel, EngineLike]]) 
         while True:
             try:
                 command = _receive(pipe)
+                ready.wait()
+                assert worker is not None
+                worker.post(command)
+                del command  # with its pixels, while nothing comes
             except (EOFError, OSError):
                 os._exit(0)  # the server is no more
-            ready.wait()
-            assert worker is not None
-            worker.post(command)
+            except BaseException:  # nothing more would be heard of it
+                log.critical("a command could not be read", exc_info=True)
+                os._exit(1)
 
     threading.Thread(target=read, name="commands", daemon=True).start()
     try:
@@ -123,7 +126,12 @@ def _work(pipe: Connection, make: Callable[[], tuple[ServedModel, EngineLike]]) 
     except BaseException as error:
         _send(pipe, _sendable(error))
         return
-    worker = Worker(engine, model.processor.tokenizer, lambda report: _send(pipe, report))
+
+    def tell(report: Report) -> None:
+        with contextlib.suppress(OSError):  # the server is no more, which whoever reads from it sees, too
+            _send(pipe, report)
+
+    worker = Worker(engine, model.processor.tokenizer, tell)
     ready.set()
     _send(pipe, model)
     worker.run()

@@ -26,13 +26,15 @@ class EngineThread:
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, heard: Callable[[Report], None], ended: Callable[[str | None], None]) -> None:
+    def start(self, heard: Callable[[Report], None], ended: Callable[[str], None]) -> None:
         """Starts the thread."""
         worker = self._worker = Worker(self._engine, self._tokenizer, heard)
 
         def work() -> None:
-            worker.run()
-            ended(None)
+            try:
+                worker.run()
+            finally:
+                ended("the engine's thread ended")
 
         self._thread = threading.Thread(target=work, name="engine", daemon=True)
         self._thread.start()

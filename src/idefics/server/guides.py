@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from idefics.engine.history import BANNED
+from idefics.engine.upload import moved, uploaded
 from idefics.errors import NumericsError
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.errors import Invalid
@@ -125,10 +126,10 @@ class Guide:
         if self._matcher.is_error():
             raise NumericsError(f"the answer cannot follow its grammar any further: {self._matcher.get_error()}")
         if bias is None:
-            ends = torch.tensor(self._ends, device=logits_V.device)
+            ends = uploaded(self._ends, logits_V.device)
             return torch.full_like(logits_V, BANNED).index_copy_(0, ends, logits_V[ends])
         off_X = (torch.frombuffer(bytearray(bias), dtype=torch.uint8) == 0)[: len(logits_V)]
-        logits_V[: len(off_X)].masked_fill_(off_X.to(logits_V.device), BANNED)
+        logits_V[: len(off_X)].masked_fill_(moved(off_X, logits_V.device), BANNED)
         logits_V[len(off_X) :] = BANNED  # rows of the head that are no token's
         return logits_V
 
@@ -173,12 +174,14 @@ class Guides:
             raise Invalid("a grammar needs a token that ends answers, and this checkpoint names none", param="grammar")
         key = (grammar, tuple(ends))
         with self._lock:
-            if key not in self._read:
-                matcher = self._matcher(*key)
+            matcher = self._read.get(key)
+        if matcher is None:  # others need not wait for it
+            matcher = self._matcher(*key)
+            with self._lock:
                 if len(self._read) == KEPT:
                     del self._read[next(iter(self._read))]  # the oldest
                 self._read[key] = matcher
-            return [Guide(self._read[key].deep_copy(), ends) for _ in range(answers)]
+        return [Guide(matcher.deep_copy(), ends) for _ in range(answers)]
 
     def _matcher(self, grammar: Grammar, ends: tuple[int, ...]) -> LLMatcher:
         try:
@@ -194,8 +197,9 @@ class Guides:
         return matcher
 
     def _vocabulary(self, ends: tuple[int, ...]) -> LLTokenizer:
-        if ends not in self._vocabularies:
-            if len(self._vocabularies) > 8:  # stop strings that are special tokens make ends of their own
-                self._vocabularies.clear()
-            self._vocabularies[ends] = LLTokenizer(self._tokenizer.backend.to_str(), eos_token=list(ends))
-        return self._vocabularies[ends]
+        with self._lock:
+            if ends not in self._vocabularies:
+                if len(self._vocabularies) > 8:  # stop strings that are special tokens make ends of their own
+                    self._vocabularies.clear()
+                self._vocabularies[ends] = LLTokenizer(self._tokenizer.backend.to_str(), eos_token=list(ends))
+            return self._vocabularies[ends]

@@ -27,7 +27,8 @@ class ServerLimits:
         request_pixels: of all images of a request together.
         jpeg_scans: of one JPEG. Encoders write 1, or 6 to 18 that refine each other (progressive).
         scan_pixels: pixels times scans of all JPEGs of a request together.
-        held_pixel_bytes: of all requests' prepared images together, up to the end of their answers; more come back (429).
+        held_pixel_bytes: of all requests' prepared images together, up to the end of their answers; more come back (429). An
+            engine in a process of its own holds them once more.
         image_seconds: in which an image must have been fetched, redirects included.
         redirects: that are followed for one image.
         prompts: texts in one request of `/v1/completions`.
@@ -39,7 +40,7 @@ class ServerLimits:
         deadline: seconds from a request's arrival to its end.
         send_seconds: that a client may leave a piece of its answer unread.
         workers: threads that prepare images and prompts.
-        stuck_after: seconds of one step after which the engine counts as stuck.
+        stuck_after: seconds of one step, or without a word though there is work, after which the engine counts as stuck.
         drain: seconds that running requests get when the server stops.
     """
 

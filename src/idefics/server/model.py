@@ -68,7 +68,7 @@ class EngineState:
 
 
 class EngineLike(Protocol):
-    """What the server needs of an engine; tests put another in its place. All but `state` is called in one thread."""
+    """What the server needs of an engine; tests put another in its place. All is called in one thread."""
 
     @property
     def busy(self) -> bool:

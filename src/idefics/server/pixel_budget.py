@@ -13,7 +13,7 @@ __all__ = ["PixelBudget"]
 
 
 class PixelBudget:
-    """Bytes of prepared images that a worker, a waiting request or the engine still holds.
+    """Bytes of prepared images that a worker or a request still holds, or the engine where it is in the same process.
 
     Args:
         limit: of all together.

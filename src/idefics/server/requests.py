@@ -31,8 +31,9 @@ __all__ = ["Asked", "Prepared", "Preparer", "Tokenized"]
 
 Result = TypeVar("Result")
 
+# Whose tokens are made in less time than it takes to hand them over.
 BRIEF_TEXT = 1_000
-"""Characters whose tokens are made in less time than it takes to hand them over."""
+BRIEF_IMAGES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,8 @@ class Preparer:
         references = asked.prompt.references
         if references:
             # Tokens do not depend on pixels: what cannot fit is refused before an image costs anything.
-            await self.in_worker(lambda: self._check_tokens(asked, params), brief=len(asked.prompt.text) <= BRIEF_TEXT)
+            brief = len(asked.prompt.text) <= BRIEF_TEXT and len(references) <= BRIEF_IMAGES
+            await self.in_worker(lambda: self._check_tokens(asked, params), brief=brief)
         gone = threading.Event()
         try:
             async with self._images.fetched(references) as fetched:

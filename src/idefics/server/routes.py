@@ -17,7 +17,7 @@ __all__ = ["is_brief", "place_of", "taking_route"]
 
 GRACE = 5.0  # seconds after a deadline in which the engine or its bridge may say so, with what the answer has come to
 
-# Bodies up to here are read in the event loop: what takes time are values, of which pictures in data URLs have none.
+# Bodies up to here are read in the event loop. Values take time, and commas count them; a picture in a data URL has one.
 BRIEF_BYTES = 2**18
 BRIEF_VALUES = 1_000
 

@@ -45,7 +45,7 @@ class Running:
         self._texts = texts
         self._streams = streams
         self._deadline = deadline
-        self._kept: list[tuple[Running, Message]] = []  # until the last answer is whole
+        self._kept: list[Message] = []  # until the last answer is whole
         self._open = set(range(len(texts)))
         self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._done: Callable[[], None] | None = done
@@ -100,8 +100,8 @@ class Running:
         else:
             self.added = at
         if message is not None and not self._streams:
-            self._kept.append((self, message))
-            return self._kept if self.whole else []
+            self._kept.append(message)
+            return [(self, kept) for kept in self._kept] if self.whole else []
         return [(self, message)]
 
     def put(self, message: Message) -> None:

@@ -180,6 +180,8 @@ class Service:
         """Stops, after `drain` if nobody called that before."""
         if not self.bridge.ended:
             await self.drain()
+        elif self.bridge.alive:
+            await self.bridge.close(drain=0)
         self.preparer.close()
         await self.images.close()
         event(log, "stopped")

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from idefics.engine.history import LogitFilter
 from idefics.engine.request import Ended, Event, Token
 from idefics.engine.sampling_params import SamplingParams
-from idefics.errors import IdeficsError
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.answers import StopWatch
@@ -130,6 +129,7 @@ class _Asked:
     """A request in the engine: its number outside, and its answers that have not ended."""
 
     number: int
+    request_id: str | None
     open: set[int]
 
 
@@ -137,9 +137,10 @@ class _Asked:
 class _Job:
     """A command with what could be made for it outside of the engine's thread."""
 
-    command: Command
+    command: Add | Score | Cancel
     guides: Sequence[LogitFilter] | None = None
     refused: ServerError | None = None
+    unwanted: bool = False
 
 
 @dataclass
@@ -175,24 +176,29 @@ class Worker:
 
     def post(self, command: Command) -> None:
         """Leaves a command; from one other thread. A grammar is compiled here, so that steps do not wait for it."""
+        if isinstance(command, Stop):
+            with self._inbox.changed:
+                self._inbox.stopped = True
+                self._inbox.changed.notify()
+            return
         job = _Job(command)
         if isinstance(command, Add) and command.grammar is not None:
             params = command.params
             try:
                 job.guides = self._guides.of(command.grammar, answers=params.candidates, ends=params.eos_token_id)
-            except ServerError as error:
-                job.refused = error
+            except Exception as error:
+                job.refused = _logged(error, command.request_id)
         with self._inbox.changed:
-            if isinstance(command, Stop):
-                self._inbox.stopped = True
-            else:
-                self._inbox.jobs.append(job)
+            if isinstance(command, Cancel):
+                for waiting in self._inbox.jobs:
+                    waiting.unwanted |= waiting.command.number == command.number
+            self._inbox.jobs.append(job)
             self._inbox.changed.notify()
 
     def run(self) -> None:
         """Works until it is told to stop, or the engine must be given up, which the last report then says."""
         try:
-            while (jobs := self._next()) is not None and self._turn(jobs):
+            while self._turn():
                 pass
             for number in list(self._asked):
                 self._engine.cancel(number)
@@ -211,12 +217,16 @@ class Worker:
             jobs, inbox.jobs = inbox.jobs, []
         return jobs
 
-    def _turn(self, jobs: Sequence[_Job]) -> bool:
-        """Does what has come in, and a step; False once the engine must be given up."""
+    def _turn(self) -> bool:
+        """Does what has come in, and a step; False once there is nothing more to do or the engine must be given up."""
+        jobs = self._next()
+        if jobs is None:
+            return False
         if jobs:
             outcomes = [outcome for job in jobs for outcome in self._done(job)]
             self._commands += len(jobs)
             self._report(outcomes)
+        del jobs  # with their pixels
         if not self._engine.busy:
             return True
         began = time.monotonic()
@@ -248,14 +258,14 @@ class Worker:
 
     def _done(self, job: _Job) -> list[tuple[int, Outcome]]:
         command = job.command
+        if job.unwanted:
+            return []
         if isinstance(command, Cancel):
             number = self._numbers.pop(command.number, None)
             if number is not None:
                 del self._asked[number]
                 self._engine.cancel(number)
             return []
-        assert isinstance(command, Add | Score)
-        before = REQUEST_ID.set(command.request_id)
         try:
             if job.refused is not None:
                 raise job.refused
@@ -263,16 +273,14 @@ class Worker:
                 return [(command.number, Scored(self._engine.prompt_logprobs(command.inputs)))]
             self._add(command, job.guides)
         except Exception as error:
-            return [(command.number, Failed(None, _logged(error)))]
-        finally:
-            REQUEST_ID.reset(before)
+            return [(command.number, Failed(None, _logged(error, command.request_id)))]
         return [(command.number, Taken())]
 
     def _add(self, command: Add, guides: Sequence[LogitFilter] | None) -> None:
         answers = range(command.params.candidates)
         watches = [StopWatch(self._tokenizer, command.stop, inside=command.inside) for _ in answers] if command.stop else None
         number = self._engine.add(command.inputs, command.params, stops=watches, guides=guides, deadline=command.deadline)
-        self._asked[number] = _Asked(command.number, set(answers))
+        self._asked[number] = _Asked(command.number, command.request_id, set(answers))
         self._numbers[command.number] = number
 
     def _outcome(self, event: Event) -> list[tuple[int, Outcome]]:
@@ -285,7 +293,8 @@ class Worker:
         elif event.finish == "deadline":
             outcome = Failed(event.candidate, TimedOut("the request's time is over"))
         else:
-            outcome = Failed(event.candidate, _logged(event.error or GenerationFailed(f"the request was {event.finish}")))
+            error = event.error or GenerationFailed(f"the request was {event.finish}")
+            outcome = Failed(event.candidate, _logged(error, asked.request_id))
         if isinstance(event, Ended) or event.finish is not None:
             asked.open.discard(event.candidate)
             if not asked.open:
@@ -306,11 +315,16 @@ class Worker:
         self._report([(each.number, Failed(None, told)) for each in asked.values()], fault=fault)
         for number in asked:
             self._engine.cancel(number)
+        if fault is None:
+            self._report([])  # that nothing is left to do
         return fault is None
 
 
-def _logged(error: Exception) -> ServerError:
-    """An error as clients are told; one that nobody meant to raise is logged."""
-    if not isinstance(error, IdeficsError):
+def _logged(error: Exception, request_id: str | None) -> ServerError:
+    """An error as clients are told; what went wrong inside is logged."""
+    told = as_server_error(error)
+    if told is not error and isinstance(told, GenerationFailed):
+        before = REQUEST_ID.set(request_id)
         log.error("a request failed in the engine", exc_info=error)
-    return as_server_error(error)
+        REQUEST_ID.reset(before)
+    return told

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import threading
 import time
+import weakref
 from typing import Any
 
 import httpx
@@ -14,9 +16,12 @@ import pytest
 
 from fake_engine import FakeEngine
 from fakes import tiny_processor
+from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
+from idefics.server.engine_thread import EngineThread
 from idefics.server.errors import Closing
 from idefics.server.limits import ServerLimits
+from idefics.server.worker import Add, Cancel, Command, Score, Worker
 from serving import data_url, fake_app, image_host, png, script, serving, wait_until
 
 LONG = script("the red image " * 30)
@@ -137,6 +142,64 @@ def test_a_failing_step_fails_its_requests_and_no_others() -> None:
             client.post(f"{address}/generate", json=BODY)
         assert client.get(f"{address}/health").status_code == 503
         assert client.post(f"{address}/generate", json=BODY).status_code == 503
+
+
+def test_after_a_failed_step_an_idle_server_is_healthy() -> None:
+    engine = FakeEngine(script())
+    app = fake_app(engine, limits=ServerLimits(stuck_after=0.2))
+    with serving(app) as address, httpx.Client() as client:
+        engine.fail_step = RuntimeError("a bug")
+        assert client.post(f"{address}/generate", json=BODY).status_code == 424
+        engine.fail_step = None
+        time.sleep(0.5)
+        assert client.get(f"{address}/health").status_code == 200
+        assert "tgi_batch_current_size 0.0" in client.get(f"{address}/metrics").text
+
+
+def test_a_command_that_cannot_be_sent_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = fake_app(FakeEngine(script()), limits=ServerLimits(stuck_after=0.2))
+    send = EngineThread.send
+
+    def breaking(self: EngineThread, command: Command) -> None:
+        if isinstance(command, Add) and command.request_id == "bad":
+            raise MemoryError
+        send(self, command)
+
+    monkeypatch.setattr(EngineThread, "send", breaking)
+    with serving(app) as address, httpx.Client() as client:
+        assert client.post(f"{address}/generate", json=BODY, headers={"x-request-id": "bad"}).status_code == 424
+        time.sleep(0.5)
+        assert client.get(f"{address}/health").status_code == 200
+        assert client.post(f"{address}/generate", json=BODY).status_code == 200
+        assert app.state.service.open == 0
+
+
+def test_what_nobody_waits_for_is_not_computed() -> None:
+    engine, scored, told = FakeEngine(script()), [], []
+    inputs = tiny_processor().inputs(["a b"], [[]])
+    engine.prompt_logprobs = scored.append  # type: ignore[method-assign, assignment]
+    worker = Worker(engine, tiny_processor().tokenizer, told.append)
+    add = Add(
+        number=2, request_id=None, inputs=inputs, params=SamplingParams(), stop=(), inside=False, grammar=None, deadline=9e9
+    )
+    for command in (Score(number=1, request_id=None, inputs=inputs), add, Cancel(1), Cancel(2)):
+        worker.post(command)
+    assert worker._turn()
+    assert (scored, engine.seen) == ([], [])
+    (report,) = told
+    assert (report.commands, report.outcomes, report.busy) == (4, [], False)
+
+
+def test_pixels_go_with_their_answer() -> None:
+    engine = FakeEngine(script())
+    app = fake_app(engine)
+    with serving(app) as address, httpx.Client() as client:
+        body = {"inputs": f"![]({data_url(png())})a", "parameters": {"max_new_tokens": 3}}
+        assert client.post(f"{address}/generate", json=body).status_code == 200
+        gone = weakref.ref(engine.seen.pop().images_CHW[0])
+        wait_until(lambda: app.state.service.open == 0)
+        gc.collect()
+        assert gone() is None, "not only when the next request comes"
 
 
 def test_who_comes_during_the_last_failing_step_is_told_at_once() -> None:
