@@ -1,7 +1,7 @@
 """What serving costs: the same requests, 16 at once, asked of a server and of an engine without one.
 
     python benchmarks/throughput.py --threads 1  # the embedded model; so many CPU threads compute on both sides
-    python benchmarks/throughput.py --layers 2 --rounds 1 --answers 16  # Idefics2-8B with so many layers, of true size
+    python benchmarks/throughput.py --layers 2 --rounds 1 --answers 32  # Idefics2-8B with so many layers, of true size
 
 Two cases: answers of half to one and a half times `--tokens`, and, the hardest for a server, all of the same length: what
 ends in one step is asked anew in the next, and all requests are prepared at once while the engine has nothing to do. The
