@@ -112,12 +112,13 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
     logits_RV = torch.stack([logits_V for _, logits_V, _ in rows])
     allowed_RV = logits_RV.clone()
     failed: dict[int, Exception] = {}
-    for allowed_V, (sampler, _, answer) in zip(allowed_RV, rows, strict=True):
+    views = allowed_RV.unbind()
+    for allowed_V, (sampler, _, answer) in zip(views, rows, strict=True):
         _put(allowed_V, sampler.history.reweighed(allowed_V, answer))
     ban(allowed_RV, [sampler.history.banned(answer) for sampler, _, answer in rows])
     for row, (sampler, _, answer) in enumerate(rows):
         try:
-            _put(allowed_RV[row], sampler.guided(allowed_RV[row], answer))
+            _put(views[row], sampler.guided(views[row], answer))
         except Exception as error:  # of a guide that somebody handed over
             failed[row] = error
     picked = pick(logits_RV, allowed_RV, [sampler.draw() for sampler, _, _ in rows]).tolist()
@@ -135,6 +136,7 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
 
 
 def _put(row_V: Tensor, filtered_V: Tensor) -> None:
+    """Writes what a filter made of a row into it, unless it did so itself."""
     if filtered_V is not row_V:
         row_V.copy_(filtered_V)
 

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from queue import SimpleQueue
 from typing import Protocol
@@ -321,7 +322,7 @@ class Bridge:
         ended: list[Running] = []
         for number, outcome in report.outcomes:
             if (settle := self._scores.get(number)) is not None:
-                self._tell(lambda settle=settle, outcome=outcome: settle(outcome))  # type: ignore[misc]
+                self._tell(partial(settle, outcome))
             if (running := self._running.get(number)) is not None:
                 told += running.heard(outcome, at=report.at)
                 if running.whole:
