@@ -50,6 +50,22 @@ def test_attention_is_its_definition(backend, q_heads, mask):
         torch.testing.assert_close(found, spelled_out(q, k, v, full if mask is None else MASKS[mask]))
 
 
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference", "blocked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("q_heads", [2, 6])
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_one_query_of_heads_that_share_keys(backend, dtype, q_heads, masked):
+    q, k, v = (x.to(dtype) for x in heads(3, 1, 9, q_heads=q_heads))
+    q = q.transpose(0, 1).contiguous().transpose(0, 1)  # as a cache hands them over
+    mask = torch.arange(9) <= torch.tensor([2, 5, 8])[:, None, None] if masked else torch.ones(1, 1, 9, dtype=torch.bool)
+    expected = spelled_out(q.float(), k.float(), v.float(), mask)
+    found = attention(q, k, v, mask_BTS=mask if masked else None, causal=False, backend=backend)
+    assert found.dtype == dtype
+    tolerance = {} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    torch.testing.assert_close(found.float(), expected, **tolerance)
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "reference", "blocked"])
 def test_causal_is_the_triangle(backend):
     q, k, v = heads(2, 6, 6)
@@ -204,6 +220,9 @@ def test_what_auto_takes():
     assert fastest(q.bfloat16(), k.bfloat16()) == low
     assert fastest(q, k) == "sdpa"
     assert fastest(q[:, :, :1], k) == "blocked"
+    few, many = (torch.empty(1, 2, keys, 100, dtype=torch.bfloat16) for keys in (500, 501))
+    assert (few.numel(), fastest(few[:, :, :1], few)) == (layers_attention.FEW_KEYS, "sdpa")
+    assert fastest(many[:, :, :1], many) == low
     assert fastest(q.bfloat16().requires_grad_(), k.bfloat16()) == "sdpa"
     assert fastest(q.to("meta"), k.to("meta")) == "sdpa"
     found, expected = (attention(q, k, k, mask_BTS=None, causal=False, backend=b) for b in ("auto", "reference"))

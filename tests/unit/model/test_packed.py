@@ -63,6 +63,7 @@ def test_a_packed_layer_is_the_layer(dtype, shape, size, out, bias):
 def test_a_row_alone_is_to_the_bit_what_it_is_beside_a_few(dtype):
     torch.manual_seed(0)
     layer = PackedLinear([torch.nn.Linear(1152, 4304, dtype=dtype)])
+    assert layer.nbytes >= packed.LARGE_WEIGHT
     x = torch.randn(FEW_ROWS, 1152).to(dtype)
     together = layer(x)
     for rows in range(1, FEW_ROWS):
@@ -216,13 +217,13 @@ def test_an_operation_that_computes_something_else_is_not_used(monkeypatch: pyte
 
 def test_loading_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_tiny_checkpoint(tmp_path / "tiny", dtype=torch.bfloat16, std=0.1)
-    assert not is_packed(load(folder).model), "too small to pay"
+    assert is_packed(load(folder).model) == can_pack(torch.bfloat16)
+    assert not is_packed(load(folder, dtype="float32").model), "too small to pay"
     asked = load(folder, packed=True)
     assert is_packed(asked.model)
     assert all(map(borrows_memory, load(folder, packed=False).model.parameters()))
     assert not any(map(borrows_memory, asked.model.parameters())), "the files are let go"
     monkeypatch.setattr(packed, "ENOUGH_PARAMETERS", 1)
-    assert is_packed(load(folder).model) == can_pack(torch.bfloat16)
     assert not is_packed(load(folder, packed=False).model)
     assert is_packed(load(folder, dtype="float32").model) == can_pack(torch.float32)
     assert not packing_pays(tiny_model().to("meta"))

@@ -31,6 +31,9 @@ BLOCK_ROWS = 512
 SCORES_AT_ONCE = 2**20
 """Up to so many scores, one product for all heads is faster than many small ones."""
 
+FEW_KEYS = 100_000
+"""Of so many numbers in the keys, one query of 16 bits is answered fastest by one call, though not by the best kernel."""
+
 
 def attention(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, mask_BTS: Tensor | None, causal: bool, backend: Backend
@@ -56,15 +59,11 @@ def attention(
             return _at_once(q_BHTK, k_BGSK, v_BGSK, mask_BTS, causal)
         return _by_blocks(q_BHTK, k_BGSK, v_BGSK, mask_BTS, causal)
     groups = q_BHTK.shape[1] // k_BGSK.shape[1]
-    shares = backend == "sdpa" and groups > 1 and mask_BTS is None and _shares_keys(q_BHTK)
-    if groups > 1 and not shares:
-        k_BGSK, v_BGSK = k_BGSK.repeat_interleave(groups, dim=1), v_BGSK.repeat_interleave(groups, dim=1)
     mask = None if mask_BTS is None else mask_BTS[:, None]
     if backend == "sdpa":
-        fused: Tensor = F.scaled_dot_product_attention(
-            q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal, enable_gqa=shares
-        )
-        return fused
+        return _fused(q_BHTK, k_BGSK, v_BGSK, mask, causal, groups)
+    if groups > 1:
+        k_BGSK, v_BGSK = k_BGSK.repeat_interleave(groups, dim=1), v_BGSK.repeat_interleave(groups, dim=1)
     scores = (q_BHTK @ k_BGSK.transpose(-1, -2)) * q_BHTK.shape[-1] ** -0.5
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -78,9 +77,9 @@ def fastest(q_BHTK: Tensor, k_BGSK: Tensor) -> Backend:
     """What `"auto"` takes for such queries and keys (docs/log.md has the measurements).
 
     `"sdpa"` wherever gradients are needed, and on GPUs but for one query of heads that share keys: torch's fused kernels take a
-    mask there only with the keys repeated, while `"blocked"` is then one product per matrix. On CPUs `"blocked"` in 16 bits,
-    for which torch's fused kernel is written for processors with AMX alone; in float32 only where there is one query or keys
-    serve several heads at once.
+    mask there only with the keys repeated, while `"blocked"` is then one product per matrix. On CPUs in float32 `"blocked"` for
+    one query, and in 16 bits for all, as torch's fused kernel is written for processors with AMX alone; but for one query of
+    few keys one call, of whatever kernel, costs less than nine.
     """
     if torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BGSK.requires_grad):
         return "sdpa"
@@ -88,6 +87,8 @@ def fastest(q_BHTK: Tensor, k_BGSK: Tensor) -> Backend:
         return "blocked" if q_BHTK.shape[2] == 1 and q_BHTK.shape[1] > k_BGSK.shape[1] else "sdpa"
     if q_BHTK.dtype == torch.float32:
         return "blocked" if q_BHTK.shape[2] == 1 else "sdpa"
+    if q_BHTK.shape[2] == 1 and k_BGSK.numel() <= FEW_KEYS:
+        return "sdpa"
     return "sdpa" if _has_amx() else "blocked"
 
 
@@ -100,6 +101,17 @@ def _shares_keys(q_BHTK: Tensor) -> bool:
 def _has_amx() -> bool:
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return supported is not None and bool(supported())
+
+
+def _fused(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, causal: bool, groups: int) -> Tensor:
+    """In one call."""
+    if groups > 1 and q_BHTK.shape[2] == 1:  # then the heads that share keys are as good as queries
+        out_BGRK = F.scaled_dot_product_attention(q_BHTK.reshape(*k_BGSK.shape[:2], groups, -1), k_BGSK, v_BGSK, attn_mask=mask)
+        return out_BGRK.reshape(q_BHTK.shape)
+    shares = groups > 1 and mask is None and _shares_keys(q_BHTK)
+    if groups > 1 and not shares:
+        k_BGSK, v_BGSK = k_BGSK.repeat_interleave(groups, dim=1), v_BGSK.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal, enable_gqa=shares)
 
 
 def _small(q_BHTK: Tensor, k_BGSK: Tensor) -> bool:

@@ -44,10 +44,14 @@ __all__ = [
 _Model = TypeVar("_Model", bound=nn.Module)
 
 ENOUGH_PARAMETERS = 100_000_000
-"""Below this, weights stay in the processor's caches and there is little to win."""
+"""Of a float32 model on a CPU. Below this its weights stay in the processor's caches, where a plain product of one row is
+faster; in 16 bits a packed one always is (docs/log.md)."""
 
 FEW_ROWS = 4
-"""oneDNN reads weights fastest for four to six rows, so there are never fewer (docs/log.md)."""
+"""oneDNN reads weights from memory fastest for four to six rows, so there are never fewer (docs/log.md)."""
+
+LARGE_WEIGHT = 2**21
+"""Bytes from which a weight is taken to come from memory; what lies in a cache is read fast enough for one row."""
 
 # What oneDNN applies to a product on its way out: name, scalars, algorithm.
 _FUSED: dict[Callable[[Tensor], Tensor], tuple[str, list[float], str]] = {
@@ -90,6 +94,7 @@ class PackedLinear(JoinedLinear):
         self.activation = activation
         self._post = _PLAIN if activation is None else _FUSED[activation]
         self._pointwise = _ops().product
+        self._fewest = FEW_ROWS if self.nbytes >= LARGE_WEIGHT else 1
         self._part = Part() if part is None else part
         self._part.add(self)
 
@@ -139,12 +144,12 @@ class PackedLinear(JoinedLinear):
         return layers
 
     def _product(self, x: Tensor) -> Tensor:
-        self.finish()
-        rows = x.shape[:-1].numel()
-        if not 0 < rows < FEW_ROWS:
+        if self._waiting is not None:
+            self.finish()
+        if self._fewest == 1 or not 0 < (rows := x.shape[:-1].numel()) < self._fewest:
             out: Tensor = self._pointwise(x, self._weight, self._bias, *self._post)
             return out
-        padded = F.pad(x.reshape(rows, -1), (0, 0, 0, FEW_ROWS - rows))
+        padded = F.pad(x.reshape(rows, -1), (0, 0, 0, self._fewest - rows))
         out = self._pointwise(padded, self._weight, self._bias, *self._post)
         return out[:rows].view(*x.shape[:-1], -1)
 
@@ -195,8 +200,10 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def packing_pays(model: nn.Module) -> bool:
-    """Whether `pack` can be applied where the model is, and should: from some size on."""
-    return _obstacle(model, reorder=_devices(model) == {"cpu"}) is None and _count(model) >= ENOUGH_PARAMETERS
+    """Whether `pack` can be applied where the model is, and should: but for small models in float32 on a CPU."""
+    on_cpu = _devices(model) == {"cpu"}
+    small = on_cpu and torch.float32 in _dtypes(model) and _count(model) < ENOUGH_PARAMETERS
+    return not small and _obstacle(model, reorder=on_cpu) is None
 
 
 def is_packed(model: nn.Module) -> bool:
