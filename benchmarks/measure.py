@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 
 from idefics.bench import Ceilings
 
-__all__ = ["Case", "Side", "compare", "report"]
+__all__ = ["Case", "Side", "compare", "report", "saved"]
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "tokenizers", "triton")
@@ -137,6 +137,15 @@ def report(what: str, cases: Sequence[Case], *, reached: Ceilings | None = None,
         target = "" if case.target is None else f"{case.target:6.2f}x"
         limit = "" if case.limit is None else f"{100 * case.limit / case.ours.median:7.1f} %"
         print(f"{case.name:44} {1000 * case.ours.median:8.1f}ms {theirs:>10} {ratio:>7} {target:>7} {limit:>9}")
+    content = {
+        "ceilings": None if reached is None else asdict(reached),
+        "cases": [{**asdict(case), "met": case.met} for case in cases],
+    }
+    return saved(what, content, save=save)
+
+
+def saved(what: str, content: Mapping[str, Any], *, save: bool = True) -> Path | None:
+    """Prints one JSON line, what was found and where; writes `results/<what>_<hardware>_<date>.json`."""
     document = {
         "what": what,
         "hardware": hardware(),
@@ -145,8 +154,7 @@ def report(what: str, cases: Sequence[Case], *, reached: Ceilings | None = None,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
-        "ceilings": None if reached is None else asdict(reached),
-        "cases": [{**asdict(case), "met": case.met} for case in cases],
+        **content,
     }
     path = None
     if save:
