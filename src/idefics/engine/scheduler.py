@@ -1,8 +1,9 @@
 """Who is computed next, and with which blocks. No torch here: tested with random traces in milliseconds.
 
-Answers that need one more token go first, so that a long prompt never stalls them; then prompts, the oldest first, in pieces
-that fit what is left of the pass. If blocks run out, the youngest answer gives its own back and is computed again later, from
-what it had already said: its tokens do not change. Only older ones interrupt younger ones, so all of them end.
+A pass keeps one token for each answer that needs no more than that, so that a long prompt never stalls them. The others go by
+age, to prompts in pieces that fit, and to guesses. So do blocks: whoever finds none takes those of the youngest answer, which
+is computed again later, from what it had already said: its tokens do not change. Only older ones interrupt younger ones, and
+nobody joins while one that runs stands still: the oldest goes on in every pass, so all of them end.
 """
 
 from __future__ import annotations
@@ -55,20 +56,17 @@ class Scheduler:
         """What the next pass computes; their blocks are held. Empty only if nothing waits or runs."""
         left = self.tokens
         slices: list[Slice] = []
-        planned: set[int] = set()
-        for decoding in (True, False):
-            ready = [a for a in self.running if a.decoding is decoding]
-            for place, answer in enumerate(ready):
-                if decoding:  # guesses take what the others' newest tokens leave
-                    answer.drafts = answer.drafts[: max(0, left - (len(ready) - place))]
-                # Whoever was interrupted for the sake of an older one in this very pass is no longer running.
-                if left and answer in self.running and self._grow(answer, left, planned):
-                    slices.append(self._slice(answer, left))
-                    planned.add(id(answer))
-                    left -= len(slices[-1].ids)
-        interrupted = self.preemptions
+        before = len(self.running)
+        kept = sum(answer.decoding for answer in self.running)  # a token for each that decodes, until its turn comes
+        for answer in self.running:  # whoever is interrupted leaves at the end of this list, and has had no turn
+            kept -= answer.decoding
+            if count := self._grow(answer, left - kept):
+                slices.append(self._slice(answer, count))
+                left -= count
+        if len(slices) < before:  # what is free is for those that stand still
+            return slices
         for answer in list(self.waiting):
-            if not left or len(self.running) >= self.rows or self.preemptions > interrupted:
+            if not left or len(self.running) >= self.rows:
                 break
             if answer.waits:
                 continue
@@ -89,22 +87,25 @@ class Scheduler:
         for block, digest in zip(answer.blocks[before:full], answer.named(full, self.pool.size)[before:], strict=True):
             self.pool.name(block, digest)
 
-    def _slice(self, answer: AnswerInMaking, left: int) -> Slice:
-        known = answer.ids[answer.computed : answer.computed + left]
-        drafts = answer.drafts[: left - len(known)] if answer.decoding else []
+    def _slice(self, answer: AnswerInMaking, count: int) -> Slice:
+        known = answer.ids[answer.computed : answer.computed + count]
+        drafts = answer.drafts[: count - len(known)]
         return Slice(answer, answer.computed, (*known, *drafts), len(drafts))
 
-    def _grow(self, answer: AnswerInMaking, left: int, planned: set[int]) -> bool:
-        """Blocks for the answer's next tokens, taken from younger ones if need be; False if it has to wait for those."""
-        if answer.drafts and not self._room(answer, left):
-            answer.drafts = []  # a guess is not worth an interruption
-        while not self._room(answer, left):
-            younger = next((a for a in self.running[:0:-1] if a.arrival > answer.arrival and id(a) not in planned), None)
-            if younger is None:
-                return False
-            self._interrupt(younger)
-        self._take(answer, left)
-        return True
+    def _grow(self, answer: AnswerInMaking, most: int) -> int:
+        """How many of its next tokens, guesses included, a running answer now has blocks for.
+
+        For the first one younger answers are interrupted if need be, the youngest first. More than what is free it does not
+        get; the youngest gets all that it needs or nothing, for from it the blocks would soon be taken again.
+        """
+        known = len(answer.ids) - answer.computed
+        needed, most = min(most, known), min(most, known + len(answer.drafts))
+        while needed and not self._room(answer) and answer is not self.running[-1]:
+            self._interrupt(self.running[-1])
+        room = self._room(answer)
+        if answer is self.running[-1] and room < needed:
+            return 0
+        return self._take(answer, min(most, room))
 
     def _admit(self, answer: AnswerInMaking, left: int) -> bool:
         """Moves a waiting answer to the running ones if its next piece fits, without interrupting anyone."""
@@ -112,27 +113,27 @@ class Scheduler:
         digests = answer.named((len(answer.ids) - 1) // size, size)  # at least one token must be computed
         answer.blocks = self.pool.find(digests)
         answer.computed = len(answer.blocks) * size
-        if not self._room(answer, left):
+        count = min(left, len(answer.ids) - answer.computed)
+        if self._room(answer) < count:
             self._empty(answer)
             return False
         self.admitted += len(answer.ids)
         self.found += answer.computed
-        self._take(answer, left)
+        self._take(answer, count)
         if answer.planned is None:  # an interruption is part of computing it
             answer.planned = time.monotonic()
         self.waiting.remove(answer)
         insort(self.running, answer, key=lambda a: a.arrival)
         return True
 
-    def _missing(self, answer: AnswerInMaking, left: int) -> int:
-        tokens = answer.computed + min(left, len(answer.ids) - answer.computed + len(answer.drafts))
-        return max(0, self.pool.needed(tokens) - len(answer.blocks))
+    def _room(self, answer: AnswerInMaking) -> int:
+        """Tokens to come that its own blocks and all free ones would keep."""
+        return (len(answer.blocks) + self.pool.free) * self.pool.size - answer.computed
 
-    def _room(self, answer: AnswerInMaking, left: int) -> bool:
-        return self._missing(answer, left) <= self.pool.free
-
-    def _take(self, answer: AnswerInMaking, left: int) -> None:
-        answer.blocks += self.pool.take(self._missing(answer, left))
+    def _take(self, answer: AnswerInMaking, count: int) -> int:
+        missing = self.pool.needed(answer.computed + count) - len(answer.blocks)
+        answer.blocks += self.pool.take(max(0, missing))
+        return count
 
     def _interrupt(self, answer: AnswerInMaking) -> None:
         self.preemptions += 1

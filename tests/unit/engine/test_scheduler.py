@@ -9,6 +9,7 @@ import os
 import random
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import count
 
 import pytest
 
@@ -50,7 +51,9 @@ class World:
             answer.drafts = look_up(answer.ids, guesses) if answer.decoding else []
             answer.drafts = answer.drafts[: answer.most - len(answer.ids) - 1] if guesses else []
         before = {id(a) for a in self.scheduler.waiting}
+        running = list(self.scheduler.running)
         plan = self.scheduler.plan()
+        self.check_order(running, plan)
         size = self.scheduler.pool.size
         assert sum(len(piece.ids) for piece in plan) <= self.scheduler.tokens
         assert len(self.scheduler.running) <= self.scheduler.rows
@@ -88,6 +91,16 @@ class World:
         if ended:
             self.order.append(answer.row)
             self.scheduler.remove(answer)
+
+    def check_order(self, running: list[AnswerInMaking], plan: list[Slice]) -> None:
+        """The oldest of those that ran goes on in every pass, and nobody joins them unless each says something in it."""
+        pieces = {id(piece.answer): piece for piece in plan}
+        assert not running or id(running[0]) in pieces, "the oldest stands still"
+        joined = {id(answer) for answer in self.scheduler.running} - {id(answer) for answer in running}
+        says = [id(answer) in pieces and pieces[id(answer)].chooses for answer in running]
+        assert not joined or all(says), "somebody came in over a running answer"
+        stalled = any(a.decoding and id(a) not in pieces for a in self.scheduler.running)
+        assert not stalled or not self.scheduler.pool.free, "a prompt stalls an answer"
 
     def check(self) -> None:
         """Every block is held as often as answers say, and the rest is free."""
@@ -173,6 +186,154 @@ def test_the_eldest_ends_first_and_nobody_waits_for_ever() -> None:
         world.run()
         assert world.passes < 200
     assert world.passes < 60
+
+
+def text(row: int, *, prompt: int, answer: int, first: int = 0) -> AnswerInMaking:
+    """A prompt that counts on from `first`, without images."""
+    ids = list(range(first, first + prompt))
+    return AnswerInMaking(row=row, ids=ids, prompt=prompt, drawn=[None] * prompt, most=prompt + answer)
+
+
+def overtook(world: World, answer: AnswerInMaking) -> int:
+    """How many younger answers ended before this one."""
+    return sum(row > answer.row for row in world.order[: world.order.index(answer.row)])
+
+
+def test_newcomers_without_end_do_not_starve_an_older_prompt() -> None:
+    world = World(Scheduler(BlockPool(9, 4), tokens=16, rows=5))
+    arrivals = count()
+    for more in (2, 3, 4):
+        row = next(arrivals)
+        world.scheduler.add(text(row, prompt=5, answer=more, first=1_000 * row))
+    long = text(next(arrivals), prompt=27, answer=2, first=3_000)
+    world.scheduler.add(long)
+    while not long.done:
+        if len(world.scheduler.waiting) < 2:
+            row = next(arrivals)
+            world.scheduler.add(text(row, prompt=5, answer=4, first=1_000 * row))
+        world.run()
+        assert world.passes < 20, "it starves"
+    assert overtook(world, long) == 0
+    assert alone(long) == long.ids
+
+
+def crowd(seed: int, scheduler: type[Scheduler]) -> None:
+    """A small pool at which somebody always waits: the first six answers end, however many come after them.
+
+    The oldest one computes a token in every pass, so that an answer ends after as many passes as it and those before it have
+    tokens. Younger ones join only in passes in which it says something, fewer than `rows` in each: no more can overtake it.
+    """
+    rng = random.Random(seed)
+    size, blocks, rows = rng.choice((2, 4)), rng.randint(6, 12), rng.randint(3, 6)
+    world = World(scheduler(BlockPool(blocks, size), tokens=rng.randint(rows, 30), rows=rows))
+    guesses, longest = rng.choice((0, 0, 3)), min(blocks * size, 40)
+    alike, prompt, answers = rng.random() < 0.5, rng.randint(1, 2 * size), rng.randint(1, 5)
+    first: list[AnswerInMaking] = []
+    bounds: list[int] = []
+    arrivals = count()
+    while len(first) < 6 or not all(answer.done for answer in first):
+        while len(world.scheduler.waiting) < 2:
+            row = next(arrivals)
+            if row < 6 and rng.random() < 0.3:
+                answer = text(row, prompt=rng.randint(longest // 2, longest - 2), answer=rng.randint(1, 2))
+            elif alike:  # the early ones say less, so that they end one after the other
+                answer = text(row, prompt=prompt, answer=max(1, answers - (row < 4) * rng.randint(0, 2)), first=row)
+            else:
+                answer = request(rng, row, longest=longest if rng.random() < 0.2 else longest // 3)
+            world.scheduler.add(answer)
+            if len(first) < 6:
+                first.append(answer)
+                bounds.append(world.passes + sum(a.most for a in first if not a.done))
+        world.run(guesses=guesses)
+        assert all(answer.done or world.passes < bound for answer, bound in zip(first, bounds, strict=True)), "it starves"
+    for answer in first:
+        assert overtook(world, answer) <= (rows - 1) * (answer.most - answer.prompt)
+        assert alone(answer) == answer.ids, "what was said depends on the company"
+
+
+def crowds(scheduler: type[Scheduler] = Scheduler) -> None:
+    for seed in range(TRACES):
+        crowd(seed, scheduler)
+
+
+def test_nobody_waits_for_ever_whoever_comes() -> None:
+    crowds()
+
+
+class Polite(Scheduler):
+    """Interrupts nobody."""
+
+    def _grow(self, answer: AnswerInMaking, most: int) -> int:
+        return super()._grow(answer, most) if self._room(answer) else 0
+
+
+class Hospitable(Scheduler):
+    """Lets newcomers in whenever they fit."""
+
+    def plan(self) -> list[Slice]:
+        slices = super().plan()
+        left = self.tokens - sum(len(piece.ids) for piece in slices)
+        for answer in list(self.waiting):
+            if left and len(self.running) < self.rows and self._admit(answer, left):
+                slices.append(self._slice(answer, left))
+                left -= len(slices[-1].ids)
+        return slices
+
+
+@pytest.mark.parametrize(("policy", "harm"), [(Polite, "the oldest stands still"), (Hospitable, "somebody came in over")])
+def test_neither_politeness_nor_hospitality_will_do(policy: type[Scheduler], harm: str) -> None:
+    with pytest.raises(AssertionError, match=harm):
+        crowds(policy)
+
+
+def test_an_older_prompt_takes_blocks_of_younger_answers_that_decode() -> None:
+    world = World(Scheduler(BlockPool(6, 4), tokens=12, rows=4))
+    long, young = text(0, prompt=20, answer=4), text(1, prompt=3, answer=17, first=100)
+    world.scheduler.add(young)
+    for _ in range(8):
+        world.run()
+    world.scheduler.add(long)  # its number was given before, its images took longer
+    sizes = [[(piece.answer.row, len(piece.ids)) for piece in world.run()] for _ in range(3)]
+    assert sizes == [[(1, 1), (0, 11)], [(0, 1), (1, 1)], [(0, 8)]]
+    assert world.scheduler.preemptions == 1
+    while world.run():
+        pass
+    assert (alone(long), alone(young)) == (long.ids, young.ids)
+
+
+def test_the_youngest_prompt_takes_no_blocks_that_it_would_lose_again() -> None:
+    world = World(Scheduler(BlockPool(7, 4), tokens=12, rows=2))
+    old, prompt = text(0, prompt=7, answer=6), text(1, prompt=20, answer=2, first=100)
+    world.scheduler.add(old)
+    world.run()
+    world.scheduler.add(prompt)
+    sizes = [[(piece.answer.row, len(piece.ids)) for piece in world.run()] for _ in range(6)]
+    assert sizes == [[(0, 1), (1, 11)], *[[(0, 1)]] * 4, [(1, 9)]]
+    assert world.scheduler.preemptions == 0
+
+
+def test_a_prompt_for_which_no_token_is_left_interrupts_nobody() -> None:
+    world = World(Scheduler(BlockPool(8, 1), tokens=3, rows=3))
+    guessing, prompt, young = text(0, prompt=1, answer=6), text(1, prompt=6, answer=1), text(2, prompt=1, answer=6)
+    for answer in (young, guessing, prompt):
+        world.scheduler.add(answer)
+        world.run()
+    guessing.drafts = [0]
+    assert [(piece.answer.row, len(piece.ids)) for piece in world.scheduler.plan()] == [(0, 2)]
+    assert world.scheduler.preemptions == 0
+
+
+def test_guesses_take_the_blocks_that_are_free_and_interrupt_nobody() -> None:
+    world = World(Scheduler(BlockPool(5, 2), tokens=20, rows=2))
+    pair = [text(row, prompt=3, answer=3, first=row) for row in range(2)]
+    for answer in pair:
+        world.scheduler.add(answer)
+    world.run()
+    for answer in pair:
+        answer.drafts = [0, 0]
+    plan = world.scheduler.plan()
+    assert [(len(piece.ids), piece.drafts) for piece in plan] == [(3, 2), (1, 0)]
+    assert world.scheduler.preemptions == 0
 
 
 def test_a_long_prompt_does_not_stall_the_others() -> None:
