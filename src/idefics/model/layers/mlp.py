@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from idefics.model.layers.activation import ACTIVATIONS
@@ -40,5 +41,9 @@ class GatedMLP(SharedInput):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., size) to (..., out)."""
         gate, up = self.projections(x)
-        out: Tensor = self.down_proj(self.act(gate) * up)
+        inner = self.act(gate)
+        # This is the widest moment of every pass: a fourth tensor of the inner size is made only where gradients need it.
+        inner = inner * up if torch.is_grad_enabled() else inner.mul_(up)
+        del gate, up
+        out: Tensor = self.down_proj(inner)
         return out
