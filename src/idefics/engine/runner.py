@@ -98,17 +98,21 @@ class Runner:
         self._cache.wipe(blocks)
 
     def encode(self, wanted: Sequence[Picture]) -> None:
-        """Makes sure that these images are encoded, all that are not in one go."""
+        """Makes sure that these images are encoded; those that are not go through the model in groups."""
         missing: dict[bytes, list[Picture]] = {}
         for picture in wanted:
             if picture.encoded is None:
                 picture.encoded = self.images.get(picture.digest)
             if picture.encoded is None:
                 missing.setdefault(picture.digest, []).append(picture)
-        if not missing:
-            return
-        projected = self.model.project(self.model.encode_images([alike[0].image for alike in missing.values()]))
-        for index, (digest, alike) in enumerate(missing.items()):
+        every = list(missing.items())
+        for first, last in self.model.groups([alike[0].image for _, alike in every]):
+            self._encode(every[first:last])
+
+    def _encode(self, group: Sequence[tuple[bytes, list[Picture]]]) -> None:
+        """Encodes images that go through the model together, by digest."""
+        projected = self.model.project(self.model.encode_images([alike[0].image for _, alike in group]))
+        for index, (digest, alike) in enumerate(group):
             # Copies: a view would keep the whole group alive as long as any of its images.
             encoded = tuple(part[index : index + 1].clone() for part in projected)
             self.images.put(digest, encoded)

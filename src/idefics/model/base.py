@@ -6,7 +6,7 @@ Letters: B rows, R continued rows, T new tokens, S all tokens, D hidden size, V 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -18,11 +18,9 @@ from idefics.inputs import Levels, ModelInputs
 from idefics.model.cache import KVCache
 from idefics.model.decoder import Decoder
 from idefics.model.layers.joined import check_stays
+from idefics.model.peaks import encoding_bytes, groups
 
-__all__ = ["PATCHES_AT_ONCE", "VisionLanguageModel"]
-
-PATCHES_AT_ONCE = 10_000
-"""Patches that go through a tower together: two images of 980 x 980, for which Idefics2-8B needs about 0.9 GB in 16 bits."""
+__all__ = ["VisionLanguageModel"]
 
 
 class VisionLanguageModel(nn.Module, ABC):
@@ -71,6 +69,15 @@ class VisionLanguageModel(nn.Module, ABC):
                 f"token id {outside[0]} is outside the model's vocabulary of {size}; "
                 "the tokenizer does not belong to this checkpoint (a base model has no <end_of_utterance>)"
             )
+
+    def encoding_bytes(self, image: Tensor | Levels) -> int:
+        """What an image takes while it is encoded."""
+        height, width = (side // self.config.vision_config.patch_size for side in image.shape[-2:])
+        return encoding_bytes(self.config, height * width, width=self.dtype.itemsize)
+
+    def groups(self, images_CHW: Sequence[Tensor | Levels]) -> Iterator[tuple[int, int]]:
+        """Consecutive (first, last) ranges of images that are encoded together, which bounds what they take."""
+        return groups([self.encoding_bytes(image) for image in images_CHW])
 
     @abstractmethod
     def encode_images(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from idefics.config import Idefics1Config
 from idefics.errors import InputError
 from idefics.inputs import Levels, ModelInputs, pixels_of
-from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
+from idefics.model.base import VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.clip import ClipTower
 from idefics.model.decoder import Decoder
@@ -151,12 +151,9 @@ class Idefics1(VisionLanguageModel):
         for image in images_CHW:
             if tuple(image.shape[-2:]) != (side, side):
                 raise InputError(f"an image of {image.shape[-1]}x{image.shape[-2]} pixels; this model takes {side}x{side}")
-        together = max(1, PATCHES_AT_ONCE // self.config.vision_config.patches_per_side**2)
         table = self.vision_model.embeddings.class_embedding
-        for first in range(0, len(images_CHW), together):
-            yield self.vision_model(
-                [pixels_of(image.to(table.device), table.dtype) for image in images_CHW[first : first + together]]
-            )
+        for first, last in self.groups(images_CHW):
+            yield self.vision_model([pixels_of(image.to(table.device), table.dtype) for image in images_CHW[first:last]])
 
     def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight | None:
         """Keys and values of every image for every gated block, and which image each token sees."""

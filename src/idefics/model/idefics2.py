@@ -5,7 +5,7 @@ Letters: B rows, T new tokens, S all tokens, N images, L latents, D hidden size,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from idefics.config import Idefics2Config
 from idefics.errors import InputError
 from idefics.inputs import Levels, ModelInputs, pixels_of
-from idefics.model.base import PATCHES_AT_ONCE, VisionLanguageModel
+from idefics.model.base import VisionLanguageModel
 from idefics.model.cache import KVCache
 from idefics.model.connector import Connector
 from idefics.model.decoder import Decoder
@@ -49,8 +49,7 @@ class Idefics2(VisionLanguageModel):
     def encode_images(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """Encodes images of any sizes, each alone, to latents (N, L, D).
 
-        Images go through the tower in groups of at most `PATCHES_AT_ONCE` patches (a larger image alone), so that the
-        memory needed does not grow with their number.
+        Images go through the tower in groups (`model/peaks.py`), so that the memory needed does not grow with their number.
 
         Args:
             images_CHW: normalised pixels or their levels, at least one patch on each side. Sides beyond `image_size`
@@ -68,8 +67,7 @@ class Idefics2(VisionLanguageModel):
                 raise InputError(
                     f"an image of {image.shape[-1]}x{image.shape[-2]} pixels is smaller than a {patch}-pixel patch"
                 )
-        counts = [(image.shape[1] // patch) * (image.shape[2] // patch) for image in images_CHW]
-        encoded = [self._encode(images_CHW[first:last]) for first, last in _groups(counts, limit=PATCHES_AT_ONCE)]
+        encoded = [self._encode(images_CHW[first:last]) for first, last in self.groups(images_CHW)]
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded)
 
     def _encode(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
@@ -164,14 +162,3 @@ class Idefics2(VisionLanguageModel):
             x_BTD = merge_latents(x_BTD, input_ids_BT, seen, image_token_id=self.config.image_token_id)
         hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         return hidden_BTD
-
-
-def _groups(counts: Sequence[int], *, limit: int) -> Iterator[tuple[int, int]]:
-    """Consecutive (first, last) ranges whose counts sum to at most `limit`, or hold one item."""
-    first = total = 0
-    for index, count in enumerate(counts):
-        if index > first and total + count > limit:
-            yield first, index
-            first, total = index, 0
-        total += count
-    yield first, len(counts)

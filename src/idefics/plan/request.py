@@ -8,12 +8,8 @@ memory that a request needs at its peak is
 - *weights*: every parameter at the dtype's width (a tied head once).
 - *KV cache*: 2 x layers x key-value heads x head size, for each of `batch x (prompt + new tokens)`; with cross-attention
   also 2 x gated blocks x latents x hidden size for each image.
-- *vision*: images go through the tower packed, without padding, in groups of at most `PATCHES_AT_ONCE` patches, so with P
-  patches in a group the widest moment is the larger of
-      the tower's MLP             P x (2 x hidden + 2 x inner)            residual, normed input, inner before and after act
-      the modality projection     P x (hidden + 3 x text inner)           features, act(gate), up and their product (Idefics2)
-  and beside it lie the pixels, in float32 and in the model's dtype: P x patch values x (4 + width).
-- *prompt*: batch x prompt tokens x (2 x hidden + 3 x inner) of the decoder, the same way.
+- *vision* and *prompt*: the widest moments of the tower and of the decoder, as `model/peaks.py` has them; images go through
+  the tower in groups of at most `VISION_BYTES`.
 
 What the framework itself takes (a CUDA context is about 0.5 GiB, buffers of the CPU's matrix products some 70 MiB) is not
 counted: images of 490, 686 and 980 pixels through the true widths in float32 raised a process's peak by 284, 484 and 901
@@ -313,14 +309,10 @@ def _parameters(config: Config) -> Mapping[str, int]:
 def _memory(config: Config, plan: Plan, precision: Precision) -> MemoryPlan:
     import torch
 
-    from idefics.model.base import PATCHES_AT_ONCE
+    from idefics.model.peaks import VISION_BYTES, encoding_bytes, prompt_bytes
     from idefics.weights.footprint import kv_bytes_per_token
 
-    vision, text = config.vision_config, config.text_config
-    every = [count for image in plan.images for count in image.patch_counts]
-    # Groups are filled up to the limit; a larger image goes alone.
-    patches = min(plan.batch * sum(every), max(PATCHES_AT_ONCE, *every)) if every else 0
-    pixels = vision.num_channels * vision.patch_size**2 * (4 + precision.bytes)
+    every = [encoding_bytes(config, count, width=precision.bytes) for image in plan.images for count in image.patch_counts]
     tokens = plan.batch * (plan.prompt_tokens + plan.new_tokens)
     image_cache = plan.batch * len(every) * config.values_per_image * precision.bytes
     return MemoryPlan(
@@ -328,6 +320,7 @@ def _memory(config: Config, plan: Plan, precision: Precision) -> MemoryPlan:
         weights=sum(plan.parameters.values()) * precision.weight_bits // 8,
         kv_cache=tokens * kv_bytes_per_token(config, getattr(torch, precision.dtype)) + image_cache,
         image_cache=image_cache,
-        vision=patches * (config.values_per_patch * precision.bytes + pixels),
-        prompt=plan.batch * plan.prompt_tokens * (2 * text.hidden_size + 3 * text.intermediate_size) * precision.bytes,
+        # Groups are filled up to the limit; a larger image goes alone.
+        vision=min(plan.batch * sum(every), max(VISION_BYTES, *every)) if every else 0,
+        prompt=plan.batch * plan.prompt_tokens * prompt_bytes(config, width=precision.bytes),
     )

@@ -178,8 +178,8 @@ def test_tied_embeddings_are_one_tensor():
 
 
 def test_images_are_encoded_in_groups_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, at most so many patches at once; a larger image goes alone."""
-    from idefics.model import idefics2
+    """However many there are, at most so many bytes at once; a larger image goes alone."""
+    from idefics.model import peaks
 
     model = tiny_model(std=0.3)
     images = [torch.randn(3, 6 * h, 6 * w) for h, w in ((2, 3), (4, 4), (1, 5), (6, 6), (2, 2))]
@@ -187,7 +187,7 @@ def test_images_are_encoded_in_groups_and_alike(monkeypatch: pytest.MonkeyPatch)
         whole = model.encode_images(images)
         seen: list[int] = []
         encode = model._encode
-        monkeypatch.setattr(idefics2, "PATCHES_AT_ONCE", 22)
+        monkeypatch.setattr(peaks, "VISION_BYTES", 22 * model.encoding_bytes(torch.empty(3, 6, 6)))
         monkeypatch.setattr(model, "_encode", lambda group: seen.append(len(group)) or encode(group))
         grouped = model.encode_images(images)
     assert seen == [2, 1, 1, 1]

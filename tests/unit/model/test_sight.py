@@ -13,7 +13,7 @@ import gated
 import invariants
 from gated import BOS, EDGES, block, model_inputs, pictures, random_batch, tiny_config, tiny_model
 from idefics.errors import InputError, NumericsError
-from idefics.model import gated_cross_attention, idefics1
+from idefics.model import gated_cross_attention, idefics1, peaks
 from idefics.model.gated_cross_attention import Routes, Sight, View, route
 from idefics.model.idefics1 import Idefics1, global_images
 
@@ -151,7 +151,7 @@ def test_images_in_groups_are_images_together(monkeypatch: pytest.MonkeyPatch) -
     model, images = tiny_model(), pictures(5)
     with torch.inference_mode():
         expected = model.encode_images(images)
-        monkeypatch.setattr(idefics1, "PATCHES_AT_ONCE", 9)  # two images of four patches
+        monkeypatch.setattr(peaks, "VISION_BYTES", 9 * model.encoding_bytes(images[0]) // 4)
         sizes: list[int] = []
         model.vision_model.register_forward_hook(lambda _, __, out: sizes.append(len(out)))
         torch.testing.assert_close(model.encode_images(images), expected)
