@@ -6,16 +6,28 @@ from dataclasses import dataclass
 
 import torch
 
-from idefics.errors import InputError, OptionError
+from idefics.config import Config
+from idefics.errors import InputError, OptionError, OutOfMemory
 from idefics.model.base import VisionLanguageModel
+from idefics.model.peaks import VISION_BYTES, encoded_bytes, encoding_bytes, prompt_bytes
 from idefics.parallel.device_map import held_heads, layer_devices
 from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.memory import free_bytes
 
-__all__ = ["Limits", "cache_blocks", "check_room", "token_bytes"]
+__all__ = ["Limits", "Reserve", "cache_blocks", "cache_room", "check_room", "reserve", "token_bytes"]
 
 SHARE = {"cpu": 0.5, "cuda": 0.85}
-"""Of what is free, the part that the cache may take; the rest is for activations and, on the CPU, for other programs."""
+"""Of what is free, what the cache may take at most; the rest is for prompts that have caches of their own (beams, scores) and,
+on the CPU, for activations and other programs."""
+
+LEAST_SHARE = 1 / 8
+"""Of a GPU's free memory, what the cache gets where the reserve would leave it less: short requests may yet fit."""
+
+LOGIT_COPIES = 8
+"""Of a pass's logits, in float32: the model's own, what filters and draws make of them, and the order they are sorted in."""
+
+MARGIN = 2**29
+"""Beside a twentieth of what is free: recordings of steps, workspaces of libraries, and gaps between tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +38,8 @@ class Limits:
         rows: answers computed together at most.
         tokens: computed in one pass at most; long prompts are read in pieces of it, so that others' answers go on.
         block: tokens of a block of the cache.
-        cache_bytes: for keys and values; None takes a share of what is free when the first request comes.
+        cache_bytes: for keys and values; None takes, when the first request comes, what is free on a GPU but for what
+            computing needs (`reserve`), at most 85 % of it, and half of what is free on a CPU.
         image_bytes: for encoded images that may be asked about again.
         graphs: whether steps of one token per answer have static shapes (`engine/graphs.py`); None: on CUDA. Elsewhere it
             only serves to test them.
@@ -56,24 +69,96 @@ def token_bytes(model: VisionLanguageModel) -> dict[torch.device, int]:
     return taken
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reserve:
+    """Bytes of a GPU that the cache leaves to everything else.
+
+    Attributes:
+        vision: while images are encoded (`model/peaks.py`).
+        tokens: while a pass of `Limits.tokens` goes through the decoder after a past as long as can be, whose keys and values
+            are gathered, and repeated where query heads share them.
+        logits: of all rows.
+        images: encoded ones that are kept, and those that all rows look at, side by side.
+        margin: for what is not reckoned.
+    """
+
+    vision: int
+    tokens: int
+    logits: int
+    images: int
+    margin: int
+
+    @property
+    def total(self) -> int:
+        """In all; a pass begins when its images are encoded."""
+        return max(self.vision, self.tokens + self.logits) + self.images + self.margin
+
+
+def reserve(config: Config, limits: Limits, *, free: int, width: int) -> Reserve:
+    """What the cache leaves to everything else.
+
+    Args:
+        config: of the model, all of which is taken to be on the device.
+        limits: what the engine takes on.
+        free: bytes of the device, weights loaded.
+        width: bytes of one activation.
+    """
+    text, vision = config.text_config, config.vision_config
+    key_heads, heads = text.num_key_value_heads, text.num_attention_heads
+    past = min(text.max_position_embeddings, free // (2 * text.num_hidden_layers * key_heads * text.head_dim * width))
+    gathered = 2 * past * text.head_dim * (key_heads + (heads if heads > key_heads else 0)) * width
+    mask = limits.tokens * past * (1 + width)
+    looked_at = limits.rows * encoded_bytes(config, width=width)
+    return Reserve(
+        vision=max(VISION_BYTES, encoding_bytes(config, vision.patches_per_side**2, width=width)),
+        tokens=limits.tokens * prompt_bytes(config, width=width) + gathered + mask,
+        logits=LOGIT_COPIES * limits.rows * text.vocab_size * 4,
+        images=max(limits.image_bytes, looked_at) + looked_at,
+        margin=MARGIN + free // 20,
+    )
+
+
+def cache_room(config: Config, limits: Limits, *, device: torch.device, free: int, width: int) -> int:
+    """Bytes for keys and values where nobody says how many.
+
+    Args:
+        config: of the model.
+        limits: what the engine takes on.
+        device: where; only on CUDA is anything reserved.
+        free: bytes of it, weights loaded.
+        width: bytes of one activation.
+    """
+    most = int(free * SHARE.get(device.type, 0.5))
+    if device.type != "cuda":
+        return most
+    return min(most, max(free - reserve(config, limits, free=free, width=width).total, int(free * LEAST_SHARE)))
+
+
 def cache_blocks(model: VisionLanguageModel, limits: Limits) -> int:
     """Blocks that fit, and never more than all rows at the model's full length need.
 
     Raises:
-        OptionError: not even one block fits.
+        OptionError: `cache_bytes` does not hold one block.
+        OutOfMemory: nobody said how large the cache may be, and what is free does not hold one.
     """
     most = limits.rows * -(-model.config.text_config.max_position_embeddings // limits.block)
     for device, each in token_bytes(model).items():
-        room = limits.cache_bytes
+        room, free = limits.cache_bytes, None
         if room is None:
             free = free_bytes(device)
-            room = None if free is None else int(free * SHARE.get(device.type, 0.5))
+            if free is not None:
+                room = cache_room(model.config, limits, device=device, free=free, width=model.dtype.itemsize)
         if room is not None:
             most = min(most, room // (each * limits.block))
         if most < 1:
-            raise OptionError(
+            told = (
                 f"{readable_bytes(room or 0)} for keys and values on {device} do not hold one block of {limits.block} tokens "
-                f"({readable_bytes(each * limits.block)}); free memory, use a smaller dtype or raise cache_bytes"
+                f"({readable_bytes(each * limits.block)})"
+            )
+            if free is None:
+                raise OptionError(f"{told}; raise cache_bytes")
+            raise OutOfMemory(
+                f"{readable_bytes(free)} are free beside the weights: {told}; free memory, use a smaller dtype or more devices"
             )
     return most
 

@@ -46,28 +46,33 @@ def explain_out_of_memory(doing: str, *, reduce: str) -> Iterator[None]:
         raise OutOfMemory(f"out of memory while {doing}{said}; {reduce}") from error
 
 
-def free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device, *, swap: bool = False) -> int | None:
     """Bytes that can still be allocated on a device; None where the machine does not tell.
 
-    On Linux's CPU: what the kernel says is available, swap included, within the limit of the control group, without what
-    weights of this process that wait to be packed will take. Where /proc/meminfo is hidden, as in some sandboxes, pages that
-    nothing uses at all.
+    On Linux's CPU: what the kernel says is available, within the limit of the control group, without what weights of this
+    process that wait to be packed will take. Where /proc/meminfo is hidden, as in some sandboxes, pages that nothing uses at
+    all.
+
+    Args:
+        device: where.
+        swap: whether the CPU's swap counts: as a way to hold what somebody insists on, not as room for what is read again and
+            again, such as a cache.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept  # torch holds on to what was freed, and gives it out first
     if device.type != "cpu":
         return None
-    told = (_available(Path("/proc/meminfo")), _group_limit(Path("/sys/fs/cgroup")))
+    told = (_available(Path("/proc/meminfo"), swap=swap), _group_limit(Path("/sys/fs/cgroup")))
     free = min((found for found in told if found is not None), default=None)
     return None if free is None else max(0, free - waiting_bytes())
 
 
-def _available(meminfo: Path) -> int | None:
+def _available(meminfo: Path, *, swap: bool) -> int | None:
     try:
         lines = (line.split() for line in meminfo.read_text(encoding="ascii").splitlines())
         kilobytes = {line[0]: int(line[1]) for line in lines}
-        return 1024 * (kilobytes["MemAvailable:"] + kilobytes.get("SwapFree:", 0))
+        return 1024 * (kilobytes["MemAvailable:"] + (kilobytes.get("SwapFree:", 0) if swap else 0))
     except (OSError, KeyError, ValueError, IndexError):
         pass
     try:
@@ -100,11 +105,11 @@ def let_go(mapped: Tensor) -> None:
 
 
 def require_free_bytes(needed: int, doing: str, *, reduce: str) -> None:
-    """Refuses up front what the CPU's memory cannot hold: a system that overcommits kills the process instead.
+    """Refuses up front what the CPU's memory and swap cannot hold: a system that overcommits kills the process instead.
 
     Raises:
         OutOfMemory: with what is needed and what there is.
     """
-    free = free_bytes(torch.device("cpu"))
+    free = free_bytes(torch.device("cpu"), swap=True)
     if free is not None and needed > free:
         raise OutOfMemory(f"{doing} needs {readable_bytes(needed)} of memory, {readable_bytes(free)} are free; {reduce}")

@@ -153,7 +153,7 @@ def test_others_are_not_promised_the_memory_that_waits(
 ) -> None:
     """A cache, or another model, that took what packing needs would end the process at the first question."""
     gc.collect()
-    monkeypatch.setattr(memory, "_available", lambda _: 10**12)
+    monkeypatch.setattr(memory, "_available", lambda *_, **__: 10**12)
     monkeypatch.setattr(memory, "_group_limit", lambda _: None)
     before = waiting_bytes()
     model = mapped()

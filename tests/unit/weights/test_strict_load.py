@@ -272,14 +272,14 @@ def test_devices_that_do_not_fit(checkpoint: Make, device: str | dict[str, str],
 
 def test_too_little_memory_is_refused_before_it_is_used(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint()
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: 10_000)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device, **_: 10_000)
     load_model(folder)  # mapped: asks for nothing
     with pytest.raises(OutOfMemory, match=r"as bfloat16 needs [\d.]+ KiB of memory, 9\.8 KiB are free; use a 16-bit dtype"):
         load_model(folder, dtype=torch.bfloat16)
     needed = 2 * sum(p.numel() for p in build().parameters())
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device, **_: needed)
     load_model(folder, dtype=torch.bfloat16)
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device, **_: needed - 1)
     with pytest.raises(OutOfMemory):
         load_model(folder, dtype=torch.bfloat16)
 
@@ -324,8 +324,9 @@ def test_free_bytes_of_this_machine() -> None:
 @linux
 def test_free_bytes_where_the_kernel_hides_its_account(tmp_path: Path) -> None:
     """As systemd's ProcSubset=pid does: a cache that nothing bounds would be made as large as all answers could need."""
-    pages = memory._available(tmp_path / "missing")
+    pages = memory._available(tmp_path / "missing", swap=False)
     assert pages is not None
     assert 0 < pages < 2**50
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 3 kB\nSwapFree: 2 kB\n")
-    assert memory._available(tmp_path / "meminfo") == 5 * 1024
+    assert memory._available(tmp_path / "meminfo", swap=False) == 3 * 1024
+    assert memory._available(tmp_path / "meminfo", swap=True) == 5 * 1024
