@@ -85,7 +85,7 @@ def serve(
     cache_gb: Annotated[
         float | None,
         Option(
-            "--cache-gb", help="For keys and values; left out: what computing leaves.", rich_help_panel=_LOAD, show_default=False
+            "--cache-gb", help="For keys and values; left out: what is free.", rich_help_panel=_LOAD, show_default=False
         ),
     ] = None,
     image_cache_mb: Annotated[float, Option("--image-cache-mb", help="For images.", rich_help_panel=_LOAD, min=0)] = 512.0,

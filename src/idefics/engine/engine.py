@@ -25,6 +25,7 @@ from idefics.engine.blocks import BlockPool
 from idefics.engine.history import LogitFilter
 from idefics.engine.intake import State, answers_of, check_ids, room_after, unpadded
 from idefics.engine.limits import Limits
+from idefics.engine.pacing import paced
 from idefics.engine.prefill import LESS, Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.runner import Runner
@@ -157,7 +158,7 @@ class Engine:
             events += self._expire()
             for answer in self.scheduler.running:
                 answer.drafts = self._drafts(answer)
-            slices, failed = self._encoded(self.scheduler.plan())
+            slices, failed = self._encoded(paced(self.scheduler.plan(), self.runner))
             return events + failed + self._pass(slices)
 
     def stream(

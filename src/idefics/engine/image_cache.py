@@ -30,6 +30,10 @@ class ImageCache:
         self.bytes = self.hits = self.misses = 0
         self._images: OrderedDict[bytes, Encoded] = OrderedDict()
 
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether the image is there, without looking at it."""
+        return digest in self._images
+
     def get(self, digest: bytes) -> Encoded | None:
         """The image, or None; it is now the one used last."""
         found = self._images.get(digest)

@@ -5,7 +5,7 @@ Letters: P packed tokens, R tokens after which a next one is chosen, D hidden si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +125,19 @@ class Runner:
         per_image = self.model.sources_per_image
         used = {drawn // per_image for drawn in source.of(piece.start, len(piece.ids)) if drawn >= 0}
         return [source.pictures[image] for image in sorted(used)]
+
+    def lacking(self, piece: Slice) -> Iterator[tuple[int, Picture]]:
+        """The images of a slice that are not encoded yet, and the place of the first of its tokens that draws on each."""
+        source: Source = piece.answer.state.source
+        met: set[int] = set()
+        for place, drawn in enumerate(source.of(piece.start, len(piece.ids))):
+            image = drawn // self.model.sources_per_image
+            if drawn < 0 or image in met:
+                continue
+            met.add(image)
+            picture = source.pictures[image]
+            if picture.encoded is None and picture.digest not in self.images:
+                yield place, picture
 
     def run(self, slices: Sequence[Slice]) -> list[Tensor]:
         """Computes the slices; their images must be encoded.
