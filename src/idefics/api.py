@@ -20,7 +20,6 @@ from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.request import Completion, StopCheck
 from idefics.engine.sampling_params import SamplingParams, sampling_params
-from idefics.engine.scoring import score_continuations
 from idefics.errors import ImageCountError, InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
@@ -251,7 +250,7 @@ class Idefics:
         inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
         expanded = self.processor.adjusted(split=split).expand(text)
         encoded = [self.processor.tokenizer.encode(expanded + continuation) for continuation in continuations]
-        scored = score_continuations(self.model, inputs, encoded, document_end=self.processor.tokenizer.eos_token_id)
+        scored = self.engine.score(inputs, encoded, document_end=self.processor.tokenizer.eos_token_id)
         return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
 
     def _prompt(self, text: str, images: int, raw: bool | None) -> str:

@@ -23,15 +23,17 @@ import torch
 from idefics.engine.beam import beam_search
 from idefics.engine.blocks import BlockPool
 from idefics.engine.history import LogitFilter
+from idefics.engine.image_cache import ImageCache
 from idefics.engine.intake import State, answers_of, check_ids, room_after, unpadded
 from idefics.engine.limits import Limits
 from idefics.engine.pacing import paced
 from idefics.engine.prefill import LESS, Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
-from idefics.engine.runner import Runner
+from idefics.engine.runner import ImageEncoder, Runner
 from idefics.engine.sampling import Choice, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
+from idefics.engine.scoring import score_continuations, score_prompt
 from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.engine.speculative import look_up
 from idefics.errors import IdeficsError, OptionError, OutOfMemory
@@ -55,6 +57,7 @@ class Engine:
         self.model = model
         self.limits = limits or Limits()
         self._lock = threading.RLock()
+        self._eyes = ImageEncoder(model, ImageCache(self.limits.image_bytes))
         self._runner: Runner | None = None
         self._scheduler: Scheduler | None = None
         self._answers: dict[int, list[AnswerInMaking]] = {}
@@ -76,7 +79,7 @@ class Engine:
         with self._lock:
             if self._scheduler is None:
                 with explain_out_of_memory("making room for keys and values", reduce="give cache_bytes"):
-                    self._runner = Runner(self.model, self.limits)
+                    self._runner = Runner(self.model, self.limits, self._eyes.images)
                 pool = BlockPool(self._runner.blocks, self.limits.block)
                 self._scheduler = Scheduler(pool, tokens=self.limits.tokens, rows=self.limits.rows)
             return self._scheduler
@@ -233,9 +236,24 @@ class Engine:
     @torch.inference_mode()
     def _beams(self, prompt: ModelInputs, params: SamplingParams, stop: StopCheck | None) -> list[Completion]:
         check_ids(self.model, params)
-        room = room_after(self.model, params, int(prompt.attention_mask_BT.sum()))
-        prefill = Prefill(self.model, prompt, rows=[0] * params.num_beams, rooms=[room])
-        return beam_search(prefill, params, stop, room=room)
+        length = int(prompt.attention_mask_BT.sum())
+        room, rows = room_after(self.model, params, length), [0] * params.num_beams
+        with explain_out_of_memory(f"searching {room} new tokens after {length} with {len(rows)} beams", reduce=LESS):
+            with self._lock:  # for encoded images
+                prefill = Prefill(self.model, prompt, rows=rows, rooms=[room], encoded=self._eyes.encoded)
+            return beam_search(prefill, params, stop, room=room)
+
+    def score(
+        self, inputs: ModelInputs, continued: Sequence[Sequence[int]], *, document_end: int | None = None
+    ) -> list[tuple[list[float], bool]]:
+        """As `score_continuations`, with the images that the engine knows; others wait meanwhile."""
+        with self._lock, explain_out_of_memory(f"scoring {len(continued)} continuation(s)", reduce=LESS):
+            return score_continuations(self.model, inputs, continued, document_end=document_end, encoded=self._eyes.encoded)
+
+    def score_prompt(self, inputs: ModelInputs) -> list[float]:
+        """As the function of this name, with the images that the engine knows; others wait meanwhile."""
+        with self._lock, explain_out_of_memory(f"scoring {inputs.input_ids_BT.shape[1]} tokens", reduce=LESS):
+            return score_prompt(self.model, inputs, encoded=self._eyes.encoded)
 
     def _drafts(self, answer: AnswerInMaking) -> list[int]:
         params: SamplingParams = answer.state.params

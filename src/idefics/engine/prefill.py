@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from idefics.engine.image_cache import Encoded
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.limits import check_room
 from idefics.errors import InputError
@@ -16,7 +18,10 @@ from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
 from idefics.weights.memory import explain_out_of_memory
 
-__all__ = ["LESS", "Prefill", "left_aligned", "positions"]
+__all__ = ["LESS", "Encoder", "Prefill", "left_aligned", "positions"]
+
+Encoder = Callable[[ModelInputs], Encoded | None]
+"""Of one prompt's images, what `VisionLanguageModel.project` makes of them."""
 
 LESS = "use smaller images (max_image_size), no splitting, fewer prompts or new tokens, or a smaller dtype"
 """What to do where memory ends."""
@@ -32,16 +37,27 @@ class Prefill:
         inputs: the prompts.
         rows: which prompt each continued row belongs to; each prompt is run once, then copied.
         rooms: new tokens of each prompt at most, for which the cache leaves room.
+        encoded: of one prompt what `VisionLanguageModel.project` makes of its images, where that may be known already; None
+            asks the model for everything.
 
     Attributes:
         prompt_ids: each prompt's ids without padding.
         logits_RV: float32 logits of the next token of each row.
     """
 
-    def __init__(self, model: VisionLanguageModel, inputs: ModelInputs, *, rows: Sequence[int], rooms: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        inputs: ModelInputs,
+        *,
+        rows: Sequence[int],
+        rooms: Sequence[int],
+        encoded: Encoder | None = None,
+    ) -> None:
         model.check(inputs)
         device = model.device
-        inputs = left_aligned(inputs).to(device)
+        given = left_aligned(inputs)
+        inputs = given.to(device)
         ids_BT, mask_BT = inputs.input_ids_BT, inputs.attention_mask_BT
         self.prompt_ids: list[list[int]] = [ids[mask].tolist() for ids, mask in zip(ids_BT, mask_BT, strict=True)]
         for ids, room in zip(self.prompt_ids, rooms, strict=True):
@@ -62,7 +78,7 @@ class Prefill:
                 devices=layer_devices(model),
                 heads=held_heads(model),
             )
-            seen = model.see(inputs)
+            seen = model.see(inputs) if encoded is None else _sight(model, given, encoded(given))
             hidden_BTD = model(
                 ids_BT,
                 positions_BT=positions(mask_BT),
@@ -142,3 +158,9 @@ def left_aligned(inputs: ModelInputs) -> ModelInputs:
 def positions(mask_BT: Tensor) -> Tensor:
     """Position of each token, padding not counted (int64; 0 for padding)."""
     return (mask_BT.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _sight(model: VisionLanguageModel, inputs: ModelInputs, projected: Encoded | None) -> Any:
+    """`VisionLanguageModel.see` of one prompt whose images are encoded."""
+    assert len(inputs.input_ids_BT) == 1, "sources are counted within one prompt"
+    return None if projected is None else model.sight(projected, model.sources(inputs))

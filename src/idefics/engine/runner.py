@@ -22,7 +22,7 @@ from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
 from idefics.parallel.launch import agreed_least
 
-__all__ = ["Picture", "Runner", "Source", "pictures"]
+__all__ = ["ImageEncoder", "Picture", "Runner", "Source", "pictures"]
 
 
 @dataclass(eq=False)
@@ -64,38 +64,23 @@ def pictures(inputs: ModelInputs) -> list[Picture]:
     return every
 
 
-class Runner:
-    """A model and its cache.
+class ImageEncoder:
+    """A model's eyes, and what they saw last.
 
     Args:
         model: in eval mode.
-        limits: what to make room for.
-
-    Attributes:
-        blocks: of the cache.
         images: encoded ones.
-        graphs: steps of one token per answer, with static shapes; None where there are none.
     """
 
-    def __init__(self, model: VisionLanguageModel, limits: Limits) -> None:
+    def __init__(self, model: VisionLanguageModel, images: ImageCache) -> None:
         self.model = model
-        self.blocks = agreed_least(model, cache_blocks(model, limits))  # or divided models would plan different passes
-        self.images = ImageCache(limits.image_bytes)
-        self._cache = PagedKVCache(
-            model.config.text_config,
-            blocks=self.blocks,
-            size=limits.block,
-            dtype=model.dtype,
-            devices=layer_devices(model),
-            heads=held_heads(model),
-        )
-        self._stacked: tuple[list[Picture], Encoded] | None = None
-        wanted = limits.graphs if limits.graphs is not None else model.device.type == "cuda"
-        self.graphs = DecodeGraphs(model, self._cache) if wanted and graphs_fit(model) else None
+        self.images = images
 
-    def wipe(self, blocks: Sequence[int]) -> None:
-        """Makes blocks of a failed answer harmless."""
-        self._cache.wipe(blocks)
+    def encoded(self, inputs: ModelInputs) -> Encoded | None:
+        """`VisionLanguageModel.project` of one prompt's images, each encoded once; None if there are none."""
+        shown = pictures(inputs)
+        self.encode(shown)
+        return _side_by_side(shown) if shown else None
 
     def encode(self, wanted: Sequence[Picture]) -> None:
         """Makes sure that these images are encoded; those that are not go through the model in groups."""
@@ -118,6 +103,39 @@ class Runner:
             self.images.put(digest, encoded)
             for picture in alike:
                 picture.encoded = encoded
+
+
+class Runner(ImageEncoder):
+    """A model and its cache.
+
+    Args:
+        model: in eval mode.
+        limits: what to make room for.
+        images: encoded ones; None makes room for `limits.image_bytes` of them.
+
+    Attributes:
+        blocks: of the cache.
+        graphs: steps of one token per answer, with static shapes; None where there are none.
+    """
+
+    def __init__(self, model: VisionLanguageModel, limits: Limits, images: ImageCache | None = None) -> None:
+        super().__init__(model, ImageCache(limits.image_bytes) if images is None else images)
+        self.blocks = agreed_least(model, cache_blocks(model, limits))  # or divided models would plan different passes
+        self._cache = PagedKVCache(
+            model.config.text_config,
+            blocks=self.blocks,
+            size=limits.block,
+            dtype=model.dtype,
+            devices=layer_devices(model),
+            heads=held_heads(model),
+        )
+        self._stacked: tuple[list[Picture], Encoded] | None = None
+        wanted = limits.graphs if limits.graphs is not None else model.device.type == "cuda"
+        self.graphs = DecodeGraphs(model, self._cache) if wanted and graphs_fit(model) else None
+
+    def wipe(self, blocks: Sequence[int]) -> None:
+        """Makes blocks of a failed answer harmless."""
+        self._cache.wipe(blocks)
 
     def needed(self, piece: Slice) -> list[Picture]:
         """The images that a slice's tokens draw on."""
@@ -203,7 +221,11 @@ class Runner:
             self._stacked = None
             return None
         if self._stacked is None or self._stacked[0] != stack:
-            every = [picture.encoded for picture in stack]
-            parts = zip(*(encoded for encoded in every if encoded is not None), strict=True)
-            self._stacked = (stack, tuple(part[0] if len(part) == 1 else torch.cat(part) for part in parts))
+            self._stacked = (stack, _side_by_side(stack))
         return self.model.sight(self._stacked[1], torch.tensor([sources]))
+
+
+def _side_by_side(shown: Sequence[Picture]) -> Encoded:
+    """Encoded images as one."""
+    parts = zip(*(picture.encoded for picture in shown if picture.encoded is not None), strict=True)
+    return tuple(part[0] if len(part) == 1 else torch.cat(part) for part in parts)

@@ -6,21 +6,30 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from idefics.engine.prefill import Prefill, left_aligned, positions
+from idefics.engine.kv_cache import StaticKVCache
+from idefics.engine.prefill import Encoder, Prefill, left_aligned, positions
 from idefics.engine.sampling import require_finite
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
+from idefics.parallel.device_map import held_heads, layer_devices
 
 __all__ = ["score_continuations", "score_prompt"]
 
 AT_ONCE = 256  # rows of logits: a vocabulary of 32,003 in float32 is 128 kB each
+PASS = 2048  # tokens of a prompt that go through the decoder together
 
 
 @torch.inference_mode()
 def score_continuations(
-    model: VisionLanguageModel, inputs: ModelInputs, continued: Sequence[Sequence[int]], *, document_end: int | None = None
+    model: VisionLanguageModel,
+    inputs: ModelInputs,
+    continued: Sequence[Sequence[int]],
+    *,
+    document_end: int | None = None,
+    encoded: Encoder | None = None,
 ) -> list[tuple[list[float], bool]]:
     """Log-probability of each token of each continuation.
 
@@ -31,6 +40,7 @@ def score_continuations(
             into other tokens, scoring begins at the first token that differs.
         document_end: the id after which tokens no longer see the images before it, as in the model's training; None if
             there is none.
+        encoded: as of `Prefill`.
 
     Returns:
         For each: log-probabilities of its tokens, and whether each token was the likeliest.
@@ -47,21 +57,30 @@ def score_continuations(
         if len(ids) <= shared:
             raise InputError(f"continuation {index + 1} adds no token to the prompt")
     longest = max(map(len, continued)) - shared
-    prefill = Prefill(model, _shortened(inputs, prompt[:shared]), rows=[0], rooms=[longest])
+    prefill = Prefill(model, _shortened(inputs, prompt[:shared]), rows=[0], rooms=[longest], encoded=encoded)
     device = prefill.logits_RV.device
     results = []
     for ids in continued:
-        targets = torch.tensor(ids[shared:], device=device)
-        logits_TV = prefill.logits_RV
+        targets_T = torch.tensor(ids[shared:], device=device)
+        logprobs, likeliest = _judged(prefill.logits_RV, targets_T[:1])
         sees = prompt[shared - 1] != document_end
-        for part in _documents(ids[shared:-1], document_end):
-            logits_TV = torch.cat((logits_TV, prefill.extend(torch.tensor([part], device=device), sees=sees)[0]))
+        for document in _documents(ids[shared:-1], document_end):
+            for first in range(0, len(document), AT_ONCE):
+                part = torch.tensor([document[first : first + AT_ONCE]], device=device)
+                logits_TV = prefill.extend(part, sees=sees)[0]
+                more, likely = _judged(logits_TV, targets_T[len(logprobs) : len(logprobs) + len(logits_TV)])
+                logprobs, likeliest = logprobs + more, likeliest and likely
             sees = False
         prefill.rewind()
-        require_finite(logits_TV)
-        logprobs = logits_TV.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-        results.append((logprobs.tolist(), bool((logits_TV.argmax(-1) == targets).all())))
+        results.append((logprobs, likeliest))
     return results
+
+
+def _judged(logits_TV: Tensor, targets_T: Tensor) -> tuple[list[float], bool]:
+    """Log-probability of each token, and whether all are the likeliest."""
+    require_finite(logits_TV)
+    logprobs_T = logits_TV.log_softmax(-1).gather(1, targets_T[:, None])[:, 0]
+    return logprobs_T.tolist(), bool((logits_TV.argmax(-1) == targets_T).all())
 
 
 def _documents(ids: Sequence[int], end: int | None) -> list[Sequence[int]]:
@@ -71,28 +90,52 @@ def _documents(ids: Sequence[int], end: int | None) -> list[Sequence[int]]:
 
 
 @torch.inference_mode()
-def score_prompt(model: VisionLanguageModel, inputs: ModelInputs) -> list[float]:
+def score_prompt(model: VisionLanguageModel, inputs: ModelInputs, *, encoded: Encoder | None = None) -> list[float]:
     """Log-probability of each token of a prompt after those before it; the first has none.
 
     Args:
         model: the model.
         inputs: one prompt and its images.
+        encoded: as of `Prefill`.
 
     Raises:
         InputError: prompt and images do not match.
         NumericsError: NaN or infinite logits.
     """
     model.check(inputs)
-    inputs = left_aligned(inputs).to(model.device)
-    ids_BT = inputs.input_ids_BT
-    hidden_BTD = model(ids_BT, positions_BT=positions(inputs.attention_mask_BT), seen=model.see(inputs))
+    inputs = left_aligned(inputs)
+    ids_1T, length = inputs.input_ids_BT, inputs.input_ids_BT.shape[1]
+    positions_1T, sources_1T = positions(inputs.attention_mask_BT), model.sources(inputs)
+    projected = (encoded or _encoder(model))(inputs)
+    cache = None
+    if length > PASS:
+        cache = StaticKVCache(
+            model.config.text_config,
+            rows=1,
+            capacity=length,
+            dtype=model.dtype,
+            devices=layer_devices(model),
+            heads=held_heads(model),
+        )
     scores: list[float] = []
-    for start in range(0, ids_BT.shape[1] - 1, AT_ONCE):
-        logits_TV = model.logits(hidden_BTD[0, start : start + AT_ONCE]).float()
-        targets = ids_BT[0, start + 1 : start + 1 + AT_ONCE].to(logits_TV.device)
-        require_finite(logits_TV)
-        scores += logits_TV[: len(targets)].log_softmax(-1).gather(1, targets[:, None])[:, 0].tolist()
+    for first in range(0, length - 1, PASS):
+        now = slice(first, first + PASS)
+        hidden_1TD = model(
+            ids_1T[:, now].to(model.device),
+            positions_BT=positions_1T[:, now].to(model.device),
+            seen=None if projected is None else model.sight(projected, sources_1T[:, now]),
+            cache=cache,
+        )
+        for start in range(0, hidden_1TD.shape[1], AT_ONCE):
+            logits_TV = model.logits(hidden_1TD[0, start : start + AT_ONCE]).float()
+            require_finite(logits_TV)
+            targets_T = ids_1T[0, first + start + 1 : first + start + 1 + len(logits_TV)].to(logits_TV.device)
+            scores += _judged(logits_TV[: len(targets_T)], targets_T)[0]
     return scores
+
+
+def _encoder(model: VisionLanguageModel) -> Encoder:
+    return lambda inputs: model.project(model.encode_images(inputs.images_CHW)) if inputs.images_CHW else None
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

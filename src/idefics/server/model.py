@@ -13,7 +13,6 @@ from idefics.engine.engine import Engine
 from idefics.engine.history import LogitFilter
 from idefics.engine.request import Event, StopCheck
 from idefics.engine.sampling_params import SamplingParams
-from idefics.engine.scoring import score_prompt
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.packed import is_packed
@@ -129,7 +128,7 @@ class ServedEngine(Engine):
 
     def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
         """Log-probability of each token of a prompt but the first."""
-        return score_prompt(self.model, inputs)
+        return self.score_prompt(inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
