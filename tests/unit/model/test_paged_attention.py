@@ -21,6 +21,9 @@ SHAPES = [
     pytest.param(3, 4, 2, 8, 4, [0, 9, 22], id="grouped"),
     pytest.param(2, 6, 2, 24, 16, [15, 16], id="three-heads-share-odd-size"),
     pytest.param(2, 8, 1, 16, 16, [700, 63], id="long"),
+    pytest.param(2, 4, 4, 72, 16, [40, 3], id="not-a-power-of-two"),
+    pytest.param(2, 8, 2, 96, 16, [300, 17], id="of-a-resampler"),
+    pytest.param(1, 32, 8, 128, 16, [90], id="true-size"),
 ]
 
 
@@ -78,31 +81,97 @@ def test_the_kernel_in_the_interpreter() -> None:
     assert "skipped" not in done.stdout, done.stdout[-3000:]
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: the kernel is compiled where it is")
-@pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
-@pytest.mark.parametrize("stretches", [1, 8])
-def test_the_kernel_compiles_without_a_gpu(stretches: int) -> None:
-    """With the sizes of Idefics2-8B, for compute capability 9.0."""
+KINDS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Launches:
+    """Takes the place of a kernel: keeps what it is started with, and starts nothing."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert all(0 < side < 2**16 for side in grid[1:]), "CUDA starts no more in these directions"
+        return lambda *given, **constants: self.kept.append((given, constants))
+
+
+def compiled(kernel: Any, given: tuple[Any, ...], constants: dict[str, Any]) -> Any:
+    """The kernel for compute capability 9.0, specialised to these arguments as Triton's launcher does it."""
     from triton.backends.compiler import GPUTarget  # type: ignore[import-not-found]
     from triton.compiler import ASTSource, compile  # type: ignore[import-not-found]
 
-    from idefics.model.layers.paged_kernel import _attend
+    constants, signature, attributes = dict(constants), {}, {}
+    for place, (name, value) in enumerate(zip(kernel.arg_names, given, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[name] = KINDS[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+            continue
+        elif value == 1:
+            constants[name] = 1
+            continue
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+        if (value.data_ptr() if isinstance(value, torch.Tensor) else value) % 16 == 0:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return compile(source, target=GPUTarget("cuda", 90, 32))
 
-    constants = dict(HEADS=32, GROUPS=8, SIZE=128, BLOCK=16, WINDOW=4096, SHARED=16, WIDTH=128, STEP=64)
-    constants |= dict(STRETCHES=stretches, STRETCH_KEYS=256)
-    kinds = {"q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "table_ptr": "*i64", "newest_ptr": "*i64", "scale": "fp32"}
-    kinds |= {"out_ptr": "*bf16" if stretches == 1 else "*fp32", "top_ptr": "*fp32", "sum_ptr": "*fp32"}
-    signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in _attend.arg_names}
-    # What the launcher finds for itself: addresses and the cache's steps are multiples of 16.
-    aligned = [
-        n for n, name in enumerate(_attend.arg_names) if name.endswith(("_ptr", "block_step", "token_step", "head_step"))
-    ]
-    given = {(n,): [["tt.divisibility", 16]] for n in aligned}
-    source = ASTSource(fn=_attend, signature=signature, constexprs=constants, attrs=given)
-    made = compile(source, target=GPUTarget("cuda", 90, 32))
-    assert "v4.b32" in made.asm["ptx"], "keys are not read 16 bytes at a time"
-    assert "mma.sync" in made.asm["ptx"], "no tensor cores"
-    assert made.metadata.shared < 64 * 1024
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: the kernel is compiled where it is")
+@pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
+@pytest.mark.parametrize(("newest", "window"), [([3, 40], 24), ([5000], None)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "groups", "size"), [(4, 2, 8), (6, 2, 24), (4, 4, 72), (8, 2, 96), (32, 8, 128)])
+def test_the_kernel_compiles_without_a_gpu(
+    heads: int,
+    groups: int,
+    size: int,
+    dtype: torch.dtype,
+    newest: list[int],
+    window: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With what the launch itself passes: Triton's interpreter takes sizes that its compiler refuses."""
+    from idefics.model.layers import paged_kernel as module
+
+    given, _ = blocks_of(len(newest), heads, groups, size, 16, newest, dtype)
+    together = torch.cat((torch.zeros(len(newest), 3, dtype=torch.int64), given["table_RM"]), dim=1)
+    given["newest_R"], given["table_RM"] = together[:, 1], together[:, 3:]  # as a recorded step has them
+    kernels = {name: getattr(module, name) for name in ("_attend", "_join")}
+    launches = {name: Launches() for name in kernels}
+    for name, launch in launches.items():
+        monkeypatch.setattr(module, name, launch)
+    module.paged_kernel(**given, window=window)
+    assert len(launches["_attend"].kept) == 1
+    assert len(launches["_join"].kept) == (max(newest) > 256)
+    for name, launch in launches.items():
+        for arguments, constants in launch.kept:
+            made = compiled(kernels[name], arguments, constants)
+            assert made.metadata.shared <= 100 * 1024  # of 227 KiB that an H200's processor has
+            if name == "_attend" and dtype != torch.float32:
+                assert "mma.sync" in made.asm["ptx"], "no tensor cores"
+            if name == "_attend" and dtype != torch.float32 and size == 128:
+                assert "v4.b32" in made.asm["ptx"], "keys are not read 16 bytes at a time"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: the kernel is started where it is")
+@pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
+def test_passes_of_any_shape_share_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant that follows the rows' number or length would be a compilation in the middle of somebody's answer."""
+    from idefics.model.layers import paged_kernel as module
+
+    launches = {"_attend": Launches(), "_join": Launches()}
+    for name, launch in launches.items():
+        monkeypatch.setattr(module, name, launch)
+    for rows, last in ((1, 300), (3, 300), (1, 5000), (7, 2000), (40, 5000), (64, 9)):
+        given, _ = blocks_of(rows, 8, 2, 64, 16, [last] * rows, torch.bfloat16)
+        module.paged_kernel(**given, window=4096)
+    different = {name: {tuple(sorted(kept[1].items())) for kept in launch.kept} for name, launch in launches.items()}
+    assert len(different["_attend"]) == 2, "one for short rows, one for long ones"
+    assert len(different["_join"]) <= 5, "one for each power of two"
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +186,7 @@ def kernel() -> Callable[..., torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Triton's interpreter asks numpy for scalars the old way
 @pytest.mark.parametrize("window", [None, 7, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter multiplies bfloat16's bits as whole numbers
 @pytest.mark.parametrize(("rows", "heads", "groups", "size", "block", "newest"), SHAPES)
 def test_the_kernel_is_its_definition(
     kernel: Callable[..., torch.Tensor], rows: int, heads: int, groups: int, size: int, block: int, newest: list[int],

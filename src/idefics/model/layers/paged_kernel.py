@@ -2,7 +2,8 @@
 
 A program serves one row, one key-value head and one stretch of keys: all query heads that share these keys are one small
 matrix, so that keys and values are read once. Long rows are cut into stretches, or few rows would leave most of a GPU idle;
-a second kernel joins what the stretches found (arXiv 2205.14135, section 3.1; stretches as in "flash decoding").
+a second kernel joins what the stretches found (arXiv 2205.14135, section 3.1; stretches as in "flash decoding"). What differs
+from pass to pass is an argument, never a constant: another constant is another kernel, which takes a second to compile.
 
 Measured nowhere yet; meant to beat the gathering definition, which reads, writes and reads again what this reads once.
 
@@ -29,16 +30,16 @@ STRETCH = 256
 PROGRAMS = 512
 """More stretches than give so many programs only add to what must be joined: an H200 has 132 processors."""
 
-LEAST_ROWS = 16
-"""Of a matrix product in Triton."""
+LEAST_SIDE = 16
+"""Of the matrices of a product: on NVIDIA's GPUs Triton refuses a shorter sum, and fewer rows are padded anyway."""
 
 
 @triton.jit
 def _attend(
     q_ptr, k_ptr, v_ptr, table_ptr, newest_ptr, out_ptr, top_ptr, sum_ptr,
-    scale, newest_step, table_row, block_step, head_step, token_step,
-    HEADS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, STRETCHES: tl.constexpr,
-    STRETCH_KEYS: tl.constexpr, WINDOW: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
+    scale, newest_step, table_row, block_step, head_step, token_step, stretches, stretch_keys,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ALONE: tl.constexpr,
+    WINDOW: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One stretch of one row's keys, for the heads that share them: weighted values, the largest score, the sum of weights."""
     row = tl.program_id(0)
@@ -54,8 +55,8 @@ def _attend(
     top = tl.full([SHARED], -1e30, tl.float32)
     total = tl.zeros([SHARED], tl.float32)
     out = tl.zeros([SHARED, WIDTH], tl.float32)
-    first = stretch * STRETCH_KEYS
-    last = tl.minimum(first + STRETCH_KEYS, newest + 1)
+    first = stretch * stretch_keys
+    last = tl.minimum(first + stretch_keys, newest + 1)
     oldest = 0
     if WINDOW > 0:
         oldest = tl.maximum(newest + 1 - WINDOW, 0)
@@ -77,11 +78,11 @@ def _attend(
         total = total * shrink + tl.sum(weights, 1)
         out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee").to(tl.float32)
         top = higher
-    if STRETCHES == 1:
+    if ALONE:
         out = out / total[:, None]
         tl.store(out_ptr + (row * HEADS + head[:, None]) * SIZE + lanes[None, :], out.to(out_ptr.dtype.element_ty), mask=real)
     else:
-        part = (row * HEADS + head) * STRETCHES + stretch
+        part = (row * HEADS + head) * stretches + stretch
         tl.store(out_ptr + part[:, None] * SIZE + lanes[None, :], out, mask=real)
         tl.store(top_ptr + part, top, mask=heads < per_group)
         tl.store(sum_ptr + part, total, mask=heads < per_group)
@@ -93,17 +94,17 @@ def _join(
     top_ptr,
     sum_ptr,
     joined_ptr,
+    stretches,
     SIZE: tl.constexpr,
-    STRETCHES: tl.constexpr,
     PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """One head of one row: what its stretches found, weighed by their sums. A stretch without keys weighs nothing."""
     head = tl.program_id(0)
-    stretches = tl.arange(0, PADDED)
+    number = tl.arange(0, PADDED)
     lanes = tl.arange(0, WIDTH)
-    part = head * STRETCHES + stretches
-    there = stretches < STRETCHES
+    part = head * stretches + number
+    there = number < stretches
     top = tl.load(top_ptr + part, mask=there, other=-1e30)
     weight = tl.exp(top - tl.max(top, 0))
     total = tl.sum(weight * tl.load(sum_ptr + part, mask=there, other=0.0), 0)
@@ -126,7 +127,7 @@ def paged_kernel(
     assert table_RM.stride(1) == 1, "a row's blocks are apart in the table"
     q_RHK = q_RHK.contiguous()
     stretches, keys = _stretches(rows * groups, table_RM.shape[1] * block)
-    width, shared = triton.next_power_of_2(size), max(LEAST_ROWS, triton.next_power_of_2(heads // groups))
+    width, shared = (max(LEAST_SIDE, triton.next_power_of_2(length)) for length in (size, heads // groups))
     joined_RHK = torch.empty_like(q_RHK)
     found, top, total = joined_RHK, joined_RHK, joined_RHK
     if stretches > 1:
@@ -135,14 +136,14 @@ def paged_kernel(
     launch: Any = _attend[(rows, groups, stretches)]
     launch(
         q_RHK, keys_NGZK, values_NGZK, table_RM, newest_R, found, top, total,
-        size**-0.5, newest_R.stride(0), table_RM.stride(0), *keys_NGZK.stride()[:3],
-        HEADS=heads, GROUPS=groups, SIZE=size, BLOCK=block, STRETCHES=stretches, STRETCH_KEYS=keys, WINDOW=window or 0,
+        size**-0.5, newest_R.stride(0), table_RM.stride(0), *keys_NGZK.stride()[:3], stretches, keys,
+        HEADS=heads, GROUPS=groups, SIZE=size, BLOCK=block, ALONE=stretches == 1, WINDOW=window or 0,
         SHARED=shared, WIDTH=width, STEP=KEYS_AT_ONCE * 2 // q_RHK.element_size(),
     )  # fmt: skip
     if stretches > 1:
         join: Any = _join[(rows * heads,)]
         padded = triton.next_power_of_2(stretches)
-        join(found, top, total, joined_RHK, SIZE=size, STRETCHES=stretches, PADDED=padded, WIDTH=width)
+        join(found, top, total, joined_RHK, stretches, SIZE=size, PADDED=padded, WIDTH=width)
     return joined_RHK
 
 
