@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from idefics.bench import Ceilings, ceilings
+from idefics.ceilings import Ceilings, ceilings
 from idefics.config import Idefics2Config
 from idefics.engine.kv_cache import StaticKVCache
 from measure import Case, compare, report

@@ -31,7 +31,7 @@ from PIL import Image
 import idefics
 from decode import weights
 from idefics.api import Idefics
-from idefics.bench import Ceilings, ceilings
+from idefics.ceilings import Ceilings, ceilings
 from idefics.config import Idefics2Config
 from idefics.create import create_checkpoint
 from idefics.weights.files import EMBEDDED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -161,9 +162,8 @@ class World:
                 said[event.row].append(event.id)
         return [said[number] for number in numbers]
 
-    @torch.inference_mode()
-    def their_answer(self, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
-        """Theirs, in one batch padded at the left."""
+    def their_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """What their processor would hand over, on the CPU: one batch, ids padded at the left, images to the largest."""
         width = max(len(prompt.ids) for prompt in prompts)
         ids = torch.tensor([[0] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts])
@@ -172,7 +172,12 @@ class World:
         if images:
             assert len({len(prompt.images) for prompt in prompts}) == 1, "rows of as many images each"
             inputs |= {name: value.unflatten(1, (len(prompts), -1))[0] for name, value in padded(images).items()}
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        return inputs
+
+    @torch.inference_mode()
+    def their_answer(self, inputs: dict[str, Tensor], tokens: int) -> list[list[int]]:
+        """Theirs, to `their_inputs`: padding is their processor's work and not measured, as preparing is not for ours."""
+        inputs, width = {name: value.to(self.device) for name, value in inputs.items()}, inputs["input_ids"].shape[1]
         out = self.theirs.generate(
             **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0
         )
@@ -193,6 +198,7 @@ class World:
         if self.device.type != "cuda":
             run()
             return None
+        gc.collect()  # an engine of an earlier case may hang on a cycle, with its cache
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         run()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from idefics.bench import Ceilings
+from idefics.ceilings import Ceilings
 
 __all__ = ["Case", "Side", "compare", "report", "saved"]
 
@@ -128,8 +128,13 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def report(what: str, cases: Sequence[Case], *, reached: Ceilings | None = None, save: bool = True) -> Path | None:
-    """Prints a table for people and one JSON line last; writes `results/<what>_<hardware>_<date>.json`."""
+def report(
+    what: str, cases: Sequence[Case], *, reached: Ceilings | None = None, save: bool = True, **facts: Any
+) -> Path | None:
+    """Prints a table for people and one JSON line last; writes `results/<what>_<hardware>_<date>.json`.
+
+    `facts` are of the whole run.
+    """
     print(f"{'':44} {'ours':>10} {'theirs':>10} {'ratio':>7} {'target':>7} {'of limit':>9}")
     for case in cases:
         theirs = "" if case.theirs is None else f"{1000 * case.theirs.median:8.1f}ms"
@@ -138,6 +143,7 @@ def report(what: str, cases: Sequence[Case], *, reached: Ceilings | None = None,
         limit = "" if case.limit is None else f"{100 * case.limit / case.ours.median:7.1f} %"
         print(f"{case.name:44} {1000 * case.ours.median:8.1f}ms {theirs:>10} {ratio:>7} {target:>7} {limit:>9}")
     content = {
+        **facts,
         "ceilings": None if reached is None else asdict(reached),
         "cases": [{**asdict(case), "met": case.met} for case in cases],
     }

@@ -12,10 +12,9 @@ import argparse
 import torch
 from torch import Tensor
 
-from idefics.bench import Ceilings, ceilings
+from idefics.ceilings import Ceilings, ceilings
 from idefics.config import Idefics2Config
 from measure import Case, compare, report
-from same_weights import both, config, difference
 
 PHOTO = [(735, 980)]
 MIXED = [(735, 980), (980, 735), (480, 640), (551, 980), (448, 448)]
@@ -52,6 +51,8 @@ def operations(made: Idefics2Config, sizes: list[tuple[int, int]]) -> float:
 
 @torch.inference_mode()
 def cases(made: Idefics2Config, names: list[str], reached: Ceilings, *, rounds: int) -> list[Case]:
+    from same_weights import both, difference  # not at the top: it imports transformers, which gpu.py can do without
+
     reference, model = both(made)
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -84,6 +85,8 @@ def cases(made: Idefics2Config, names: list[str], reached: Ceilings, *, rounds: 
 
 
 def main() -> None:
+    from same_weights import config
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, help="of the tower, each of its true size; all 27 by default")
     parser.add_argument("--rounds", type=int, default=3)

@@ -9,21 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as Backend
 
-from idefics.api import Idefics
 from idefics.config import Idefics2Config, PerceiverConfig, TextConfig, VisionConfig
 from idefics.model.idefics2 import Idefics2
 from idefics.model.layers.attention import Backend as Attention
-from idefics.processor.idefics2 import Idefics2Processor
-from idefics.processor.image import ImageProcessor
 from idefics.processor.tokenizer import Tokenizer
 from idefics.weights.init import initialize
 from idefics.weights.save import save_model
+
+if TYPE_CHECKING:  # what handles pictures is imported where it is used: machines for tests/gpu may lack Pillow
+    from idefics.api import Idefics
+    from idefics.processor.idefics2 import Idefics2Processor
 
 PATCH = 6
 LATENTS = 4
@@ -107,6 +108,9 @@ def tiny_model(
 
 def tiny_processor(*, end_of_utterance: bool = True, do_image_splitting: bool = False) -> Idefics2Processor:
     """The processor that belongs to `tiny_config`."""
+    from idefics.processor.idefics2 import Idefics2Processor
+    from idefics.processor.image import ImageProcessor
+
     size = {"shortest_edge": 4 * PATCH, "longest_edge": 12 * PATCH}
     return Idefics2Processor(
         ImageProcessor(size=size, do_image_splitting=do_image_splitting),
@@ -132,6 +136,8 @@ def tiny_idefics(
     **config: Any,
 ) -> Idefics:
     """What `idefics.load` would return for a tiny checkpoint, made without files; further options as in `tiny_config`."""
+    from idefics.api import Idefics
+
     made = dataclasses.replace(
         tiny_config(end_of_utterance=end_of_utterance, **config), dtype=str(dtype).removeprefix("torch.")
     )

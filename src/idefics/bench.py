@@ -7,8 +7,7 @@ or operations of the weights' matrix products (attention's own are not counted) 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from idefics.api import Idefics
+from idefics.ceilings import Ceilings, ceilings, seconds_of
 from idefics.engine.request import Ended
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import OptionError
@@ -30,48 +30,6 @@ from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 __all__ = ["Bed", "Ceilings", "Work", "bench", "ceilings"]
 
 QUESTIONS = ("What is in this picture?", "A thing.", "And what else?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ceilings:
-    """What this machine reached just now: bytes read per second, and operations per second of matrix products by dtype."""
-
-    bytes_per_second: float
-    operations_per_second: Mapping[str, float]
-
-    def bound(self, *, moved: float = 0.0, operations: float = 0.0, dtype: torch.dtype = torch.bfloat16) -> float:
-        """Seconds that so many bytes and operations take at best: the longer of the two."""
-        return max(moved / self.bytes_per_second, operations / self.operations_per_second[str(dtype).removeprefix("torch.")])
-
-
-def ceilings(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> Ceilings:
-    """Measures how fast this machine reads memory and multiplies matrices; machines that others share drift."""
-    place = torch.device(device)
-    size = 2048 if place.type == "cpu" else 8192
-    rates = {}
-    for dtype in dtypes:
-        a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
-        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / _least(partial(torch.matmul, a, b), place)
-    numbers = torch.ones(2**26 if place.type == "cpu" else 2**29, device=place)
-    return Ceilings(bytes_per_second=numbers.numel() * 4 / _least(numbers.sum, place), operations_per_second=rates)
-
-
-def _least(run: Callable[[], Any], device: torch.device) -> float:
-    return min(_seconds(run, device) for _ in range(5))
-
-
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """How long something takes, what it started on a device included."""
-    _settle(device)
-    began = time.perf_counter()
-    run()
-    _settle(device)
-    return time.perf_counter() - began
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +197,7 @@ class Bed:
         times = []
         for _ in range(self.rounds + 1):
             given = fresh()
-            times.append(_seconds(partial(run, given), self.model.device))
+            times.append(seconds_of(partial(run, given), self.model.device))
         least, middle, most = min(times[1:]), median(times[1:]), max(times[1:])
         return Work(name="", seconds=middle, least=least, most=most, rate=amount / middle, unit=unit, limit=limit)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import idefics
-from embedded import messages
+from fakes import tiny_config, tiny_model
 from idefics.config import Idefics2Config
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
@@ -21,19 +21,31 @@ from idefics.inputs import ModelInputs
 from idefics.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.init import initialize
+from idefics.weights.load import load_model
+from idefics.weights.save import save_model
 
 DEMO = Path(idefics.__file__).parent / "assets" / "demo"
 
+pictures = pytest.mark.skipif(find_spec("PIL") is None, reason="Pillow is not installed: no pictures can be read")
 
-def test_a_checkpoint_arrives_whole(device: torch.device, tiny_checkpoint: Path) -> None:
-    here, there = idefics.load(tiny_checkpoint, device="cpu"), idefics.load(tiny_checkpoint, device=device)
-    for (name, expected), (other, found) in zip(here.model.named_parameters(), there.model.named_parameters(), strict=True):
+
+def test_a_checkpoint_arrives_whole(device: torch.device, tmp_path: Path) -> None:
+    expected = tiny_model(tiny_config(), seed=1)
+    save_model(expected, tmp_path)
+    found = load_model(tmp_path, device=device)
+    for (name, here), (other, there) in zip(expected.named_parameters(), found.named_parameters(), strict=True):
         assert name == other
-        assert found.device.type == device.type
-        assert torch.equal(found.cpu(), expected)
+        assert there.device.type == device.type
+        assert torch.equal(there.cpu(), here)
+
+
+@pictures
+def test_a_gpu_is_taken_if_there_is_one(device: torch.device, tiny_checkpoint: Path) -> None:
+    assert idefics.load(tiny_checkpoint, device=device).model.device.type == device.type
     assert idefics.load(tiny_checkpoint).model.device.type == device.type, "a GPU is taken if there is one"
 
 
+@pictures
 def test_a_device_map_of_one_device(device: torch.device, tiny_checkpoint: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 48, 3), dtype=np.uint8)
     options: dict[str, Any] = dict(max_new_tokens=8, do_sample=False)
@@ -43,8 +55,13 @@ def test_a_device_map_of_one_device(device: torch.device, tiny_checkpoint: Path)
         assert spread.generate("What?", image, **options) == expected
 
 
+@pictures
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_embedded_model_answers(device: torch.device, dtype: str) -> None:
+    from PIL import Image
+
+    from embedded import messages
+
     model = idefics.load(device=device, dtype=dtype)
     right = asked = 0
     for talk in json.loads((DEMO / "questions.json").read_text()):

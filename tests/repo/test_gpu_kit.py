@@ -24,9 +24,12 @@ def test_the_benchmark_runs_whole() -> None:
     done = run("benchmarks/gpu.py", "--tiny")
     assert done.returncode == 0, done.stderr[-3000:]
     cases = {case["name"]: case for case in json.loads(done.stdout.splitlines()[-1])["cases"]}
-    assert len(cases) == 13
+    assert len(cases) == 15
     assert all(case["ours"]["median"] > 0 for case in cases.values())
-    assert cases["3 tokens after 24, batch 2"]["facts"]["tokens_per_second"] > 0
+    facts = cases["3 tokens after 24, batch 2"]["facts"]
+    assert facts["tokens_per_second"] > 0
+    assert facts["peer_left_out"] == {}, "one of the peer's settings failed"
+    assert len(facts["peer_seconds"]) == 2
 
 
 def test_without_a_gpu_the_benchmark_says_so() -> None:
@@ -40,6 +43,19 @@ def test_the_tests_are_collected_and_skipped() -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" not in done.stdout
     assert "no CUDA device: torch.cuda.is_available() is False" in done.stdout
+
+
+def without(*missing: str) -> str:
+    """A program's first lines, after which these modules are not installed."""
+    return f"import pytest, runpy, sys; sys.modules.update(dict.fromkeys({missing})); "
+
+
+def test_the_machine_may_lack_pillow() -> None:
+    done = run("-c", without("PIL") + "sys.exit(pytest.main(['--co', '-q', '-p', 'no:cacheprovider', 'tests/gpu']))")
+    assert done.returncode == 0, done.stdout[-3000:]
+    program = "sys.argv[1:] = ['--no-peer']; runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
+    done = run("-c", without("PIL", "transformers") + "sys.path.insert(0, 'benchmarks'); " + program)
+    assert "there is no CUDA device" in done.stderr, done.stderr[-3000:]
 
 
 def test_the_tests_are_rehearsed() -> None:
