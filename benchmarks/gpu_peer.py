@@ -36,7 +36,7 @@ class Peer:
     """
 
     world: World
-    patience: float = 180.0
+    patience: float = 150.0
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
