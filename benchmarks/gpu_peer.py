@@ -50,7 +50,7 @@ class Peer:
             with at_most(self.patience):
                 found[STATIC] = static(self.world, ids)
         except Exception as error:  # compilers raise anything
-            self.left_out[STATIC] = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:300]
+            self.left_out[STATIC] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             forget_compiled(self.world)
         self.patience -= time.perf_counter() - began
         for way, run in found.items():
