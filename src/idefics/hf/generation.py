@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ class Streamer(Protocol):
 
 
 def generate(
-    engine: Engine,
+    engine_for: Callable[[ModelInputs, SamplingParams], Engine],
     inputs: ModelInputs,
     defaults: Mapping[str, Any],
     *,
@@ -55,7 +55,7 @@ def generate(
     """Continues prompts.
 
     Args:
-        engine: on the model.
+        engine_for: the engine for such prompts, each continued so.
         inputs: the prompts, padded on either side.
         defaults: the checkpoint's generation settings.
         generation_config: settings over those.
@@ -84,6 +84,7 @@ def generate(
     if params.stop and not isinstance(tokenizer, Tokenizer):
         raise OptionError("stop_strings needs tokenizer=processor.tokenizer: ids alone do not tell where a text stops")
     rows = len(inputs.input_ids_BT)
+    engine = engine_for(inputs, params)
     stops = None if not params.stop else [_stop(params, tokenizer) for _ in range(rows * _answers(params))]
     if streamer is not None:
         completions = [[_streamed(engine, inputs, params, stops, streamer)]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,10 +16,11 @@ from idefics import config as own
 from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.engine.prefill import positions
-from idefics.errors import OptionError
+from idefics.errors import InputError, OptionError
 from idefics.hf.configuration import Spelled
 from idefics.hf.generation import Streamer, generate
 from idefics.hf.hub import folder_of, one_of, refuse
+from idefics.hf.kept_engine import KeptEngine
 from idefics.hf.outputs import CausalLMOutput
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
@@ -45,6 +47,11 @@ _LATER = {
 class PretrainedModel(nn.Module, ABC):
     """A model with random weights; `from_pretrained` loads one.
 
+    `generate` keeps its engine, so that a next call about the same images or with the same beginning computes only what is
+    new. Whatever may change the weights or their place (`to`, `load_state_dict`, `train` and `eval`, a step of an optimizer,
+    modules put in) makes the next call start anew, and `drop_engine` does so at any time. Kept are 1 GiB of keys and values,
+    or what the largest call needed, 512 MiB of images and, on a GPU, recorded steps; in training mode nothing is.
+
     Args:
         config: sizes.
         attn_implementation: `"sdpa"`, `"eager"` (the plain reference) or `"flash_attention_2"`, which torch's fused
@@ -64,6 +71,7 @@ class PretrainedModel(nn.Module, ABC):
 
     def __init__(self, config: own.Config, *, attn_implementation: str | None = None) -> None:
         super().__init__()
+        self._kept = KeptEngine()
         spelled = self.config_class.of(config)
         self.model = family_of(spelled).model(spelled, backend=_backend(attn_implementation))
         initialize(self.model, seed=torch.initial_seed() % 2**31)
@@ -107,6 +115,7 @@ class PretrainedModel(nn.Module, ABC):
         cls.config_class.of(load_config(folder))
         self = cls.__new__(cls)
         nn.Module.__init__(self)
+        self._kept = KeptEngine()
         self.model = load_placed(
             folder,
             dtype=chosen,
@@ -153,8 +162,32 @@ class PretrainedModel(nn.Module, ABC):
 
     @property
     def engine(self) -> Engine:
-        """The engine on this model."""
-        return Engine(self.model)
+        """The engine on this model as it is now."""
+        return self._kept.on(self.model)
+
+    def drop_engine(self) -> None:
+        """Gives back what `generate` keeps from call to call.
+
+        Needed only for memory, and after a few weights were written through `tensor.data`, which nothing counts: of such
+        changes only those of many tensors are seen.
+        """
+        self._kept.drop()
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module's; drops the engine, whose memory training can use."""
+        self.drop_engine()
+        super().train(mode)
+        return self
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As every module's; drops the engine."""
+        self.drop_engine()
+        return super().load_state_dict(*args, **options)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.drop_engine()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @abstractmethod
     def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Tensor | None) -> ModelInputs:
@@ -200,16 +233,22 @@ class PretrainedModel(nn.Module, ABC):
             InputError: inputs or options cannot be used.
         """
         images = {name: options.pop(name) for name in self.image_inputs if name in options}
-        return generate(
-            self.engine,
-            self.inputs(input_ids, attention_mask, **images),
-            self.generation_config,
-            generation_config=generation_config,
-            streamer=streamer,
-            tokenizer=tokenizer,
-            return_dict_in_generate=return_dict_in_generate,
-            options=options,
-        )
+        try:
+            return generate(
+                partial(self._kept.for_call, self.model),
+                self.inputs(input_ids, attention_mask, **images),
+                self.generation_config,
+                generation_config=generation_config,
+                streamer=streamer,
+                tokenizer=tokenizer,
+                return_dict_in_generate=return_dict_in_generate,
+                options=options,
+            )
+        except InputError:
+            raise
+        except BaseException:  # memory that ended is wanted back, and nobody knows where an interrupted pass has stopped
+            self.drop_engine()
+            raise
 
     def _logits(self, inputs: ModelInputs, latents_NLD: Tensor | None, position_ids: Tensor | None) -> Tensor:
         mask = inputs.attention_mask_BT
