@@ -130,6 +130,14 @@ class SamplingOptions:
         None
     )
     num_beams: Annotated[int | None, _option("--num-beams", help="Beam search with this many beams.", panel=_ANSWER)] = None
+    prompt_lookup_num_tokens: Annotated[
+        int | None,
+        _option(
+            "--prompt-lookup",
+            help="Guess this many tokens from the text so far; the same answer, sooner where it repeats.",
+            panel=_ANSWER,
+        ),
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """What was asked for, as keyword arguments of `generate`."""

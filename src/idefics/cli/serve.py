@@ -89,6 +89,14 @@ def serve(
         ),
     ] = None,
     image_cache_mb: Annotated[float, Option("--image-cache-mb", help="For images.", rich_help_panel=_LOAD, min=0)] = 512.0,
+    speculate: Annotated[
+        int | None,
+        Option(
+            "--speculate",
+            help="Guess this many tokens from each text so far; the same answers, sooner where they repeat. 0: off.",
+            rich_help_panel=_LOAD, show_default=False, min=0,
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         Option(
@@ -150,7 +158,7 @@ def serve(
         from idefics.server.engine_process import EngineProcess
         from idefics.server.logs import configure, event
 
-        engine = EngineProcess(partial(_loaded, model, images, at_once, log_level))
+        engine = EngineProcess(partial(_loaded, model, images, at_once, log_level, speculate))
         configure(log_level)
         app = create_app(engine.model, engine, limits=limits, images=rule, api_keys=keys, cors=cors or ())
         address = f"{'http' if tls is None else 'https'}://{_host(host)}"
@@ -165,7 +173,9 @@ def serve(
         raise SystemExit(code)
 
 
-def _loaded(model: ModelOptions, images: ImageOptions, limits: Limits, log_level: str) -> tuple[ServedModel, ServedEngine]:
+def _loaded(
+    model: ModelOptions, images: ImageOptions, limits: Limits, log_level: str, speculate: int | None
+) -> tuple[ServedModel, ServedEngine]:
     """What the engine's process begins with."""
     loaded = open_model(model, images)
     from idefics.model.layers.packed import finish_packing
@@ -177,7 +187,7 @@ def _loaded(model: ModelOptions, images: ImageOptions, limits: Limits, log_level
         finish_packing(loaded.model)
     if model.threads is None:
         spare_a_core(loaded.model)
-    return ServedModel.of(loaded), ServedEngine(loaded.model, limits)
+    return ServedModel.of(loaded, speculate=speculate), ServedEngine(loaded.model, limits)
 
 
 @contextmanager

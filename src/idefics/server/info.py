@@ -28,6 +28,7 @@ def info(service: Service) -> dict[str, Any]:
         "max_total_tokens": model.positions,
         "validation_workers": limits.workers,
         "max_client_batch_size": 1,
+        "speculate": model.defaults.get("prompt_lookup_num_tokens") or 0,
         "router": "idefics",
         "version": __version__,
         "sha": None,

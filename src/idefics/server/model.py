@@ -139,7 +139,7 @@ class ServedModel:
         name: as it is told to clients.
         config: its sizes.
         processor: texts and images to inputs.
-        defaults: content of the checkpoint's `generation_config.json`.
+        defaults: content of the checkpoint's `generation_config.json`, and what the server adds.
         positions: tokens of prompt and answer together at most.
         longest_image: edge in pixels that the model was made for.
         dtype: of the weights, such as `"bfloat16"`.
@@ -156,14 +156,20 @@ class ServedModel:
     device: str
 
     @classmethod
-    def of(cls, loaded: Idefics) -> ServedModel:
-        """The facts of a loaded model."""
+    def of(cls, loaded: Idefics, *, speculate: int | None = None) -> ServedModel:
+        """The facts of a loaded model.
+
+        Args:
+            loaded: the model.
+            speculate: tokens that are guessed from the text so far and checked in one pass, for every answer
+                (`SamplingParams.prompt_lookup_num_tokens`); 0 guesses nothing, None follows the checkpoint.
+        """
         config = loaded.model.config
         return cls(
             name=loaded.name,
             config=config,
             processor=loaded.processor,
-            defaults=loaded.defaults,
+            defaults=loaded.defaults | ({} if speculate is None else {"prompt_lookup_num_tokens": speculate}),
             positions=config.text_config.max_position_embeddings,
             longest_image=config.vision_config.image_size,
             dtype=str(loaded.model.dtype).removeprefix("torch."),

@@ -10,6 +10,7 @@ import pytest
 
 import idefics
 from idefics.api import Idefics
+from idefics.engine.engine import Engine
 
 Tiny = Path
 
@@ -114,3 +115,36 @@ def test_threads(run: Any, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatc
     assert run(*words, "--threads", "3").code == 0
     assert chosen == [3]
     assert run(*words, "--threads", "0").code == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_guesses_take_fewer_passes_to_the_same_answer(
+    run: Any, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    passes = 0
+    honest = Engine.step
+
+    def counting(self: Engine) -> Any:
+        nonlocal passes
+        passes += 1
+        return honest(self)
+
+    monkeypatch.setattr(Engine, "step", counting)
+    question = "it is red and blue and " * 6
+    words = [command, "-m", tiny_checkpoint, "--max-new-tokens", "60", *([question] if command == "generate" else [])]
+    found = []
+    for more in ([], ["--prompt-lookup", "4"]):
+        passes = 0
+        ran = run(*words, *more, stdin="" if command == "generate" else question + "\n")
+        assert (ran.code, ran.err) == (0, "")
+        found.append((ran.out, passes))
+    (plain, many), (guessed, few) = found
+    assert guessed == plain
+    assert few < many
+
+
+def test_guesses_are_not_for_beams(run: Any, tiny_checkpoint: Path) -> None:
+    ran = run("generate", "-m", tiny_checkpoint, "Hm?", "--prompt-lookup", "3", "--num-beams", "2")
+    assert ran.code == 1
+    assert "num_beams=2 contradicts prompt_lookup_num_tokens=3" in ran.err
+    assert run("generate", "-m", tiny_checkpoint, "Hm?", "--prompt-lookup", "-1").code == 1

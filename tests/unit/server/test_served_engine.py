@@ -92,3 +92,5 @@ def test_the_state_is_what_the_engine_holds(tiny: Idefics) -> None:
 def test_facts_of_a_model(tiny: Idefics) -> None:
     facts = ServedModel.of(tiny)
     assert (facts.name, facts.positions, facts.dtype, facts.device) == ("tiny", 512, "float32", "cpu")
+    assert facts.defaults == tiny.defaults
+    assert ServedModel.of(tiny, speculate=3).defaults == {**tiny.defaults, "prompt_lookup_num_tokens": 3}

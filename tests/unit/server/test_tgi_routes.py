@@ -290,6 +290,7 @@ def test_info_and_health(client: TestClient) -> None:
     assert told["model_dtype"] == "torch.float32"
     assert told["max_total_tokens"] == 512
     assert told["model_pipeline_tag"] == "image-text-to-text"
+    assert told["speculate"] == 0
     assert client.get("/health").status_code == 200
 
 
