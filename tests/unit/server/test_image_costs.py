@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
+from fake_engine import FakeEngine
 from fakes import generation_defaults, tiny_idefics, tiny_processor
 from idefics.engine.limits import Limits
 from idefics.errors import ImageError
@@ -26,7 +28,7 @@ from idefics.server.model import ServedEngine
 from idefics.server.pixel_budget import PixelBudget
 from idefics.server.prompts import Prompt
 from idefics.server.requests import Asked, Preparer
-from serving import data_url, image_host, png
+from serving import data_url, fake_app, image_host, png, script, serving, wait_until
 
 
 @asynccontextmanager
@@ -322,3 +324,34 @@ def test_prepared_images_are_bounded_until_nobody_holds_them() -> None:
                 await made.prepare(asked(data_url(png())))
 
     asyncio.run(run())
+
+
+def test_a_queue_of_photos_does_not_hold_up_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, statuses = threading.Event(), []
+    real = Decoder.image
+
+    def slow(self: Decoder, data: bytes, where: str) -> Any:
+        go_on.wait(60)
+        return real(self, data, where)
+
+    def show(number: int) -> None:
+        body = {"inputs": f"![]({data_url(png(20 + number, 20))})a"}
+        statuses.append(httpx.post(f"{address}/generate", json=body, timeout=60).status_code)
+
+    monkeypatch.setattr(Decoder, "image", slow)
+    engine = FakeEngine(script("the red image " * 40), step_seconds=0.005)
+    app = fake_app(engine, limits=ServerLimits(workers=2))
+    body = {"inputs": "a", "parameters": {"max_new_tokens": 400}}
+    with serving(app) as address, httpx.stream("POST", f"{address}/generate_stream", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        photos = [threading.Thread(target=show, args=(number,)) for number in range(5)]
+        for thread in photos:
+            thread.start()
+        wait_until(lambda: app.state.service.open >= 5)
+        assert '"finish_reason"' in [line for line in lines if line][-1]
+        assert not statuses
+        go_on.set()
+        for thread in photos:
+            thread.join(60)
+        assert statuses == [200] * 5
