@@ -131,7 +131,11 @@ class DecodeGraphs:
         Returns:
             float32 logits (rows, V); None if this way has failed, now or before: whatever it wrote, the plain way writes again.
         """
-        return self.shortcut.attempt(lambda: self._run(ids, segments))
+        logits_RV = self.shortcut.attempt(lambda: self._run(ids, segments))
+        if logits_RV is None:  # what was recorded would keep its memory, perhaps the very memory that was missing
+            self._shapes.clear()
+            self._pool = None
+        return logits_RV
 
     def _run(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
         device = self._model.device

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from asking import assert_nothing_held, drain, greedy, plain, prompt, said
 from fakes import tiny_config, tiny_model
 from idefics.engine import paged_cache
 from idefics.engine.engine import Engine
-from idefics.engine.graphs import DecodeGraphs, StaticPass, graphs_fit, power_of_two
+from idefics.engine.graphs import DecodeGraphs, Shape, StaticPass, graphs_fit, power_of_two
 from idefics.engine.limits import Limits
 from idefics.engine.paged_cache import PagedKVCache, Segment
 from idefics.engine.sampling import Draw, ban, pick
@@ -82,11 +85,12 @@ def test_a_step_that_sees_images_is_not_static() -> None:
 def test_only_one_device_and_only_where_asked(model: VisionLanguageModel) -> None:
     assert Engine(model).runner.graphs is None, "nothing is gained on a CPU"
     assert graphs_fit(model)
+    head = copy.deepcopy(model.lm_head)
     model.lm_head.to("meta")
     try:
         assert not graphs_fit(model)
     finally:
-        model.lm_head.to_empty(device="cpu")
+        model.lm_head = head
 
 
 @pytest.mark.parametrize("good_steps", [0, 3])
@@ -115,6 +119,29 @@ def test_a_failure_falls_back_for_good(good_steps: int, monkeypatch: pytest.Monk
     drain(engine)
     assert calls == at_the_end, "it is not tried again"
     assert_nothing_held(engine)
+
+
+def test_what_was_recorded_goes_with_the_shortcut(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its memory would be missing for good where memory was what recording failed for."""
+    engine = Engine(model, Limits(rows=2, tokens=16, block=2, graphs=True))
+    graphs = graphs_of(engine)
+    made, buffers = DecodeGraphs._made, []
+
+    def scarce(self: DecodeGraphs, rows_RX: torch.Tensor) -> Shape:
+        if buffers:
+            raise RuntimeError("not enough memory for it")
+        buffers.append(weakref.ref(rows_RX))
+        self._pool = object()
+        return made(self, rows_RX)
+
+    monkeypatch.setattr(DecodeGraphs, "_made", scarce)
+    inputs = prompt(model, 4, images=0)
+    number = engine.add(inputs, greedy(60))
+    with pytest.warns(UserWarning, match="not enough memory"):
+        assert said(drain(engine)[number]) == plain(model, inputs, 60)
+    assert graphs.shapes == []
+    assert graphs._pool is None
+    assert [buffer() for buffer in buffers] == [None]
 
 
 def test_padding_touches_nobodys_blocks(model: VisionLanguageModel) -> None:
