@@ -20,6 +20,7 @@ from itertools import count
 
 import torch
 
+from idefics.engine.attempt import attempt
 from idefics.engine.beam import beam_search
 from idefics.engine.blocks import BlockPool
 from idefics.engine.history import LogitFilter
@@ -30,13 +31,13 @@ from idefics.engine.pacing import paced
 from idefics.engine.prefill import LESS, Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.runner import ImageEncoder, Runner
-from idefics.engine.sampling import Choice, choose
+from idefics.engine.sampling import Choice, Choosing, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.scoring import score_continuations, score_prompt
 from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.engine.speculative import look_up
-from idefics.errors import IdeficsError, OptionError, OutOfMemory
+from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.launch import agreed_seed
@@ -162,7 +163,7 @@ class Engine:
             for answer in self.scheduler.running:
                 answer.drafts = self._drafts(answer)
             slices, failed = self._encoded(paced(self.scheduler.plan(), self.runner))
-            return events + failed + self._pass(slices)
+            return events + failed + list(self._pass(slices))
 
     def stream(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
@@ -264,55 +265,42 @@ class Engine:
 
     def _encoded(self, slices: list[Slice]) -> tuple[list[Slice], list[Event]]:
         """Encodes the images that slices need; requests whose images cannot be encoded end."""
-        wanted = [picture for piece in slices for picture in self.runner.needed(piece)]
-        try:
-            self.runner.encode(wanted)
-        except (IdeficsError, RuntimeError):
-            return self._encoded_one_by_one(slices)
-        return slices, []
-
-    def _encoded_one_by_one(self, slices: list[Slice]) -> tuple[list[Slice], list[Event]]:
-        good: list[Slice] = []
         events: list[Event] = []
-        for piece in slices:
-            if piece.answer.done:
-                continue
-            try:
-                with explain_out_of_memory("encoding a request's images", reduce=LESS):
-                    self.runner.encode(self.runner.needed(piece))
-                good.append(piece)
-            except (IdeficsError, RuntimeError) as error:
+        for piece, error in zip(slices, attempt(self._encode, slices), strict=True):
+            if error is not None and not piece.answer.done:
                 events += self._fail(piece.answer, error)
-        return [piece for piece in good if not piece.answer.done], events
+        return [piece for piece in slices if not piece.answer.done], events
 
-    def _pass(self, slices: list[Slice]) -> list[Event]:
-        if not slices:
-            return []
-        tokens = sum(len(piece.ids) for piece in slices)
-        try:
-            with explain_out_of_memory(f"computing {tokens} tokens of {len(slices)} answer(s)", reduce=LESS):
-                logits = self.runner.run(slices)
-        except OutOfMemory as error:
-            if len(slices) == 1:
-                return self._fail(slices[0].answer, error)
-            half = len(slices) // 2
-            return self._pass(slices[:half]) + self._pass([piece for piece in slices[half:] if not piece.answer.done])
-        events: list[Event] = []
-        choosing = [(piece, rows) for piece, rows in zip(slices, logits, strict=True) if piece.chooses]
-        first = choose([(p.answer.state.sampler, rows[0], p.answer.ids[p.answer.prompt :]) for p, rows in choosing])
-        chosen = {id(piece): choice for (piece, _), choice in zip(choosing, first, strict=True)}
-        for piece, rows in sorted(zip(slices, logits, strict=True), key=lambda pair: pair[0].answer.arrival):
+    def _encode(self, slices: Sequence[Slice]) -> list[None]:
+        with explain_out_of_memory("encoding a request's images", reduce=LESS):
+            self.runner.encode([picture for piece in slices for picture in self.runner.needed(piece)])
+        return [None] * len(slices)
+
+    def _pass(self, slices: list[Slice]) -> Iterator[Event]:
+        """Computes slices and chooses their tokens; requests for which either fails end."""
+        computed = dict(zip(slices, attempt(self._computed, slices), strict=True))
+        read = [(piece, rows) for piece, rows in computed.items() if piece.chooses and not isinstance(rows, Exception)]
+        first = attempt(_choices, [_choosing(piece.answer, rows[0]) for piece, rows in read])
+        chosen = {piece: (rows, choice) for (piece, rows), choice in zip(read, first, strict=True)}
+        for piece in sorted(slices, key=lambda piece: piece.answer.arrival):
+            failed = computed[piece]
             if piece.answer.done:
                 continue
-            if piece.chooses:
-                events += self._chosen(piece, rows, chosen[id(piece)])
+            if isinstance(failed, Exception):
+                yield from self._fail(piece.answer, failed)
+            elif piece in chosen:
+                yield from self._chosen(piece, *chosen[piece])
             else:
                 self.scheduler.advance(piece)
-        return events
+
+    def _computed(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
+        tokens = sum(len(piece.ids) for piece in slices)
+        with explain_out_of_memory(f"computing {tokens} tokens of {len(slices)} answer(s)", reduce=LESS):
+            return self.runner.run(slices)
 
     def _chosen(self, piece: Slice, logits_RV: torch.Tensor, choice: Choice | Exception) -> list[Event]:
         """Appends the token chosen after the newest one, and as many drafts as are what would be chosen anyway."""
-        answer, state = piece.answer, piece.answer.state
+        answer = piece.answer
         events: list[Event] = []
         accepted = 0
         while True:
@@ -338,7 +326,7 @@ class Engine:
             if finish is not None or not right:
                 break
             accepted += 1
-            (choice,) = choose([(state.sampler, logits_RV[accepted], answer.ids[answer.prompt :])])
+            (choice,) = attempt(_choices, [_choosing(answer, logits_RV[accepted])])
         self.scheduler.advance(piece, accepted=accepted)
         if finish is not None:
             self._forget(answer)
@@ -391,3 +379,12 @@ class Engine:
             for event in events:
                 queue = self._queues.get(event.row)
                 (self._unclaimed if queue is None else queue).append(event)
+
+
+def _choosing(answer: AnswerInMaking, logits_V: torch.Tensor) -> Choosing:
+    return answer.state.sampler, logits_V, answer.ids[answer.prompt :]
+
+
+def _choices(rows: Sequence[Choosing]) -> list[Choice | Exception]:
+    with explain_out_of_memory(f"choosing {len(rows)} token(s)", reduce=LESS):
+        return choose(rows)

@@ -19,7 +19,7 @@ from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.upload import uploaded
 from idefics.errors import NumericsError
 
-__all__ = ["Choice", "Draw", "Sampler", "ban", "choose", "cut_tails", "pick", "require_finite"]
+__all__ = ["Choice", "Choosing", "Draw", "Sampler", "ban", "choose", "cut_tails", "pick", "require_finite"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Sampler:
         self.history = History(params, prompt)
         self._prompt = prompt
         self._guide = guide
+        self._spare: Draw | None = None
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
@@ -82,7 +83,18 @@ class Sampler:
         """The next token's, or None where the likeliest is taken."""
         if not self.params.do_sample:
             return None
+        if self._spare is not None:
+            spare, self._spare = self._spare, None
+            return spare
         return Draw(self.params, float(torch.rand((), generator=self._generator, dtype=torch.float64)))
+
+    def give_back(self, draw: Draw | None) -> None:
+        """Has `draw` draw this again, because nothing came of it: a seed's tokens do not depend on free memory."""
+        self._spare = draw
+
+
+Choosing = tuple[Sampler, Tensor, Sequence[int]]
+"""What `choose` needs of an answer: its sampler, float32 logits (V,), and the tokens chosen so far."""
 
 
 def require_finite(logits: Tensor) -> None:
@@ -98,11 +110,11 @@ def require_finite(logits: Tensor) -> None:
         )
 
 
-def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice | Exception]:
+def choose(rows: Sequence[Choosing]) -> list[Choice | Exception]:
     """The next token of several answers.
 
     Args:
-        rows: of each answer its sampler, float32 logits (V,) on one device, and the tokens chosen so far.
+        rows: of each answer, all on one device.
 
     Returns:
         Of each its choice, which does not depend on the others, or the error that concerns it alone.
@@ -121,9 +133,15 @@ def choose(rows: Sequence[tuple[Sampler, Tensor, Sequence[int]]]) -> list[Choice
             _put(views[row], sampler.guided(views[row], answer))
         except Exception as error:  # of a guide that somebody handed over
             failed[row] = error
-    picked = pick(logits_RV, allowed_RV, [sampler.draw() for sampler, _, _ in rows]).tolist()
     wanted = {row: sampler.params.logprobs for row, (sampler, _, _) in enumerate(rows) if sampler.params.logprobs}
-    top = alternatives(logits_RV, wanted) if wanted else {}
+    draws = [sampler.draw() for sampler, _, _ in rows]
+    try:
+        picked = pick(logits_RV, allowed_RV, draws).tolist()
+        top = alternatives(logits_RV, wanted) if wanted else {}
+    except Exception:
+        for (sampler, _, _), draw in zip(rows, draws, strict=True):
+            sampler.give_back(draw)
+        raise
     chosen: list[Choice | Exception] = []
     for row, (token, logprob, good) in enumerate(picked):
         if row in failed:
