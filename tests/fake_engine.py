@@ -42,6 +42,7 @@ class FakeEngine:
         self.refuse: Exception | None = None  # what `add` raises
         self.fail_request: Exception | None = None  # with what every request ends at the next step
         self.fail_step: Exception | None = None  # what `step` raises
+        self.faults = 0  # as of the engine
         self.hold = threading.Event()  # steps wait until it is set
         self.hold.set()
         self.cancelled: list[int] = []
@@ -98,7 +99,9 @@ class FakeEngine:
         return events
 
     def state(self) -> EngineState:
-        return EngineState(running=len(self._answers), blocks=64, blocks_held=len(self._answers), block_tokens=16)
+        return EngineState(
+            running=len(self._answers), blocks=64, blocks_held=len(self._answers), block_tokens=16, faults=self.faults
+        )
 
     def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
         return [-1.0] * (inputs.input_ids_BT.shape[1] - 1)

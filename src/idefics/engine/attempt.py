@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from idefics.errors import IdeficsError, OutOfMemory
+from idefics.errors import OutOfMemory
 
 __all__ = ["attempt"]
 
@@ -24,13 +24,18 @@ def attempt(work: Callable[[Sequence[_Thing]], Sequence[_Result]], things: Seque
         things: in any order.
 
     Returns:
-        Of each thing its result, or the error with which it failed alone.
+        Of each thing its result, or the error with which it failed alone, our own mistakes included.
+
+    Raises:
+        torch.AcceleratorError: the device is lost, to all things and for good.
     """
     if not things:
         return []
     try:
         return list(work(things))
-    except (IdeficsError, RuntimeError) as error:
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
         _let_go(error)
         if len(things) == 1:
             return [error]

@@ -37,7 +37,7 @@ from idefics.engine.scheduler import Scheduler
 from idefics.engine.scoring import score_continuations, score_prompt
 from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.engine.speculative import look_up
-from idefics.errors import OptionError
+from idefics.errors import IdeficsError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.launch import agreed_seed
@@ -52,6 +52,9 @@ class Engine:
     Args:
         model: in eval mode, on the device(s) where it shall run.
         limits: how much to take on at once.
+
+    Attributes:
+        faults: passes in a row of which nothing could be computed, for reasons that nobody foresaw: perhaps no request's own.
     """
 
     def __init__(self, model: VisionLanguageModel, limits: Limits | None = None) -> None:
@@ -65,6 +68,7 @@ class Engine:
         self._queues: dict[int, deque[Event]] = {}
         self._unclaimed: list[Event] = []
         self._numbers = count()
+        self.faults = 0
 
     @property
     def busy(self) -> bool:
@@ -154,16 +158,19 @@ class Engine:
         """One pass: every running answer gets its next token, and prompts are read as far as the pass has room.
 
         Returns:
-            What happened, in order of arrival. An error that concerns one request ends that request and is in its
-            `Ended`; the others go on.
+            What happened, in order of arrival. An error that concerns one request, our own mistakes included, ends that
+            request and is in its `Ended`; the others go on. Should a step raise, what had happened is told by the next.
         """
         with self._lock, torch.inference_mode():
-            events, self._unclaimed = self._unclaimed, []
-            events += self._expire()
+            self._unclaimed += self._expire()
             for answer in self.scheduler.running:
                 answer.drafts = self._drafts(answer)
             slices, failed = self._encoded(paced(self.scheduler.plan(), self.runner))
-            return events + failed + list(self._pass(slices))
+            self._unclaimed += failed
+            for event in self._pass(slices):  # kept one by one, in case of a fault between two
+                self._unclaimed.append(event)
+            events, self._unclaimed = self._unclaimed, []
+            return events
 
     def stream(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
@@ -213,6 +220,8 @@ class Engine:
                 for number in rows:
                     self.cancel(number)
                     self._queues.pop(number, None)
+                left, self._unclaimed = self._unclaimed, []  # of a step that failed
+                self._distribute([event for event in left if event.row not in rows])
 
     def generate(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
@@ -279,6 +288,9 @@ class Engine:
     def _pass(self, slices: list[Slice]) -> Iterator[Event]:
         """Computes slices and chooses their tokens; requests for which either fails end."""
         computed = dict(zip(slices, attempt(self._computed, slices), strict=True))
+        if computed:
+            unforeseen = (isinstance(e, Exception) and not isinstance(e, IdeficsError) for e in computed.values())
+            self.faults = self.faults + 1 if all(unforeseen) else 0
         read = [(piece, rows) for piece, rows in computed.items() if piece.chooses and not isinstance(rows, Exception)]
         first = attempt(_choices, [_choosing(piece.answer, rows[0]) for piece, rows in read])
         chosen = {piece: (rows, choice) for (piece, rows), choice in zip(read, first, strict=True)}

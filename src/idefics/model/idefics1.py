@@ -22,6 +22,7 @@ from idefics.model.flamingo_resampler import FlamingoResampler
 from idefics.model.gated_cross_attention import GatedCrossAttention, Sight, View, route
 from idefics.model.layers.attention import Backend
 from idefics.model.layers.decoupled import DecoupledEmbedding, DecoupledLinear
+from idefics.model.vision_encoder import check_shapes
 
 __all__ = ["Idefics1"]
 
@@ -100,10 +101,11 @@ class Idefics1(VisionLanguageModel):
         """Refuses prompts that look at images they do not have or have images they cannot see, and ids that do not exist.
 
         Raises:
-            InputError: the row and both numbers are named.
+            InputError: the row and both numbers are named, or the image and its shape.
         """
         if not inputs.input_ids_BT.shape[1]:
             raise InputError("the prompts are empty")
+        check_shapes(inputs.images_CHW, self.config.vision_config)
         images = inputs.images_per_row or (0,) * len(inputs.input_ids_BT)
         if self.config.additional_vocab_size >= 2:  # with fewer there is no image token
             places_BT = (inputs.input_ids_BT == self.config.image_token_id) & inputs.attention_mask_BT.bool()

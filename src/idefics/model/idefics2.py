@@ -20,7 +20,7 @@ from idefics.model.decoder import Decoder
 from idefics.model.layers.attention import Backend
 from idefics.model.merge import Placed, merge_latents
 from idefics.model.siglip import SiglipTower
-from idefics.model.vision_encoder import patchify
+from idefics.model.vision_encoder import check_shapes, patchify
 
 __all__ = ["Idefics2"]
 
@@ -90,8 +90,9 @@ class Idefics2(VisionLanguageModel):
         """Refuses prompts whose image tokens do not match their images, row by row, and ids that do not exist.
 
         Raises:
-            InputError: the row and both numbers are named.
+            InputError: the row and both numbers are named, or the image and its shape.
         """
+        check_shapes(inputs.images_CHW, self.config.vision_config)
         latents = self.config.perceiver_config.resampler_n_latents
         real = inputs.attention_mask_BT.bool()
         places = ((inputs.input_ids_BT == self.config.image_token_id) & real).sum(1).tolist()

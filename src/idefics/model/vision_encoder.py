@@ -12,11 +12,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idefics.config import VisionConfig
+from idefics.errors import InputError
+from idefics.inputs import Levels
 from idefics.model.layers.attention import Backend, segmented_attention
 from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import MLP
 
-__all__ = ["PatchEmbedding", "VisionEncoder", "VisionLayer", "patchify"]
+__all__ = ["PatchEmbedding", "VisionEncoder", "VisionLayer", "check_shapes", "patchify"]
+
+
+def check_shapes(images_CHW: Sequence[Tensor | Levels], config: VisionConfig) -> None:
+    """Refuses what is no image with the tower's channels.
+
+    Raises:
+        InputError: which one, its shape and the one due are named.
+    """
+    for index, image in enumerate(images_CHW):
+        if len(image.shape) != 3 or image.shape[0] != config.num_channels:
+            raise InputError(
+                f"image {index + 1} has the shape {tuple(image.shape)}; ({config.num_channels}, height, width) is due, one "
+                "tensor per image, as the processor makes them"
+            )
 
 
 def patchify(image_CHW: Tensor, *, patch: int) -> tuple[Tensor, tuple[int, int]]:

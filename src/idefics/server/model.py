@@ -51,6 +51,7 @@ class EngineState:
         image_hits: images that were found encoded, so far.
         image_misses: images that were not, so far.
         image_bytes: of encoded images kept.
+        faults: see `Engine`.
     """
 
     waiting: int = 0
@@ -64,6 +65,7 @@ class EngineState:
     image_hits: int = 0
     image_misses: int = 0
     image_bytes: int = 0
+    faults: int = 0
 
 
 class EngineLike(Protocol):
@@ -124,6 +126,7 @@ class ServedEngine(Engine):
             image_hits=images.hits,
             image_misses=images.misses,
             image_bytes=images.bytes,
+            faults=self.faults,
         )
 
     def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:

@@ -26,7 +26,7 @@ from idefics.server.model import EngineLike, EngineState
 __all__ = ["Add", "Cancel", "Command", "Failed", "Outcome", "Report", "Score", "Scored", "Stop", "Taken", "Worker"]
 
 log = logging.getLogger(__name__)
-FAILURES = 3  # steps in a row that fail for no request's fault, after which the engine is given up
+FAILURES = 3  # steps in a row that fail for no request's fault, or of which nothing came; then the engine is given up
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,10 +234,10 @@ class Worker:
             events = self._engine.step()
         except Exception as error:  # no request's own fault: the engine tells those in their events
             return self._step_failed(error)
-        self._failures = 0
         outcomes = [outcome for event in events for outcome in self._outcome(event)]
         self._report(outcomes, step_seconds=time.monotonic() - began)
-        return True
+        self._failures = self._state.faults
+        return self._failures < FAILURES or self._fail_all(GenerationFailed("the engine failed; the server's log tells more"))
 
     def _report(
         self, outcomes: list[tuple[int, Outcome]], *, step_seconds: float | None = None, fault: str | None = None
@@ -305,10 +305,12 @@ class Worker:
         """Fails all requests; False if the engine must be given up, too."""
         self._failures += 1
         log.error("a step failed", exc_info=error)
-        told = GenerationFailed(f"the engine failed: {type(error).__name__}; the server's log tells more")
+        return self._fail_all(GenerationFailed(f"the engine failed: {type(error).__name__}; the server's log tells more"))
+
+    def _fail_all(self, told: ServerError) -> bool:
         asked, self._asked = self._asked, {}
         self._numbers.clear()
-        fault = f"the engine failed {FAILURES} times in a row" if self._failures == FAILURES else None
+        fault = f"the engine failed {FAILURES} times in a row" if self._failures >= FAILURES else None
         if fault is not None:
             log.critical(fault)
         # Told before the engine is: one that fails may not even cancel.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,13 +15,15 @@ import gated
 from asking import assert_nothing_held, drain, greedy, plain, prompt, said
 from fakes import tiny_config, tiny_model
 from idefics.engine import sampling
+from idefics.engine.attempt import attempt
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.request import Ended, Event
 from idefics.engine.runner import Runner
 from idefics.engine.sampling import Sampler
 from idefics.engine.sequences import Slice
-from idefics.errors import OutOfMemory
+from idefics.errors import InputError, OutOfMemory
+from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 
 SMALL = Limits(rows=6, tokens=16, block=4)
@@ -35,6 +39,15 @@ def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
     return models(request.param)
 
 
+def texts(*ids: int) -> ModelInputs:
+    ids_1T = torch.tensor([[1, *ids]])
+    return ModelInputs(input_ids_BT=ids_1T, attention_mask_BT=torch.ones_like(ids_1T), images_per_row=(0,))
+
+
+def broken(*_: Any) -> Any:
+    raise IndexError("a mistake of ours")
+
+
 def full(*_: Any) -> Any:
     raise MemoryError
 
@@ -42,6 +55,153 @@ def full(*_: Any) -> Any:
 def error_of(events: Sequence[Event]) -> Exception | None:
     assert isinstance(events[-1], Ended)
     return events[-1].error
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (1, 3, 30, 30), (4, 30, 30), (30,)], ids=str)
+def test_images_of_other_shapes_are_refused_where_requests_are_taken_in(
+    model: VisionLanguageModel, shape: tuple[int, ...]
+) -> None:
+    engine = Engine(model, SMALL)
+    with pytest.raises(InputError, match=r"image 1 has the shape .* \(3, height, width\)"):
+        engine.add(replace(prompt(model, 1, images=1), images_CHW=(torch.zeros(shape),)), greedy(3))
+    assert not engine.busy
+
+
+def test_a_fault_in_the_tower_ends_the_requests_it_concerns(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, replace(SMALL, tokens=200))
+    encode = type(model).encode_images
+    bad, good = prompt(model, 2, images=1), prompt(model, 3, images=2)
+    shape = bad.images_CHW[0].flatten()[0]
+
+    def failing(self: VisionLanguageModel, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        return broken() if any(image.flatten()[0] == shape for image in images) else encode(self, images)
+
+    monkeypatch.setattr(type(model), "encode_images", failing)
+    numbers = [engine.add(inputs, greedy(5)) for inputs in (bad, good)]
+    found = drain(engine)
+    assert isinstance(error_of(found[numbers[0]]), IndexError)
+    monkeypatch.undo()
+    assert said(found[numbers[1]]) == plain(model, good, 5)
+    assert_nothing_held(engine)
+
+
+def test_passes_of_which_nothing_could_be_computed_are_counted(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, SMALL)
+    for error in (broken, broken, full, broken):
+        monkeypatch.setattr(Runner, "run", error)
+        for seed in range(2):
+            engine.add(prompt(model, seed), greedy(2))
+        drain(engine)
+        if error is full:
+            assert engine.faults == 0, "a machine that is too small works"
+    assert engine.faults > 0
+    monkeypatch.undo()
+    engine.add(prompt(model, 1), greedy(2))
+    drain(engine)
+    assert engine.faults == 0
+
+
+@pytest.mark.parametrize("culprit", range(3))
+def test_a_fault_in_a_pass_ends_the_request_it_comes_from(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, culprit: int
+) -> None:
+    engine = Engine(model, SMALL)
+    prompts = [prompt(model, seed) for seed in range(3)]
+    numbers = [engine.add(inputs, greedy(6)) for inputs in prompts]
+    run = Runner.run
+
+    def failing(self: Runner, slices: Sequence[Slice]) -> list[torch.Tensor]:
+        return broken() if any(piece.answer.row == numbers[culprit] for piece in slices) else run(self, slices)
+
+    monkeypatch.setattr(Runner, "run", failing)
+    found = drain(engine)
+    for number, inputs in zip(numbers, prompts, strict=True):
+        if number == numbers[culprit]:
+            error = error_of(found[number])
+            assert isinstance(error, IndexError)
+            assert error.__traceback__ is not None, "nobody could tell where"
+        else:
+            assert said(found[number]) == plain(model, inputs, 6)
+    assert_nothing_held(engine)
+
+
+def test_what_ends_the_program_or_the_device_is_no_requests_fault(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, SMALL)
+    inputs = prompt(model, 1)
+    number = engine.add(inputs, greedy(6))
+    for error in (KeyboardInterrupt(), torch.AcceleratorError("CUDA error: device-side assert triggered")):
+
+        def raising(*_: Any, raised: BaseException = error) -> Any:
+            raise raised
+
+        monkeypatch.setattr(Runner, "run", raising)
+        with pytest.raises(type(error)):
+            engine.step()
+        monkeypatch.undo()
+    assert said(drain(engine)[number]) == plain(model, inputs, 6)
+
+
+def fail_once(engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Makes the scheduler's method of that name raise after so many calls."""
+    method, calls = getattr(engine.scheduler, name), count()
+    failing = lambda *args, **options: broken() if next(calls) == after else method(*args, **options)  # noqa: E731
+    monkeypatch.setattr(engine.scheduler, name, failing)
+
+
+@pytest.mark.parametrize(("where", "after"), [("plan", 0), ("advance", 1)])
+def test_what_has_happened_is_told_after_a_step_that_fails(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, where: str, after: int
+) -> None:
+    engine = Engine(model, SMALL)
+    texts_of = [prompt(model, seed, images=0) for seed in range(3)]
+    late = engine.add(texts_of[0], greedy(6), deadline=0.0)
+    others = [engine.add(inputs, greedy(1)) for inputs in texts_of[1:]]
+    fail_once(engine, where, monkeypatch, after=after)
+    with pytest.raises(IndexError):
+        engine.step()
+    monkeypatch.undo()
+    assert engine.busy
+    for number in others:
+        engine.cancel(number)
+    found = drain(engine)
+    assert found[late] == [Ended(row=late, candidate=0, finish="deadline")]
+    assert said(found[others[0]]) == plain(model, texts_of[1], 1)[:after]
+    assert_nothing_held(engine)
+
+
+def test_a_stream_that_a_step_fails_leaves_no_events(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, SMALL)
+    fail_once(engine, "advance", monkeypatch, after=1)
+    unfinished = engine.stream(texts(5, 6), [greedy(4, do_sample=True, n=2)])
+    next(unfinished)
+    with pytest.raises(IndexError):
+        list(unfinished)
+    assert not engine.busy
+    assert_nothing_held(engine)
+
+
+def test_a_step_that_fails_in_one_stream_takes_nothing_from_another(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, SMALL)
+    inputs = prompt(model, 1, images=0)
+    first, second = (engine.stream(inputs, [greedy(3)]) for _ in range(2))
+    told = [next(first).id]
+    next(second)
+    advance = engine.scheduler.advance
+    failing = lambda piece, **options: broken() if piece.answer.row == 1 else advance(piece, **options)  # noqa: E731
+    monkeypatch.setattr(engine.scheduler, "advance", failing)
+    with pytest.raises(IndexError):
+        next(second)
+    assert told + [token.id for token in first] == plain(model, inputs, 3)
+    assert not engine.busy
+    assert_nothing_held(engine)
 
 
 def test_a_pass_that_found_no_memory_keeps_none_while_it_is_tried_again(
@@ -116,6 +276,20 @@ def test_memory_that_ends_while_tokens_are_chosen(model: VisionLanguageModel, mo
             assert all(isinstance(error_of(found[number]), OutOfMemory) for number in numbers)
     assert answers[0] == answers[1]
     assert [len(ids) for ids in answers[0]] == [8] * 3
+
+
+def test_what_fails_alone_is_told_and_the_rest_is_done() -> None:
+    tried: list[list[int]] = []
+
+    def work(things: Sequence[int]) -> list[int]:
+        tried.append(list(things))
+        return broken() if 3 in things else [2 * thing for thing in things]
+
+    found = attempt(work, range(6))
+    assert [found[i] for i in (0, 1, 2, 4, 5)] == [0, 2, 4, 8, 10]
+    assert isinstance(found[3], IndexError)
+    assert tried == [[0, 1, 2, 3, 4, 5], [0, 1, 2], [3, 4, 5], [3], [4, 5]]
+    assert attempt(work, []) == []
 
 
 def test_a_drawn_number_that_is_given_back_is_drawn_again() -> None:

@@ -144,6 +144,18 @@ def test_a_failing_step_fails_its_requests_and_no_others() -> None:
         assert client.post(f"{address}/generate", json=BODY).status_code == 503
 
 
+def test_an_engine_that_fails_every_request_is_given_up() -> None:
+    engine = FakeEngine(script())
+    with serving(fake_app(engine)) as address, httpx.Client() as client:
+        engine.fail_request = IndexError("a bug")
+        for engine.faults in (1, 2):
+            assert client.post(f"{address}/generate", json=BODY).status_code == 424
+            assert client.get(f"{address}/health").status_code == 200
+        engine.faults = 3
+        assert client.post(f"{address}/generate", json=BODY).status_code in (424, 503)
+        wait_until(lambda: client.get(f"{address}/health").status_code == 503)
+
+
 def test_after_a_failed_step_an_idle_server_is_healthy() -> None:
     engine = FakeEngine(script())
     app = fake_app(engine, limits=ServerLimits(stuck_after=0.2))
