@@ -4,6 +4,9 @@ A block keeps the keys and values of `size` consecutive tokens. What stands in i
 block is named by a digest of all tokens up to its end, and of the images that they draw on. A later request that begins alike
 takes the same blocks instead of computing them. Blocks that nobody holds stay findable until their room is needed; those
 unused for longest go first.
+
+What is masked is multiplied by zero, and what is no number times zero is none either. So blocks in which such may stand are
+doubted until a token was chosen by what they hold, and wiped before somebody else writes to them.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ class BlockPool:
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))  # the next to be taken first
         self._digests: dict[int, bytes] = {}
         self._found: dict[bytes, int] = {}
+        self._doubtful: set[int] = set()
+        self._unclean: list[int] = []
 
     @property
     def free(self) -> int:
@@ -51,6 +56,9 @@ class BlockPool:
             digest = self._digests.pop(block, None)
             if digest is not None:
                 del self._found[digest]
+            if block in self._doubtful:
+                self._doubtful.remove(block)
+                self._unclean.append(block)
             self._users[block] = 1
             taken.append(block)
         return taken
@@ -91,6 +99,23 @@ class BlockPool:
             digest = self._digests.pop(block, None)
             if digest is not None:
                 del self._found[digest]
+
+    def doubt(self, blocks: Iterable[int]) -> None:
+        """Takes note that blocks may hold what is no number."""
+        self._doubtful.update(blocks)
+
+    def trust(self, blocks: Iterable[int]) -> None:
+        """Takes note that blocks hold numbers only."""
+        self._doubtful.difference_update(blocks)
+
+    def doubts(self, block: int) -> bool:
+        """Whether a block may hold what is no number."""
+        return block in self._doubtful
+
+    def unclean(self) -> list[int]:
+        """Blocks that were doubted when they were taken, since this was last asked: to be wiped before they are written to."""
+        unclean, self._unclean = self._unclean, []
+        return unclean
 
     def users(self, block: int) -> int:
         """How often a block is held."""

@@ -37,7 +37,7 @@ from idefics.engine.scheduler import Scheduler
 from idefics.engine.scoring import score_continuations, score_prompt
 from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.engine.speculative import look_up
-from idefics.errors import IdeficsError, OptionError
+from idefics.errors import IdeficsError, NumericsError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.launch import agreed_seed
@@ -165,7 +165,9 @@ class Engine:
             self._unclaimed += self._expire()
             for answer in self.scheduler.running:
                 answer.drafts = self._drafts(answer)
-            slices, failed = self._encoded(paced(self.scheduler.plan(), self.runner))
+            slices = paced(self.scheduler.plan(), self.runner)
+            self.runner.wipe(self.scheduler.pool.unclean())
+            slices, failed = self._encoded(slices)
             self._unclaimed += failed
             for event in self._pass(slices):  # kept one by one, in case of a fault between two
                 self._unclaimed.append(event)
@@ -294,6 +296,9 @@ class Engine:
         read = [(piece, rows) for piece, rows in computed.items() if piece.chooses and not isinstance(rows, Exception)]
         first = attempt(_choices, [_choosing(piece.answer, rows[0]) for piece, rows in read])
         chosen = {piece: (rows, choice) for (piece, rows), choice in zip(read, first, strict=True)}
+        for piece in slices:
+            if piece not in chosen or isinstance(chosen[piece][1], Exception):
+                self.scheduler.pool.doubt(piece.written(self.scheduler.pool.size))
         for piece in sorted(slices, key=lambda piece: piece.answer.arrival):
             failed = computed[piece]
             if piece.answer.done:
@@ -340,6 +345,7 @@ class Engine:
             accepted += 1
             (choice,) = attempt(_choices, [_choosing(answer, logits_RV[accepted])])
         self.scheduler.advance(piece, accepted=accepted)
+        self._prove(piece, accepted)
         if finish is not None:
             self._forget(answer)
         return events
@@ -366,12 +372,20 @@ class Engine:
         """Ends all of a request's answers."""
         unfinished = [a for a in self._answers.get(answer.row, ()) if not a.done]
         held = {block for a in unfinished for block in a.blocks}
-        ended: list[Event] = [self._end(a, "error", error) for a in unfinished]
-        # Blocks may hold what is no number; those that others share were full, and right, before.
-        free = [block for block in held if not self.scheduler.pool.users(block)]
-        self.scheduler.pool.forget(free)
-        self.runner.wipe(free)
-        return ended
+        # They may hold what is no number, also those that others share: pieces of a prompt are found before its end is
+        # read. Whoever shares them began alike and fares alike; whoever takes them, once they are free, gets them wiped.
+        self.scheduler.pool.doubt(held)
+        if isinstance(error, NumericsError):
+            self.scheduler.pool.forget(held)
+        return [self._end(a, "error", error) for a in unfinished]
+
+    def _prove(self, piece: Slice, accepted: int) -> None:
+        """Logits that are numbers prove everything that was looked at for them; nobody looked at guesses that were wrong."""
+        pool, blocks, computed = self.scheduler.pool, piece.answer.blocks, piece.answer.computed
+        if piece.start and pool.doubts(blocks[(piece.start - 1) // pool.size]):
+            pool.trust(blocks[: computed // pool.size if piece.drafts else pool.needed(computed)])
+        if accepted < piece.drafts:
+            pool.doubt(blocks[computed // pool.size :])
 
     def _end(self, answer: AnswerInMaking, finish: FinishReason, error: Exception | None = None) -> Ended:
         self._forget(answer)

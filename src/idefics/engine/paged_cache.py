@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from idefics.config import TextConfig
+from idefics.engine.upload import uploaded
 from idefics.model.layers.attention import Backend, attention, causal_mask
 from idefics.model.layers.paged_attention import paged_attention
 
@@ -78,8 +79,9 @@ class PagedKVCache:
 
     def wipe(self, blocks: Sequence[int]) -> None:
         """Zeros blocks that may hold what is no number, before others take them."""
+        places = {device: uploaded(blocks, device) for device in {buffer.device for buffer in self.keys}}
         for buffer in (*self.keys, *self.values):
-            buffer[torch.tensor(blocks, dtype=torch.int64, device=buffer.device)] = 0
+            buffer.index_fill_(0, places[buffer.device], 0)
 
     def pass_over(self, segments: Sequence[Segment]) -> PagedPass:
         """A pass over the new tokens of several sequences, those with one new token first."""

@@ -17,6 +17,7 @@ from idefics.engine.limits import Limits, cache_blocks
 from idefics.engine.paged_cache import PagedKVCache, Segment
 from idefics.engine.sequences import Slice
 from idefics.engine.upload import uploaded
+from idefics.errors import NumericsError
 from idefics.inputs import Levels, ModelInputs, image_digest
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
@@ -83,7 +84,11 @@ class ImageEncoder:
         return _side_by_side(shown) if shown else None
 
     def encode(self, wanted: Sequence[Picture]) -> None:
-        """Makes sure that these images are encoded; those that are not go through the model in groups."""
+        """Makes sure that these images are encoded; those that are not go through the model in groups.
+
+        Raises:
+            NumericsError: what one of them encodes to is no number; the good ones of its group are encoded all the same.
+        """
         missing: dict[bytes, list[Picture]] = {}
         for picture in wanted:
             if picture.encoded is None:
@@ -96,13 +101,23 @@ class ImageEncoder:
 
     def _encode(self, group: Sequence[tuple[bytes, list[Picture]]]) -> None:
         """Encodes images that go through the model together, by digest."""
-        projected = self.model.project(self.model.encode_images([alike[0].image for _, alike in group]))
+        latents_NLD = self.model.encode_images([alike[0].image for _, alike in group])
+        # Of the latents, which are the same in all processes of a divided model; a GPU is waited for once.
+        good = latents_NLD.isfinite().flatten(1).all(1).tolist()
+        projected = self.model.project(latents_NLD)
         for index, (digest, alike) in enumerate(group):
+            if not good[index]:
+                continue
             # Copies: a view would keep the whole group alive as long as any of its images.
             encoded = tuple(part[index : index + 1].clone() for part in projected)
             self.images.put(digest, encoded)
             for picture in alike:
                 picture.encoded = encoded
+        if not all(good):
+            raise NumericsError(
+                f"{good.count(False)} image(s) of {len(good)} encode to NaN or infinite values: their pixels or the weights "
+                "hold such values, or the dtype overflows; `idefics verify` tells which"
+            )
 
 
 class Runner(ImageEncoder):
@@ -134,8 +149,9 @@ class Runner(ImageEncoder):
         self.graphs = DecodeGraphs(model, self._cache) if wanted and graphs_fit(model) else None
 
     def wipe(self, blocks: Sequence[int]) -> None:
-        """Makes blocks of a failed answer harmless."""
-        self._cache.wipe(blocks)
+        """Zeros blocks that may hold what is no number."""
+        if blocks:
+            self._cache.wipe(blocks)
 
     def needed(self, piece: Slice) -> list[Picture]:
         """The images that a slice's tokens draw on."""

@@ -94,6 +94,10 @@ class Slice:
         """Just past the last known token."""
         return self.start + len(self.ids) - self.drafts
 
+    def written(self, size: int) -> list[int]:
+        """Blocks of size `size` that the pass writes to."""
+        return self.answer.blocks[self.start // size : (self.start + len(self.ids) - 1) // size + 1]
+
     @property
     def chooses(self) -> bool:
         """Whether the pass ends with the newest token, so that the next one can be chosen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
@@ -14,15 +15,16 @@ import torch
 import gated
 from asking import assert_nothing_held, drain, greedy, plain, prompt, said
 from fakes import tiny_config, tiny_model
+from idefics.engine import engine as engine_module
 from idefics.engine import sampling
 from idefics.engine.attempt import attempt
 from idefics.engine.engine import Engine
-from idefics.engine.limits import Limits
+from idefics.engine.limits import Limits, token_bytes
 from idefics.engine.request import Ended, Event
 from idefics.engine.runner import Runner
 from idefics.engine.sampling import Sampler
 from idefics.engine.sequences import Slice
-from idefics.errors import InputError, OutOfMemory
+from idefics.errors import InputError, NumericsError, OutOfMemory
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 
@@ -39,9 +41,34 @@ def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
     return models(request.param)
 
 
+@pytest.fixture(scope="module", params=["idefics2", "idefics"])
+def overflowing(request: pytest.FixtureRequest) -> VisionLanguageModel:
+    """A model that makes of one token what is no number, as 16 bits do of numbers that are too large."""
+    made = models(request.param)
+    with torch.no_grad():
+        made.text_model.embed_tokens.weight[FORBIDDEN] = float("inf")
+    return made
+
+
+def small_cache(model: VisionLanguageModel, tokens: int) -> Limits:
+    return replace(SMALL, cache_bytes=tokens * token_bytes(model)[torch.device("cpu")])
+
+
 def texts(*ids: int) -> ModelInputs:
     ids_1T = torch.tensor([[1, *ids]])
     return ModelInputs(input_ids_BT=ids_1T, attention_mask_BT=torch.ones_like(ids_1T), images_per_row=(0,))
+
+
+def spoiled(inputs: ModelInputs) -> ModelInputs:
+    return replace(inputs, images_CHW=tuple(image * float("nan") for image in inputs.images_CHW))
+
+
+def assert_others_are_right(engine: Engine, model: VisionLanguageModel) -> None:
+    for seed in range(6):
+        inputs = prompt(model, 30 + seed, images=0)
+        number = engine.add(inputs, greedy(9))
+        assert said(drain(engine)[number]) == plain(model, inputs, 9)
+    assert_nothing_held(engine)
 
 
 def broken(*_: Any) -> Any:
@@ -55,6 +82,96 @@ def full(*_: Any) -> Any:
 def error_of(events: Sequence[Event]) -> Exception | None:
     assert isinstance(events[-1], Ended)
     return events[-1].error
+
+
+def test_images_that_encode_to_no_numbers_are_refused_before_anything_is_written(model: VisionLanguageModel) -> None:
+    engine = Engine(model, replace(SMALL, tokens=200))
+    bad, good = spoiled(prompt(model, 2, images=3)), prompt(model, 3, images=2)
+    numbers = [engine.add(inputs, greedy(5)) for inputs in (bad, good)]
+    found = drain(engine)
+    assert isinstance(error_of(found[numbers[0]]), NumericsError)
+    assert "image" in str(error_of(found[numbers[0]]))
+    assert said(found[numbers[1]]) == plain(model, good, 5)
+    assert len(engine.runner.images._images) == 2, "what is no number is kept"
+    assert not any(buffer.isnan().any() for buffer in (*engine.runner._cache.keys, *engine.runner._cache.values))
+    assert_nothing_held(engine)
+
+
+def cancelled(engine: Engine, number: int) -> None:
+    (ended,) = engine.cancel(number)
+    assert ended.finish == "cancelled"
+
+
+def expired(engine: Engine, number: int) -> None:
+    (answer,) = engine._answers[number]
+    answer.state = replace(answer.state, deadline=0.0)
+    assert Ended(row=number, candidate=0, finish="deadline") in engine.step()
+
+
+def interrupted(engine: Engine, number: int) -> None:
+    (answer,) = engine._answers[number]
+    engine.scheduler._interrupt(answer)
+    engine.cancel(number)
+
+
+@pytest.mark.parametrize("end", [cancelled, expired, interrupted])
+def test_what_is_no_number_leaves_with_a_prompt_that_was_not_read_to_its_end(
+    overflowing: VisionLanguageModel, end: Callable[[Engine, int], None]
+) -> None:
+    engine = Engine(overflowing, small_cache(overflowing, 80))
+    number = engine.add(texts(FORBIDDEN, *range(10, 45)), greedy(5))
+    engine.step()
+    assert any(buffer.isnan().any() for buffer in engine.runner._cache.values), "nothing to be afraid of"
+    end(engine, number)
+    assert_others_are_right(engine, overflowing)
+
+
+def test_what_is_no_number_and_was_shared_leaves_with_the_last_who_held_it(overflowing: VisionLanguageModel) -> None:
+    engine = Engine(overflowing, small_cache(overflowing, 120))
+    beginning = (FORBIDDEN, *range(10, 33))
+    first = engine.add(texts(*beginning, *range(10, 20)), greedy(5))
+    engine.step()
+    second = engine.add(texts(*beginning, *range(30, 60)), greedy(5))
+    found = defaultdict(list)
+    while first not in found:
+        for event in engine.step():
+            found[event.row].append(event)
+    assert engine.scheduler.found > 0, "nothing was shared"
+    assert isinstance(error_of(found[first]), NumericsError)
+    engine.cancel(second)
+    assert_others_are_right(engine, overflowing)
+
+
+def test_wrong_guesses_that_are_no_numbers_stay_nobodys(
+    overflowing: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(overflowing, small_cache(overflowing, 80))
+    monkeypatch.setattr(engine_module, "look_up", lambda _, count: [FORBIDDEN] * min(3, count))
+    number = engine.add(texts(5, 6), greedy(3, prompt_lookup_num_tokens=4))
+    engine.step()
+    engine.step()
+    assert any(buffer.isnan().any() for buffer in engine.runner._cache.values)
+    monkeypatch.undo()
+    engine.cancel(number)
+    assert_others_are_right(engine, overflowing)
+
+
+def test_prompts_that_are_read_in_pieces_are_wiped_only_if_they_are_given_up(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, small_cache(model, 80))
+    wiped: list[int] = []
+    monkeypatch.setattr(Runner, "wipe", lambda _, blocks: wiped.extend(blocks))
+    for seed in range(6):
+        engine.add(texts(*(10 + (seed * i) % 40 for i in range(40))), greedy(5))
+        drain(engine)
+    assert wiped == []
+    number = engine.add(texts(*range(20, 60)), greedy(5))
+    engine.step()
+    engine.cancel(number)
+    engine.add(texts(*(60 - i % 50 for i in range(74))), greedy(5))  # needs the whole cache
+    drain(engine)
+    assert len(wiped) == 4
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (1, 3, 30, 30), (4, 30, 30), (30,)], ids=str)

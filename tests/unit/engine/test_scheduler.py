@@ -392,6 +392,22 @@ def test_right_guesses_save_passes() -> None:
     assert passes[1] < passes[0]
 
 
+def test_doubted_blocks_are_to_be_wiped_by_whoever_takes_them() -> None:
+    pool = BlockPool(4, 2)
+    blocks = pool.take(3)
+    pool.name(blocks[0], b"a")
+    pool.doubt(blocks)
+    pool.trust(blocks[1:2])
+    pool.release(blocks)
+    assert pool.find([b"a"]) == blocks[:1], "doubted, but what a like beginning holds"
+    pool.release(blocks[:1])
+    assert pool.unclean() == []
+    pool.take(4)
+    assert sorted(pool.unclean()) == sorted([blocks[0], blocks[2]])
+    assert pool.unclean() == []
+    assert not any(pool.doubts(block) for block in range(4))
+
+
 def test_digests_tell_tokens_images_and_beginnings_apart() -> None:
     names = [
         block_digest(before, ids, drawn)
