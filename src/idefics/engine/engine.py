@@ -395,6 +395,8 @@ class Engine:
         self.scheduler.remove(answer)
         if all(a.done for a in self._answers[answer.row]):
             del self._answers[answer.row]
+        if not self._answers:
+            self.runner.rest()
 
     def _distribute(self, events: Sequence[Event]) -> None:
         """Hands events to whoever streams their requests; several may do so side by side, each stepping in turn.

@@ -37,7 +37,7 @@ def paced(slices: Sequence[Slice], runner: Runner) -> list[Slice]:
         for place, picture in missing:
             if picture.digest in taken:
                 continue
-            size = runner.model.encoding_bytes(picture.image)
+            size = runner.model.encoding_bytes(picture.pixels())
             if taken and size > room:
                 end, room = place, 0
                 break

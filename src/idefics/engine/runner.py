@@ -28,11 +28,20 @@ __all__ = ["ImageEncoder", "Picture", "Runner", "Source", "pictures"]
 
 @dataclass(eq=False)
 class Picture:
-    """One image of a request, its digest, and what the model made of them once it was needed."""
+    """One image of a request, its digest, and what the model makes of it once it is needed, instead of the image."""
 
-    image: Tensor | Levels
+    image: Tensor | Levels | None
     digest: bytes
     encoded: Encoded | None = None
+
+    def pixels(self) -> Tensor | Levels:
+        """What is to be encoded."""
+        assert self.image is not None, "an image that is encoded already"
+        return self.image
+
+    def keep(self, encoded: Encoded) -> None:
+        """Takes what the model made of it, as long as the request lasts, whatever is kept for others."""
+        self.encoded, self.image = encoded, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +100,18 @@ class ImageEncoder:
         """
         missing: dict[bytes, list[Picture]] = {}
         for picture in wanted:
-            if picture.encoded is None:
-                picture.encoded = self.images.get(picture.digest)
+            known = self.images.get(picture.digest) if picture.encoded is None else None
+            if known is not None:
+                picture.keep(known)
             if picture.encoded is None:
                 missing.setdefault(picture.digest, []).append(picture)
         every = list(missing.items())
-        for first, last in self.model.groups([alike[0].image for _, alike in every]):
+        for first, last in self.model.groups([alike[0].pixels() for _, alike in every]):
             self._encode(every[first:last])
 
     def _encode(self, group: Sequence[tuple[bytes, list[Picture]]]) -> None:
         """Encodes images that go through the model together, by digest."""
-        latents_NLD = self.model.encode_images([alike[0].image for _, alike in group])
+        latents_NLD = self.model.encode_images([alike[0].pixels() for _, alike in group])
         # Of the latents, which are the same in all processes of a divided model; a GPU is waited for once.
         good = latents_NLD.isfinite().flatten(1).all(1).tolist()
         projected = self.model.project(latents_NLD)
@@ -112,7 +122,7 @@ class ImageEncoder:
             encoded = tuple(part[index : index + 1].clone() for part in projected)
             self.images.put(digest, encoded)
             for picture in alike:
-                picture.encoded = encoded
+                picture.keep(encoded)
         if not all(good):
             raise NumericsError(
                 f"{good.count(False)} image(s) of {len(good)} encode to NaN or infinite values: their pixels or the weights "
@@ -152,6 +162,10 @@ class Runner(ImageEncoder):
         """Zeros blocks that may hold what is no number."""
         if blocks:
             self._cache.wipe(blocks)
+
+    def rest(self) -> None:
+        """Lets go of what only another pass over the same answers would use."""
+        self._stacked = None
 
     def needed(self, piece: Slice) -> list[Picture]:
         """The images that a slice's tokens draw on."""

@@ -409,6 +409,25 @@ def test_what_fails_alone_is_told_and_the_rest_is_done() -> None:
     assert attempt(work, []) == []
 
 
+def test_pixels_go_as_soon_as_they_are_encoded_and_are_not_needed_again(model: VisionLanguageModel) -> None:
+    engine = Engine(model, replace(small_cache(model, 64), image_bytes=0))  # and no image is kept for others
+    asked = [prompt(model, seed, images=1) for seed in (1, 2)]
+    numbers = [engine.add(replace(inputs, images_CHW=(inputs.images_CHW[0].clone(),)), greedy(30)) for inputs in asked]
+    pixels = [
+        weakref.ref(picture.image) for answers in engine._answers.values() for picture in answers[0].state.source.pictures
+    ]
+    found: dict[int, list[Event]] = defaultdict(list)
+    for _ in range(8):
+        for event in engine.step():
+            found[event.row].append(event)
+    assert all(said(found[number]) for number in numbers)
+    assert [image() for image in pixels] == [None, None]
+    drain(engine, found=found)
+    assert engine.scheduler.preemptions > 0
+    assert [said(found[number]) for number in numbers] == [plain(model, inputs, 30) for inputs in asked]
+    assert engine.runner._stacked is None
+
+
 def test_a_drawn_number_that_is_given_back_is_drawn_again() -> None:
     sampler, other = (Sampler(greedy(4, do_sample=True, seed=1), [1]) for _ in range(2))
     first = sampler.draw()
