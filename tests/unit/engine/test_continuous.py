@@ -9,8 +9,9 @@ import os
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ from asking import assert_nothing_held, drain, greedy, plain, prompt, said
 from fakes import tiny_config, tiny_model
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits, token_bytes
-from idefics.engine.request import Ended, Event
+from idefics.engine.request import Ended, Event, Token
 from idefics.engine.runner import Runner
+from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.sequences import Slice
 from idefics.errors import InputError, NumericsError, OptionError, OutOfMemory
 from idefics.inputs import ModelInputs
@@ -367,29 +369,96 @@ def test_limits_are_checked(given: dict[str, int], message: str) -> None:
         Limits(**given)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request of the soak."""
+
+    inputs: ModelInputs
+    params: SamplingParams
+    fails: bool
+
+
+def asked(model: VisionLanguageModel, seed: int, rng: random.Random) -> Asked:
+    inputs, tokens = prompt(model, seed % 40, shared=seed % 3), rng.randint(1, 10)
+    options: dict[str, Any] = {"prompt_lookup_num_tokens": rng.choice((None, 3)), "n": rng.choice((1, 1, 1, 3))}
+    if options["n"] > 1 or rng.random() < 0.3:
+        options |= {"do_sample": True, "temperature": 2.0, "seed": seed}
+    fails = bool(inputs.images_CHW) and rng.random() < 0.2
+    if fails:
+        first, *others = inputs.images_CHW
+        assert isinstance(first, torch.Tensor)
+        inputs = replace(inputs, images_CHW=(rng.choice((first * float("nan"), torch.zeros(3, 2, 2))), *others))
+    return Asked(inputs, greedy(tokens, **options), fails)
+
+
 def test_soak(model: VisionLanguageModel) -> None:
-    """Many mixed requests that join, leave, fail and are cancelled; nothing is held in the end."""
+    """Many mixed requests that join, leave, fail, end too late and are cancelled; nothing is held in the end."""
     rng = random.Random(0)
     engine = Engine(model, Limits(rows=6, tokens=16, block=4, cache_bytes=60_000, image_bytes=4_000))
-    due: dict[int, tuple[ModelInputs, int]] = {}
+    due: dict[int, Asked] = {}
     found: dict[int, list[Event]] = defaultdict(list)
     for seed in range(REQUESTS):
-        inputs, tokens = prompt(model, seed % 40, shared=seed % 3), rng.randint(1, 10)
-        params = greedy(tokens, prompt_lookup_num_tokens=rng.choice((None, 3)))
-        due[engine.add(inputs, params)] = (inputs, tokens)
+        one = asked(model, seed, rng)
+        deadline = time.monotonic() + rng.choice((0.0, 0.005, 0.02)) if rng.random() < 0.1 else None
+        due[engine.add(one.inputs, one.params, deadline=deadline)] = one
         if rng.random() < 0.15:
             for event in engine.cancel(rng.choice(list(due))):
                 found[event.row].append(event)
         for _ in range(rng.randint(0, 3)):
             for event in engine.step():
                 found[event.row].append(event)
+        assert engine.runner.images.bytes <= 4_000
     drain(engine, found=found)
     assert len(found) == len(due)
-    whole = 0
-    for number, (inputs, tokens) in due.items():
-        expected = plain(model, inputs, tokens) if number % 4 == 0 else None
-        if expected is not None:
-            assert said(found[number]) == expected[: len(said(found[number]))]
-        whole += len(said(found[number])) == tokens
+    whole, ends, alone = 0, Counter[str](), Engine(model, SMALL)
+    for number, one in due.items():
+        expected = said_alone(alone, one) if number % 4 == 0 and not one.fails else {}
+        for candidate in range(one.params.candidates):
+            events = [event for event in found[number] if event.candidate == candidate]
+            assert all(isinstance(event, Token) and event.finish is None for event in events[:-1])
+            last = events[-1]
+            assert last.finish is not None
+            ends[last.finish] += 1
+            assert not one.fails or not said(events)
+            assert last.finish != "error" or one.fails
+            if candidate in expected:
+                assert said(events) == expected[candidate][: len(said(events))]
+            whole += last.finish == "length"
     assert whole > REQUESTS / 2
+    assert {"length", "error", "cancelled", "deadline"} <= set(ends)
+    assert_nothing_held(engine)
+    assert 0 < engine.runner.images.bytes <= 4_000
+    assert engine.runner.images.bytes == sum(
+        part.numel() * part.element_size() for encoded in engine.runner.images._images.values() for part in encoded
+    )
+
+
+def said_alone(engine: Engine, one: Asked) -> dict[int, list[int]]:
+    """What each answer is where nobody else asks; of the likeliest tokens, on the plain path."""
+    if not one.params.do_sample:
+        return {0: plain(engine.model, one.inputs, one.params.max_new_tokens or 0)}
+    number = engine.add(one.inputs, one.params)
+    events = drain(engine)[number]
+    return {c: said([event for event in events if event.candidate == c]) for c in range(one.params.candidates)}
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_many_rows_in_one_pass_say_what_each_says_alone(
+    model: VisionLanguageModel, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, Limits(rows=rows, tokens=32 * rows, block=4))
+    together: list[int] = []
+    run = Runner.run
+
+    def counted(self: Runner, slices: Sequence[Slice]) -> list[torch.Tensor]:
+        together.append(sum(len(piece.ids) == 1 for piece in slices))
+        return run(self, slices)
+
+    monkeypatch.setattr(Runner, "run", counted)
+    prompts = [prompt(model, 1_000 + seed, shared=seed % 4) for seed in range(rows)]
+    numbers = [engine.add(inputs, greedy(8)) for inputs in prompts]
+    found = drain(engine)
+    assert max(together) == rows
+    for number, inputs in zip(numbers, prompts, strict=True):
+        assert said(found[number]) == plain(model, inputs, 8)
     assert_nothing_held(engine)
