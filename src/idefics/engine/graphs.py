@@ -114,6 +114,7 @@ class DecodeGraphs:
         self._cache = cache
         self._shapes: dict[tuple[int, int], Shape] = {}
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None  # one for all: each stream has a workspace for its products
         self.shortcut = Shortcut("recording a step as a CUDA graph", "steps are started kernel by kernel")
 
     @property
@@ -134,7 +135,7 @@ class DecodeGraphs:
         logits_RV = self.shortcut.attempt(lambda: self._run(ids, segments))
         if logits_RV is None:  # what was recorded would keep its memory, perhaps the very memory that was missing
             self._shapes.clear()
-            self._pool = None
+            self._pool = self._stream = None
         return logits_RV
 
     def _run(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
@@ -184,23 +185,24 @@ class DecodeGraphs:
 
         if rows_RX.device.type != "cuda":
             return Shape(rows_RX, step)
-        if self._pool is None:
+        if self._pool is None or self._stream is None:
             self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         try:
-            return Shape(rows_RX, record(step, self._pool))
+            return Shape(rows_RX, record(step, self._pool, self._stream))
         except torch.OutOfMemoryError as error:
             # Recordings keep memory of their own, so the plain way may still fit.
             raise RuntimeError("not enough memory for it") from error
 
 
-def record(step: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
+def record(step: Callable[[], Tensor], pool: Any, side: torch.cuda.Stream) -> Callable[[], Tensor]:
     """Records what `step` starts on the current GPU; the result starts it again and returns the same tensor every time.
 
     Args:
         step: without arguments; reads and writes tensors that stay where they are.
         pool: from `torch.cuda.graph_pool_handle`: memory that all recordings of one model share; no two may be needed at once.
+        side: of the current GPU, where it is recorded; torch's own for that is one for all GPUs.
     """
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARMUPS):
@@ -208,7 +210,7 @@ def record(step: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # Other threads (preparing images, another engine) may go on using the GPU meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
         made = step()
 
     def replay() -> Tensor:

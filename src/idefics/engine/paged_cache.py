@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from idefics.config import TextConfig
-from idefics.engine.upload import uploaded
+from idefics.engine.upload import moved, uploaded
 from idefics.model.layers.attention import Backend, attention, causal_mask
 from idefics.model.layers.paged_attention import paged_attention
 
@@ -117,8 +117,8 @@ class Group:
 
     def to(self, device: torch.device) -> Group:
         """The same on another device."""
-        moved = (part.to(device) for part in (self.table_RM, self.table_RGM, self.newest_R, self.mask_R1S))
-        return Group(self.first, self.rows, *moved)
+        parts = (moved(part, device) for part in (self.table_RM, self.table_RGM, self.newest_R, self.mask_R1S))
+        return Group(self.first, self.rows, *parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +141,8 @@ class Run:
 
     def to(self, device: torch.device) -> Run:
         """The same on another device."""
-        mask_1TS = None if self.mask_1TS is None else self.mask_1TS.to(device)
-        return Run(self.first, self.tokens, self.keys, self.table_GM.to(device), mask_1TS)
+        mask_1TS = None if self.mask_1TS is None else moved(self.mask_1TS, device)
+        return Run(self.first, self.tokens, self.keys, moved(self.table_GM, device), mask_1TS)
 
 
 def reads_in_place(q_BHTK: Tensor) -> bool:
@@ -216,8 +216,8 @@ class PagedPass:
         """Layers may lie on several devices."""
         if device not in self._plans:
             slots_PG, groups, runs = self._plans[torch.device("cpu")]
-            moved = [group.to(device) for group in groups], [run.to(device) for run in runs]
-            self._plans[device] = (slots_PG.to(device), *moved)
+            there = [group.to(device) for group in groups], [run.to(device) for run in runs]
+            self._plans[device] = (moved(slots_PG, device), *there)
         return self._plans[device]
 
     def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, *, backend: Backend) -> Tensor:
