@@ -91,7 +91,10 @@ class FakeEngine:
         self.hold.wait()
         time.sleep(self.step_seconds)
         if self.fail_step is not None:
+            self.faults += 1
             raise self.fail_step
+        if self._answers:
+            self.faults = self.faults + 1 if self.fail_request is not None else 0
         events: list[Event] = []
         for answer in self._answers[: self.rows]:
             answer.planned = answer.planned or time.monotonic()
@@ -99,9 +102,7 @@ class FakeEngine:
         return events
 
     def state(self) -> EngineState:
-        return EngineState(
-            running=len(self._answers), blocks=64, blocks_held=len(self._answers), block_tokens=16, faults=self.faults
-        )
+        return EngineState(running=len(self._answers), blocks=64, blocks_held=len(self._answers), block_tokens=16)
 
     def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
         return [-1.0] * (inputs.input_ids_BT.shape[1] - 1)

@@ -27,7 +27,7 @@ from idefics.inputs import ModelInputs
 from idefics.model.layers.packed import finish_packing
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 
-__all__ = ["Bed", "Ceilings", "Work", "bench", "ceilings"]
+__all__ = ["Bed", "Work", "bench"]
 
 QUESTIONS = ("What is in this picture?", "A thing.", "And what else?")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fakes import tiny_idefics
-from idefics.bench import Ceilings, bench, ceilings
+from idefics.bench import bench
+from idefics.ceilings import Ceilings, ceilings
 from idefics.errors import OptionError
 
 NAMES = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -25,7 +25,7 @@ from idefics.engine.beam import beam_search
 from idefics.engine.blocks import BlockPool
 from idefics.engine.history import LogitFilter
 from idefics.engine.image_cache import ImageCache
-from idefics.engine.intake import State, answers_of, check_ids, room_after, unpadded
+from idefics.engine.intake import answers_of, check_ids, room_after, unpadded
 from idefics.engine.limits import Limits
 from idefics.engine.pacing import paced
 from idefics.engine.prefill import LESS, Prefill, left_aligned
@@ -36,7 +36,7 @@ from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.scoring import score_continuations, score_prompt
 from idefics.engine.sequences import AnswerInMaking, Slice
-from idefics.engine.speculative import look_up
+from idefics.engine.speculative import guesses
 from idefics.errors import IdeficsError, NumericsError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
@@ -50,7 +50,8 @@ class Engine:
     """Generates with one model.
 
     Args:
-        model: in eval mode, on the device(s) where it shall run.
+        model: in eval mode, on the device(s) where it shall run. What was made with its weights is kept, images and
+            beginnings of prompts: after a change of them make a new engine.
         limits: how much to take on at once.
 
     Attributes:
@@ -162,17 +163,30 @@ class Engine:
             request and is in its `Ended`; the others go on. Should a step raise, what had happened is told by the next.
         """
         with self._lock, torch.inference_mode():
-            self._unclaimed += self._expire()
-            for answer in self.scheduler.running:
-                answer.drafts = self._drafts(answer)
-            slices = paced(self.scheduler.plan(), self.runner)
-            self.runner.wipe(self.scheduler.pool.unclean())
-            slices, failed = self._encoded(slices)
-            self._unclaimed += failed
-            for event in self._pass(slices):  # kept one by one, in case of a fault between two
-                self._unclaimed.append(event)
+            try:
+                for event in self._events():  # kept one by one, in case of a fault between two
+                    self._unclaimed.append(event)
+            except Exception:
+                self.faults += 1
+                raise
             events, self._unclaimed = self._unclaimed, []
             return events
+
+    def _events(self) -> Iterator[Event]:
+        """What happens in one pass."""
+        yield from self._expire()
+        for answer in self.scheduler.running:
+            answer.drafts = guesses(answer, answer.state.params.prompt_lookup_num_tokens)
+        slices = paced(self.scheduler.plan(), self.runner)
+        self.runner.wipe(self.scheduler.pool.unclean())
+        encoded = dict(zip(slices, attempt(self._encode, slices), strict=True))
+        for piece, error in encoded.items():
+            if error is not None and not piece.answer.done:
+                yield from self._give_up(piece.answer, error)
+        slices = [piece for piece in slices if not piece.answer.done]
+        computed = dict(zip(slices, attempt(self._compute, slices), strict=True))
+        yield from self._choose(computed)
+        self._count([*(error for error in encoded.values() if error is not None), *computed.values()])
 
     def stream(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
@@ -211,7 +225,7 @@ class Engine:
                     if not events:
                         if not any(number in self._answers for number in rows):
                             return
-                        self._distribute(self.step())
+                        self._stepped()
                 while events:
                     event = events.popleft()
                     if isinstance(event, Ended):
@@ -222,8 +236,6 @@ class Engine:
                 for number in rows:
                     self.cancel(number)
                     self._queues.pop(number, None)
-                left, self._unclaimed = self._unclaimed, []  # of a step that failed
-                self._distribute([event for event in left if event.row not in rows])
 
     def generate(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
@@ -267,53 +279,40 @@ class Engine:
         with self._lock, explain_out_of_memory(f"scoring {inputs.input_ids_BT.shape[1]} tokens", reduce=LESS):
             return score_prompt(self.model, inputs, encoded=self._eyes.encoded)
 
-    def _drafts(self, answer: AnswerInMaking) -> list[int]:
-        params: SamplingParams = answer.state.params
-        if not params.prompt_lookup_num_tokens or not answer.decoding:
-            return []
-        room = answer.most - len(answer.ids) - 1
-        return look_up(answer.ids, min(params.prompt_lookup_num_tokens, room)) if room > 0 else []
-
-    def _encoded(self, slices: list[Slice]) -> tuple[list[Slice], list[Event]]:
-        """Encodes the images that slices need; requests whose images cannot be encoded end."""
-        events: list[Event] = []
-        for piece, error in zip(slices, attempt(self._encode, slices), strict=True):
-            if error is not None and not piece.answer.done:
-                events += self._fail(piece.answer, error)
-        return [piece for piece in slices if not piece.answer.done], events
-
     def _encode(self, slices: Sequence[Slice]) -> list[None]:
         with explain_out_of_memory("encoding a request's images", reduce=LESS):
             self.runner.encode([picture for piece in slices for picture in self.runner.needed(piece)])
         return [None] * len(slices)
 
-    def _pass(self, slices: list[Slice]) -> Iterator[Event]:
-        """Computes slices and chooses their tokens; requests for which either fails end."""
-        computed = dict(zip(slices, attempt(self._computed, slices), strict=True))
-        if computed:
-            unforeseen = (isinstance(e, Exception) and not isinstance(e, IdeficsError) for e in computed.values())
+    def _compute(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
+        tokens = sum(len(piece.ids) for piece in slices)
+        with explain_out_of_memory(f"computing {tokens} tokens of {len(slices)} answer(s)", reduce=LESS):
+            return self.runner.run(slices)
+
+    def _count(self, results: Sequence[object]) -> None:
+        """Counts a pass that came to its end by what became of its slices."""
+        if results:
+            unforeseen = (isinstance(each, Exception) and not isinstance(each, IdeficsError) for each in results)
             self.faults = self.faults + 1 if all(unforeseen) else 0
+
+    def _choose(self, computed: Mapping[Slice, torch.Tensor | Exception]) -> Iterator[Event]:
+        """Chooses the tokens of slices that are computed; requests for which either failed end."""
         read = [(piece, rows) for piece, rows in computed.items() if piece.chooses and not isinstance(rows, Exception)]
-        first = attempt(_choices, [_choosing(piece.answer, rows[0]) for piece, rows in read])
+        first = attempt(choose, [_choosing(piece.answer, rows[0]) for piece, rows in read])
         chosen = {piece: (rows, choice) for (piece, rows), choice in zip(read, first, strict=True)}
-        for piece in slices:
+        for piece in computed:
             if piece not in chosen or isinstance(chosen[piece][1], Exception):
                 self.scheduler.pool.doubt(piece.written(self.scheduler.pool.size))
-        for piece in sorted(slices, key=lambda piece: piece.answer.arrival):
-            failed = computed[piece]
+        for piece in sorted(computed, key=lambda piece: piece.answer.arrival):
+            result = computed[piece]
             if piece.answer.done:
                 continue
-            if isinstance(failed, Exception):
-                yield from self._fail(piece.answer, failed)
+            if isinstance(result, Exception):
+                yield from self._fail(piece.answer, result)
             elif piece in chosen:
                 yield from self._chosen(piece, *chosen[piece])
             else:
                 self.scheduler.advance(piece)
-
-    def _computed(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
-        tokens = sum(len(piece.ids) for piece in slices)
-        with explain_out_of_memory(f"computing {tokens} tokens of {len(slices)} answer(s)", reduce=LESS):
-            return self.runner.run(slices)
 
     def _chosen(self, piece: Slice, logits_RV: torch.Tensor, choice: Choice | Exception) -> list[Event]:
         """Appends the token chosen after the newest one, and as many drafts as are what would be chosen anyway."""
@@ -325,7 +324,7 @@ class Engine:
                 return events + self._fail(answer, choice)
             answer.ids.append(choice.token)
             try:
-                finish = self._finish(answer)
+                finish = answer.state.finish(answer)
             except Exception as error:  # of a stop check that somebody handed over
                 return events + self._fail(answer, error)
             events.append(
@@ -343,20 +342,12 @@ class Engine:
             if finish is not None or not right:
                 break
             accepted += 1
-            (choice,) = attempt(_choices, [_choosing(answer, logits_RV[accepted])])
+            (choice,) = attempt(choose, [_choosing(answer, logits_RV[accepted])])
         self.scheduler.advance(piece, accepted=accepted)
-        self._prove(piece, accepted)
+        self.scheduler.prove(piece, accepted=accepted)
         if finish is not None:
             self._forget(answer)
         return events
-
-    def _finish(self, answer: AnswerInMaking) -> FinishReason | None:
-        state: State = answer.state
-        if answer.ids[-1] in state.params.eos_token_id:
-            return "eos"
-        if state.stop is not None and state.stop(answer.ids[answer.prompt :]):
-            return "stop"
-        return "length" if len(answer.ids) >= answer.most else None
 
     def _expire(self) -> list[Event]:
         now = time.monotonic()
@@ -369,23 +360,18 @@ class Engine:
         return [self._end(answer, "deadline") for answer in late]
 
     def _fail(self, answer: AnswerInMaking, error: Exception) -> list[Event]:
-        """Ends all of a request's answers."""
-        unfinished = [a for a in self._answers.get(answer.row, ()) if not a.done]
-        held = {block for a in unfinished for block in a.blocks}
+        """Ends all answers of a request that failed while its tokens were computed or chosen."""
+        held = {block for a in self._answers.get(answer.row, ()) if not a.done for block in a.blocks}
         # They may hold what is no number, also those that others share: pieces of a prompt are found before its end is
         # read. Whoever shares them began alike and fares alike; whoever takes them, once they are free, gets them wiped.
         self.scheduler.pool.doubt(held)
         if isinstance(error, NumericsError):
             self.scheduler.pool.forget(held)
-        return [self._end(a, "error", error) for a in unfinished]
+        return self._give_up(answer, error)
 
-    def _prove(self, piece: Slice, accepted: int) -> None:
-        """Logits that are numbers prove everything that was looked at for them; nobody looked at guesses that were wrong."""
-        pool, blocks, computed = self.scheduler.pool, piece.answer.blocks, piece.answer.computed
-        if piece.start and pool.doubts(blocks[(piece.start - 1) // pool.size]):
-            pool.trust(blocks[: computed // pool.size if piece.drafts else pool.needed(computed)])
-        if accepted < piece.drafts:
-            pool.doubt(blocks[computed // pool.size :])
+    def _give_up(self, answer: AnswerInMaking, error: Exception) -> list[Event]:
+        """Ends all of a request's answers."""
+        return [self._end(a, "error", error) for a in self._answers.get(answer.row, ()) if not a.done]
 
     def _end(self, answer: AnswerInMaking, finish: FinishReason, error: Exception | None = None) -> Ended:
         self._forget(answer)
@@ -398,21 +384,19 @@ class Engine:
         if not self._answers:
             self.runner.rest()
 
-    def _distribute(self, events: Sequence[Event]) -> None:
-        """Hands events to whoever streams their requests; several may do so side by side, each stepping in turn.
+    def _stepped(self) -> None:
+        """Steps, and hands events to whoever streams their requests; several may do so side by side, each stepping in turn.
 
         Those of requests that nobody streams are kept for the next `step` of whoever added them.
         """
-        with self._lock:
+        events: list[Event] = []
+        try:
+            events = self.step()
+        finally:  # what a step that fails had collected is others' as well, and they must not think that it was all
+            events, self._unclaimed = events or self._unclaimed, []
             for event in events:
-                queue = self._queues.get(event.row)
-                (self._unclaimed if queue is None else queue).append(event)
+                self._queues.get(event.row, self._unclaimed).append(event)
 
 
 def _choosing(answer: AnswerInMaking, logits_V: torch.Tensor) -> Choosing:
     return answer.state.sampler, logits_V, answer.ids[answer.prompt :]
-
-
-def _choices(rows: Sequence[Choosing]) -> list[Choice | Exception]:
-    with explain_out_of_memory(f"choosing {len(rows)} token(s)", reduce=LESS):
-        return choose(rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from idefics.engine.history import LogitFilter
 from idefics.engine.limits import check_room
-from idefics.engine.request import StopCheck
+from idefics.engine.request import FinishReason, StopCheck
 from idefics.engine.runner import Source, pictures
 from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
@@ -36,6 +36,14 @@ class State:
     sampler: Sampler
     stop: StopCheck | None
     deadline: float | None
+
+    def finish(self, answer: AnswerInMaking) -> FinishReason | None:
+        """Why the answer ends with its newest token, or None."""
+        if answer.ids[-1] in self.params.eos_token_id:
+            return "eos"
+        if self.stop is not None and self.stop(answer.ids[answer.prompt :]):
+            return "stop"
+        return "length" if len(answer.ids) >= answer.most else None
 
 
 def answers_of(

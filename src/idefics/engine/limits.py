@@ -95,7 +95,7 @@ class Reserve:
 
 
 def reserve(config: Config, limits: Limits, *, free: int, width: int) -> Reserve:
-    """What the cache leaves to everything else.
+    """What the cache leaves to everything else. Guesses make more logits than one per answer: those the margin has room for.
 
     Args:
         config: of the model, all of which is taken to be on the device.

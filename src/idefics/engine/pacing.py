@@ -2,7 +2,8 @@
 
 The scheduler knows no images: it plans prompts as far as a pass has room. Of what it planned, tokens from the first on whose
 image would be one too many are left for the next pass, for which they are simply planned again, in their blocks: what was not
-computed is not taken note of. The oldest prompts come first in every plan, so each pass brings the oldest on.
+computed is not taken note of. The oldest prompts come first in every plan, so each pass brings the oldest on. What is left
+out has had its share of the pass, which nobody else gets: younger prompts without images wait behind it.
 """
 
 from __future__ import annotations

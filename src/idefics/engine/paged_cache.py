@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -137,12 +137,13 @@ class Run:
     tokens: int
     keys: int
     table_GM: Tensor
-    mask_1TS: Tensor | None
+    mask_1TS: Tensor | None = None
 
-    def to(self, device: torch.device) -> Run:
-        """The same on another device."""
-        mask_1TS = None if self.mask_1TS is None else moved(self.mask_1TS, device)
-        return Run(self.first, self.tokens, self.keys, moved(self.table_GM, device), mask_1TS)
+    def to(self, device: torch.device, *, window: int | None) -> Run:
+        """The same on a device, with its mask, which is made there: it would be the largest thing to send."""
+        past = self.keys - self.tokens
+        mask_1TS = causal_mask(queries=self.tokens, past=past, window=window, key_mask_BS=None, device=device)
+        return replace(self, table_GM=moved(self.table_GM, device), mask_1TS=mask_1TS)
 
 
 def reads_in_place(q_BHTK: Tensor) -> bool:
@@ -162,7 +163,6 @@ class PagedPass:
         """Works out, once for all layers, where keys go and what is looked at."""
         assert key_mask_BS is None, "packed tokens have no padding"
         assert tokens == sum(segment.tokens for segment in self._segments), "tokens and segments differ in number"
-        cpu = torch.device("cpu")
         size, slots = self._cache.size, []
         for segment in self._segments:
             places = range(segment.past, segment.past + segment.tokens)
@@ -170,7 +170,8 @@ class PagedPass:
         singles = [segment for segment in self._segments if segment.tokens == 1]
         assert list(self._segments[: len(singles)]) == singles, "sequences with one new token come first"
         slots_PG = torch.tensor(slots)[:, None] + torch.arange(self._cache.heads) * size
-        self._plans = {cpu: (slots_PG, self._groups(singles), self._runs(len(singles)))}
+        self._drawn_up = slots_PG, self._groups(singles), self._runs(len(singles))
+        self._plans = {}
         self._plan(device)
 
     def _groups(self, singles: Sequence[Segment]) -> list[Group]:
@@ -200,23 +201,16 @@ class PagedPass:
         runs, at = [], singles
         for segment in self._segments[singles:]:
             keys = segment.past + segment.tokens
-            mask = causal_mask(
-                queries=segment.tokens,
-                past=segment.past,
-                window=self._cache.window,
-                key_mask_BS=None,
-                device=torch.device("cpu"),
-            )
             table_GM = self._cache.rows_of(torch.tensor(segment.blocks[: -(-keys // self._cache.size)]))
-            runs.append(Run(at, segment.tokens, keys, table_GM, mask))
+            runs.append(Run(at, segment.tokens, keys, table_GM))
             at += segment.tokens
         return runs
 
     def _plan(self, device: torch.device) -> tuple[Tensor, list[Group], list[Run]]:
         """Layers may lie on several devices."""
         if device not in self._plans:
-            slots_PG, groups, runs = self._plans[torch.device("cpu")]
-            there = [group.to(device) for group in groups], [run.to(device) for run in runs]
+            slots_PG, groups, runs = self._drawn_up
+            there = [group.to(device) for group in groups], [run.to(device, window=self._cache.window) for run in runs]
             self._plans[device] = (moved(slots_PG, device), *there)
         return self._plans[device]
 

@@ -18,6 +18,7 @@ from idefics.engine.history import BANNED, History, LogitFilter
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.upload import uploaded
 from idefics.errors import NumericsError
+from idefics.weights.memory import explain_out_of_memory
 
 __all__ = ["Choice", "Choosing", "Draw", "Sampler", "ban", "choose", "cut_tails", "pick", "require_finite"]
 
@@ -118,9 +119,21 @@ def choose(rows: Sequence[Choosing]) -> list[Choice | Exception]:
 
     Returns:
         Of each its choice, which does not depend on the others, or the error that concerns it alone.
+
+    Raises:
+        OutOfMemory: the machine is too small for so many.
     """
-    if not rows:
-        return []
+    draws = [sampler.draw() for sampler, _, _ in rows]
+    try:
+        with explain_out_of_memory(f"choosing {len(rows)} token(s)", reduce="run fewer answers at once"):
+            return _chosen(rows, draws) if rows else []
+    except Exception:
+        for (sampler, _, _), draw in zip(rows, draws, strict=True):
+            sampler.give_back(draw)
+        raise
+
+
+def _chosen(rows: Sequence[Choosing], draws: Sequence[Draw | None]) -> list[Choice | Exception]:
     logits_RV = torch.stack([logits_V for _, logits_V, _ in rows])
     allowed_RV = logits_RV.clone()
     failed: dict[int, Exception] = {}
@@ -133,15 +146,9 @@ def choose(rows: Sequence[Choosing]) -> list[Choice | Exception]:
             _put(views[row], sampler.guided(views[row], answer))
         except Exception as error:  # of a guide that somebody handed over
             failed[row] = error
+    picked = pick(logits_RV, allowed_RV, draws).tolist()
     wanted = {row: sampler.params.logprobs for row, (sampler, _, _) in enumerate(rows) if sampler.params.logprobs}
-    draws = [sampler.draw() for sampler, _, _ in rows]
-    try:
-        picked = pick(logits_RV, allowed_RV, draws).tolist()
-        top = alternatives(logits_RV, wanted) if wanted else {}
-    except Exception:
-        for (sampler, _, _), draw in zip(rows, draws, strict=True):
-            sampler.give_back(draw)
-        raise
+    top = alternatives(logits_RV, wanted) if wanted else {}
     chosen: list[Choice | Exception] = []
     for row, (token, logprob, good) in enumerate(picked):
         if row in failed:

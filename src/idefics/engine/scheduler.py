@@ -87,6 +87,17 @@ class Scheduler:
         for block, digest in zip(answer.blocks[before:full], answer.named(full, self.pool.size)[before:], strict=True):
             self.pool.name(block, digest)
 
+    def prove(self, piece: Slice, *, accepted: int) -> None:
+        """Takes note that a token was chosen after a slice, so many of its drafts having turned out right.
+
+        Logits that are numbers prove everything that was looked at for them; nobody looked at guesses that were wrong.
+        """
+        pool, blocks, computed = self.pool, piece.answer.blocks, piece.answer.computed
+        if piece.start and pool.doubts(blocks[(piece.start - 1) // pool.size]):
+            pool.trust(blocks[: computed // pool.size if piece.drafts else pool.needed(computed)])
+        if accepted < piece.drafts:
+            pool.doubt(blocks[computed // pool.size :])
+
     def _slice(self, answer: AnswerInMaking, count: int) -> Slice:
         known = answer.ids[answer.computed : answer.computed + count]
         drafts = answer.drafts[: count - len(known)]

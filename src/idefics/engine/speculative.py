@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["look_up"]
+from idefics.engine.sequences import AnswerInMaking
+
+__all__ = ["guesses", "look_up"]
+
+
+def guesses(answer: AnswerInMaking, count: int | None) -> list[int]:
+    """What may follow an answer's newest token, if only that is left to compute: up to `count` ids that it has room for."""
+    room = answer.most - len(answer.ids) - 1
+    return look_up(answer.ids, min(count, room)) if count and answer.decoding and room > 0 else []
 
 
 def look_up(ids: Sequence[int], count: int, *, longest: int = 3) -> list[int]:

@@ -51,7 +51,6 @@ class EngineState:
         image_hits: images that were found encoded, so far.
         image_misses: images that were not, so far.
         image_bytes: of encoded images kept.
-        faults: see `Engine`.
     """
 
     waiting: int = 0
@@ -65,11 +64,12 @@ class EngineState:
     image_hits: int = 0
     image_misses: int = 0
     image_bytes: int = 0
-    faults: int = 0
 
 
 class EngineLike(Protocol):
     """What the server needs of an engine; tests put another in its place. All is called in one thread."""
+
+    faults: int
 
     @property
     def busy(self) -> bool:
@@ -126,7 +126,6 @@ class ServedEngine(Engine):
             image_hits=images.hits,
             image_misses=images.misses,
             image_bytes=images.bytes,
-            faults=self.faults,
         )
 
     def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:

@@ -170,7 +170,6 @@ class Worker:
         self._asked: dict[int, _Asked] = {}  # by the engine's numbers
         self._numbers: dict[int, int] = {}  # outside to engine
         self._commands = 0
-        self._failures = 0
         self._state = EngineState()
         self._busy = False
 
@@ -236,8 +235,8 @@ class Worker:
             return self._step_failed(error)
         outcomes = [outcome for event in events for outcome in self._outcome(event)]
         self._report(outcomes, step_seconds=time.monotonic() - began)
-        self._failures = self._state.faults
-        return self._failures < FAILURES or self._fail_all(GenerationFailed("the engine failed; the server's log tells more"))
+        lost = self._engine.faults >= FAILURES
+        return not lost or self._fail_all(GenerationFailed("the engine failed; the server's log tells more"))
 
     def _report(
         self, outcomes: list[tuple[int, Outcome]], *, step_seconds: float | None = None, fault: str | None = None
@@ -303,14 +302,13 @@ class Worker:
 
     def _step_failed(self, error: Exception) -> bool:
         """Fails all requests; False if the engine must be given up, too."""
-        self._failures += 1
         log.error("a step failed", exc_info=error)
         return self._fail_all(GenerationFailed(f"the engine failed: {type(error).__name__}; the server's log tells more"))
 
     def _fail_all(self, told: ServerError) -> bool:
         asked, self._asked = self._asked, {}
         self._numbers.clear()
-        fault = f"the engine failed {FAILURES} times in a row" if self._failures >= FAILURES else None
+        fault = f"the engine failed {FAILURES} times in a row" if self._engine.faults >= FAILURES else None
         if fault is not None:
             log.critical(fault)
         # Told before the engine is: one that fails may not even cancel.

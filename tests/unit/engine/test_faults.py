@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -71,7 +73,7 @@ def assert_others_are_right(engine: Engine, model: VisionLanguageModel) -> None:
     assert_nothing_held(engine)
 
 
-def broken(*_: Any) -> Any:
+def broken(*_: Any, **__: Any) -> Any:
     raise IndexError("a mistake of ours")
 
 
@@ -146,7 +148,7 @@ def test_wrong_guesses_that_are_no_numbers_stay_nobodys(
     overflowing: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(overflowing, small_cache(overflowing, 80))
-    monkeypatch.setattr(engine_module, "look_up", lambda _, count: [FORBIDDEN] * min(3, count))
+    monkeypatch.setattr(engine_module, "guesses", lambda answer, _: [FORBIDDEN] * (3 if answer.decoding else 0))
     number = engine.add(texts(5, 6), greedy(3, prompt_lookup_num_tokens=4))
     engine.step()
     engine.step()
@@ -218,6 +220,41 @@ def test_passes_of_which_nothing_could_be_computed_are_counted(
     assert engine.faults > 0
     monkeypatch.undo()
     engine.add(prompt(model, 1), greedy(2))
+    drain(engine)
+    assert engine.faults == 0
+
+
+def test_a_tower_that_fails_every_image_is_counted_unless_something_else_is_computed(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, replace(SMALL, tokens=200))
+    monkeypatch.setattr(type(model), "encode_images", broken)
+    for number in range(1, 4):
+        engine.add(prompt(model, number, images=1), greedy(2))
+        drain(engine)
+        assert engine.faults == number
+    engine.add(prompt(model, 5, images=1), greedy(2))
+    engine.add(prompt(model, 6, images=0), greedy(2))
+    drain(engine)
+    assert engine.faults == 0
+
+
+def test_steps_that_raise_are_counted_whatever_they_had_done_before(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.scheduler, "advance", broken)
+        for number in range(1, 4):
+            late = engine.add(prompt(model, 7), greedy(3), deadline=time.monotonic() - 1)
+            lost = engine.add(prompt(model, number), greedy(3))
+            with pytest.raises(IndexError):
+                engine.step()
+            assert engine.faults == number, "the pass was computed, and yet nothing came of it"
+            engine.cancel(lost)
+            assert late in [event.row for event in engine.step()], "and a step that only tells what is over changes nothing"
+            assert engine.faults == number
+    engine.add(prompt(model, 1), greedy(3))
     drain(engine)
     assert engine.faults == 0
 
@@ -319,6 +356,47 @@ def test_a_step_that_fails_in_one_stream_takes_nothing_from_another(
     assert told + [token.id for token in first] == plain(model, inputs, 3)
     assert not engine.busy
     assert_nothing_held(engine)
+
+
+def test_a_stream_beside_one_whose_step_fails_is_not_cut_short(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two threads: the one that is waiting goes on as soon as the other's step has raised."""
+    engine = Engine(model, SMALL)
+    inputs = prompt(model, 1, images=0)
+    told: list[int] = []
+    first, second = (engine.stream(inputs, [greedy(3)]) for _ in range(2))
+    told.append(next(first).id)
+    next(second)
+    advance = engine.scheduler.advance
+    waiting = threading.Thread(target=lambda: told.extend(token.id for token in first))
+
+    def failing(piece: Slice, **options: int) -> None:
+        if piece.answer.row == 1:
+            waiting.start()
+            broken()
+        advance(piece, **options)
+
+    monkeypatch.setattr(engine.scheduler, "advance", failing)
+    monkeypatch.setattr(engine, "_lock", Slow(engine._lock))
+    with pytest.raises(IndexError):
+        next(second)
+    waiting.join()
+    assert told == plain(model, inputs, 3)
+
+
+class Slow:
+    """A lock after whose release others have their turn."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        time.sleep(0.05)
 
 
 def test_a_pass_that_found_no_memory_keeps_none_while_it_is_tried_again(
