@@ -1,4 +1,4 @@
-"""Puts the newest results of every kind into the pages of docs/, between the marks that name them.
+"""Puts the newest results of every kind into README.md and the pages of docs/, between the marks that name them.
 
     python benchmarks/tables.py
 
@@ -16,9 +16,18 @@ from typing import Any
 from idefics.plan.request import PRECISIONS, make_plan
 from idefics.presets import preset
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGES = (DOCS / "performance.md", DOCS / "serving.md")
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS / "performance.md", DOCS / "serving.md")
 RESULTS = Path(__file__).parent / "results"
+SUMMARY = {
+    "preprocessing": "images to inputs",
+    "vision": "images to latents, all layers",
+    "decode": "four decoder layers and the head",
+    "engine-2-layers": "two layers of tower and decoder",
+    "engine": "embedded model",
+    "large": "Idefics2-8B, whole",
+}
 MARKED = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -56,6 +65,16 @@ def capacity(document: dict[str, Any]) -> list[str]:
         rates = [f"{facts[name]:.1f}" for name in ("answers per second", "tokens per second")]
         rows.append("| " + " | ".join([str(facts["clients"]), *rates, *map(duration, seconds)]) + " |")
     return rows
+
+
+def summary() -> str:
+    """Every comparison that has a target, and what has none of whole requests."""
+    rows = ["| of what | work | ours | transformers | ratio | target |", "|---|---|---:|---:|---:|---:|"]
+    for what, of_what in SUMMARY.items():
+        whole = what in ("engine", "large")
+        kept = [case for case in newest(what)["cases"] if (case["target"] is None) == whole and case["ratio"]]
+        rows += [f"| {of_what} {row.rsplit('|', 2)[0]}|" for row in comparison({"cases": kept})[2:]]
+    return "\n".join(rows) + "\n"
 
 
 def room() -> str:
@@ -104,7 +123,8 @@ def filled(page: str) -> str:
     """The page with every marked table made anew."""
 
     def made(mark: re.Match[str]) -> str:
-        rows = room() if mark[2] == "room" else table(newest(mark[2]))
+        made_here = {"room": room, "summary": summary}.get(mark[2])
+        rows = made_here() if made_here is not None else table(newest(mark[2]))
         return f"{mark[1]}\n{rows}\n{mark[3]}"
 
     return MARKED.sub(made, page)
