@@ -31,7 +31,7 @@ from idefics.engine.pacing import paced
 from idefics.engine.prefill import LESS, Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.runner import ImageEncoder, Runner
-from idefics.engine.sampling import Choice, Choosing, choose
+from idefics.engine.sampling import Choice, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.scoring import score_continuations, score_prompt
@@ -298,7 +298,7 @@ class Engine:
     def _choose(self, computed: Mapping[Slice, torch.Tensor | Exception]) -> Iterator[Event]:
         """Chooses the tokens of slices that are computed; requests for which either failed end."""
         read = [(piece, rows) for piece, rows in computed.items() if piece.chooses and not isinstance(rows, Exception)]
-        first = attempt(choose, [_choosing(piece.answer, rows[0]) for piece, rows in read])
+        first = attempt(choose, [piece.answer.state.choosing(piece.answer, rows[0]) for piece, rows in read])
         chosen = {piece: (rows, choice) for (piece, rows), choice in zip(read, first, strict=True)}
         for piece in computed:
             if piece not in chosen or isinstance(chosen[piece][1], Exception):
@@ -342,7 +342,7 @@ class Engine:
             if finish is not None or not right:
                 break
             accepted += 1
-            (choice,) = attempt(choose, [_choosing(answer, logits_RV[accepted])])
+            (choice,) = attempt(choose, [answer.state.choosing(answer, logits_RV[accepted])])
         self.scheduler.advance(piece, accepted=accepted)
         self.scheduler.prove(piece, accepted=accepted)
         if finish is not None:
@@ -396,7 +396,3 @@ class Engine:
             events, self._unclaimed = events or self._unclaimed, []
             for event in events:
                 self._queues.get(event.row, self._unclaimed).append(event)
-
-
-def _choosing(answer: AnswerInMaking, logits_V: torch.Tensor) -> Choosing:
-    return answer.state.sampler, logits_V, answer.ids[answer.prompt :]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from idefics.engine.history import LogitFilter
 from idefics.engine.limits import check_room
 from idefics.engine.request import FinishReason, StopCheck
 from idefics.engine.runner import Source, pictures
-from idefics.engine.sampling import Sampler
+from idefics.engine.sampling import Choosing, Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.sequences import AnswerInMaking
 from idefics.errors import OptionError
@@ -44,6 +46,10 @@ class State:
         if self.stop is not None and self.stop(answer.ids[answer.prompt :]):
             return "stop"
         return "length" if len(answer.ids) >= answer.most else None
+
+    def choosing(self, answer: AnswerInMaking, logits_V: Tensor) -> Choosing:
+        """What chooses the answer's next token, after these logits."""
+        return self.sampler, logits_V, answer.ids[answer.prompt :]
 
 
 def answers_of(
