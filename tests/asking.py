@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import gated
-from fakes import LATENTS, PATCH, tiny_config
+from fakes import LATENTS, PATCH, tiny_config, tiny_model
 from idefics.engine.engine import Engine
 from idefics.engine.prefill import Prefill
 from idefics.engine.request import Event, Token
@@ -20,6 +20,11 @@ from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 
 IMAGE = tiny_config().image_token_id
+
+
+def model_of(family: str) -> VisionLanguageModel:
+    """A tiny model that says different things about different prompts."""
+    return gated.tiny_model(seed=1) if family == "idefics" else tiny_model(tiny_config(), seed=1, std=0.3)
 
 
 def prompt(model: VisionLanguageModel, seed: int, *, images: int | None = None, shared: int = 0) -> ModelInputs:

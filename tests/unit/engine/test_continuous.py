@@ -17,9 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-import gated
 from asking import assert_nothing_held, drain, greedy, plain, prompt, said
-from fakes import tiny_config, tiny_model
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits, token_bytes
 from idefics.engine.request import Ended, Event, Token
@@ -33,13 +31,6 @@ from idefics.model.base import VisionLanguageModel
 REQUESTS = int(os.environ.get("SOAK", "100"))
 FAMILIES = ("idefics2", "idefics")
 SMALL = Limits(rows=6, tokens=16, block=4)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
-    if request.param == "idefics":
-        return gated.tiny_model(seed=1)
-    return tiny_model(tiny_config(), seed=1, std=0.3)
 
 
 @pytest.mark.parametrize("together", [1, 2, 5, 16])

@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-import gated
-from asking import assert_nothing_held, drain, greedy, plain, prompt, said
-from fakes import tiny_config, tiny_model
+from asking import assert_nothing_held, drain, greedy, model_of, plain, prompt, said
 from idefics.engine import engine as engine_module
 from idefics.engine import sampling
 from idefics.engine.attempt import attempt
@@ -34,19 +32,10 @@ SMALL = Limits(rows=6, tokens=16, block=4)
 FORBIDDEN = 66  # a token that no prompt and no answer holds
 
 
-def models(family: str) -> VisionLanguageModel:
-    return gated.tiny_model(seed=1) if family == "idefics" else tiny_model(tiny_config(), seed=1, std=0.3)
-
-
-@pytest.fixture(scope="module", params=["idefics2", "idefics"])
-def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
-    return models(request.param)
-
-
 @pytest.fixture(scope="module", params=["idefics2", "idefics"])
 def overflowing(request: pytest.FixtureRequest) -> VisionLanguageModel:
     """A model that makes of one token what is no number, as 16 bits do of numbers that are too large."""
-    made = models(request.param)
+    made = model_of(request.param)
     with torch.no_grad():
         made.text_model.embed_tokens.weight[FORBIDDEN] = float("inf")
     return made

@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-import gated
 from asking import assert_nothing_held, drain, greedy, plain, prompt, said
-from fakes import tiny_config, tiny_model
 from idefics.engine import engine as engine_module
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits, token_bytes
@@ -26,11 +24,6 @@ from idefics.model.base import VisionLanguageModel
 
 SMALL = Limits(rows=6, tokens=16, block=4)
 DEADLINE = 100.0
-
-
-@pytest.fixture(scope="module", params=["idefics2", "idefics"])
-def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
-    return gated.tiny_model(seed=1) if request.param == "idefics" else tiny_model(tiny_config(), seed=1, std=0.3)
 
 
 @pytest.fixture

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pytest
 import torch
 
-import gated
 from asking import assert_nothing_held, drain, greedy, plain, prompt, said
-from fakes import tiny_config, tiny_model
 from idefics.engine import engine as engine_module
 from idefics.engine import pacing
 from idefics.engine.engine import Engine
@@ -24,26 +20,11 @@ from idefics.model.base import VisionLanguageModel
 ROOMY = Limits(rows=8, tokens=400, block=4)
 
 
-@pytest.fixture(scope="module", params=["idefics2", "idefics"])
-def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
-    if request.param == "idefics":
-        return gated.tiny_model(seed=1)
-    return tiny_model(tiny_config(), seed=1, std=0.3)
-
-
 @pytest.fixture
-def encoded(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many images each call of the tower encoded; a group is one image."""
-    counts: list[int] = []
-    encode = type(model).encode_images
-
-    def counted(self: VisionLanguageModel, images: Sequence[Any]) -> torch.Tensor:
-        counts.append(len(images))
-        return encode(self, images)
-
-    monkeypatch.setattr(type(model), "encode_images", counted)
+def encoded(encoded: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A group is one image."""
     monkeypatch.setattr(peaks, "VISION_BYTES", 1)
-    return counts
+    return encoded
 
 
 def one_decodes(model: VisionLanguageModel) -> tuple[Engine, int]:

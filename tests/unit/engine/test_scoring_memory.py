@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
-import gated
 from asking import drain, greedy, plain, prompt, said
-from fakes import tiny_config, tiny_model
 from idefics.engine import scoring
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
@@ -18,26 +15,6 @@ from idefics.engine.prefill import Prefill
 from idefics.errors import OutOfMemory
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
-
-
-@pytest.fixture(scope="module", params=["idefics2", "idefics"])
-def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
-    if request.param == "idefics":
-        return gated.tiny_model(seed=1)
-    return tiny_model(tiny_config(), seed=1, std=0.3)
-
-
-@pytest.fixture
-def encoded(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    counts: list[int] = []
-    encode = type(model).encode_images
-
-    def counted(self: VisionLanguageModel, images: Sequence[Any]) -> torch.Tensor:
-        counts.append(len(images))
-        return encode(self, images)
-
-    monkeypatch.setattr(type(model), "encode_images", counted)
-    return counts
 
 
 def continued(inputs: ModelInputs) -> list[list[int]]:
