@@ -29,7 +29,6 @@ from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 
 REQUESTS = int(os.environ.get("SOAK", "100"))
-FAMILIES = ("idefics2", "idefics")
 SMALL = Limits(rows=6, tokens=16, block=4)
 
 
