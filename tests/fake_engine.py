@@ -104,7 +104,7 @@ class FakeEngine:
     def state(self) -> EngineState:
         return EngineState(running=len(self._answers), blocks=64, blocks_held=len(self._answers), block_tokens=16)
 
-    def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
+    def score_prompt(self, inputs: ModelInputs) -> list[float]:
         return [-1.0] * (inputs.input_ids_BT.shape[1] - 1)
 
     def _next(self, answer: Answer) -> Event:

@@ -157,6 +157,7 @@ class PagedPass:
     def __init__(self, cache: PagedKVCache, segments: Sequence[Segment]) -> None:
         self._cache = cache
         self._segments = segments
+        self._drawn_up: tuple[Tensor, list[Group], list[Run]]
         self._plans: dict[torch.device, tuple[Tensor, list[Group], list[Run]]] = {}
 
     def start(self, tokens: int, key_mask_BS: Tensor | None, device: torch.device) -> None:

@@ -100,7 +100,7 @@ class EngineLike(Protocol):
         """What it holds now."""
         ...
 
-    def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
+    def score_prompt(self, inputs: ModelInputs) -> list[float]:
         """Log-probability of each token of a prompt but the first."""
         ...
 
@@ -127,10 +127,6 @@ class ServedEngine(Engine):
             image_misses=images.misses,
             image_bytes=images.bytes,
         )
-
-    def prompt_logprobs(self, inputs: ModelInputs) -> list[float]:
-        """Log-probability of each token of a prompt but the first."""
-        return self.score_prompt(inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -269,7 +269,7 @@ class Worker:
             if job.refused is not None:
                 raise job.refused
             if isinstance(command, Score):
-                return [(command.number, Scored(self._engine.prompt_logprobs(command.inputs)))]
+                return [(command.number, Scored(self._engine.score_prompt(command.inputs)))]
             self._add(command, job.guides)
         except Exception as error:
             return [(command.number, Failed(None, _logged(error, command.request_id)))]

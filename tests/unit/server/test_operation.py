@@ -188,7 +188,7 @@ def test_a_command_that_cannot_be_sent_fails_its_request_alone(monkeypatch: pyte
 def test_what_nobody_waits_for_is_not_computed() -> None:
     engine, scored, told = FakeEngine(script()), [], []
     inputs = tiny_processor().inputs(["a b"], [[]])
-    engine.prompt_logprobs = scored.append  # type: ignore[method-assign, assignment]
+    engine.score_prompt = scored.append  # type: ignore[method-assign, assignment]
     worker = Worker(engine, tiny_processor().tokenizer, told.append)
     add = Add(
         number=2, request_id=None, inputs=inputs, params=SamplingParams(), stop=(), inside=False, grammar=None, deadline=9e9
@@ -272,12 +272,12 @@ def test_work_beside_a_dead_engine_is_refused() -> None:
     engine, gate, began = Breakable(script()), threading.Event(), threading.Event()
     app, inputs = fake_app(engine), tiny_processor().inputs(["a b"], [[]])
 
-    def prompt_logprobs(_: ModelInputs) -> list[float]:
+    def score_prompt(_: ModelInputs) -> list[float]:
         began.set()
         gate.wait()
         return [-1.0]
 
-    engine.prompt_logprobs = prompt_logprobs  # type: ignore[method-assign]
+    engine.score_prompt = score_prompt  # type: ignore[method-assign]
 
     async def refused() -> None:
         bridge = app.state.service.bridge
