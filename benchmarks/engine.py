@@ -31,9 +31,9 @@ from PIL import Image
 import idefics
 from decode import weights
 from idefics.api import Idefics
-from idefics.ceilings import Ceilings, ceilings
 from idefics.config import Idefics2Config
-from idefics.create import create_checkpoint
+from idefics.machine.ceilings import Ceilings, ceilings
+from idefics.weights.create import create_checkpoint
 from idefics.weights.files import EMBEDDED
 from measure import Case, Side, report
 from same_weights import config

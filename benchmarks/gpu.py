@@ -26,9 +26,9 @@ import torch
 
 from gpu_peer import Peer, forget_compiled
 from gpu_sides import Prompt, World, exactly
-from idefics.ceilings import Ceilings, ceilings
 from idefics.engine.engine import Engine
 from idefics.engine.request import Token
+from idefics.machine.ceilings import Ceilings, ceilings
 from idefics.model.layers.paged_attention import PAGED
 from idefics.model.layers.varlen import VARLEN
 from measure import Case, Side, compare, report

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from idefics.config import Idefics2Config
+from idefics.config.presets import preset
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.request import Token
@@ -21,7 +22,6 @@ from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.packed import named_weights, pack, unpack
-from idefics.presets import preset
 from idefics.weights.families import build_on_meta, family_of
 from idefics.weights.init import initialize
 from vision import padded

@@ -56,8 +56,8 @@ def limits(folder: Path, _: int) -> dict[str, float]:
     import torch
 
     from decode import weights
-    from idefics.ceilings import ceilings
     from idefics.config import Idefics2Config
+    from idefics.machine.ceilings import ceilings
     from idefics.processor.image import ImageProcessor
     from idefics.weights.load import load_config
     from vision import operations

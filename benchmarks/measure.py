@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from idefics.ceilings import Ceilings
+from idefics.machine.ceilings import Ceilings
 
 __all__ = ["Case", "Side", "compare", "report", "saved"]
 

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from idefics.inputs import Levels, pixels_of
+from idefics.machine.cpus import usable_cpus
 from idefics.processor.fetch import upright_image
 from idefics.processor.image import ImageProcessor
-from idefics.processor.pool import usable_cpus
 from idefics.processor.prepared import prepared
 from idefics.processor.sizes import resized_size, sub_image_boxes
 from measure import Case, compare, report

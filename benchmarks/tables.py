@@ -13,8 +13,8 @@ from bisect import bisect
 from pathlib import Path
 from typing import Any
 
+from idefics.config.presets import preset
 from idefics.plan.request import PRECISIONS, make_plan
-from idefics.presets import preset
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -30,11 +30,11 @@ from PIL import Image
 
 import idefics
 from idefics.api import Idefics
-from idefics.create import create_checkpoint
 from idefics.engine.engine import Engine
 from idefics.engine.sampling_params import sampling_params
 from idefics.model.layers.packed import finish_packing
-from idefics.server.guides import Grammar, Guides
+from idefics.server.prepare.guides import Grammar, Guides
+from idefics.weights.create import create_checkpoint
 from idefics.weights.files import EMBEDDED
 from load_test import drawings, served
 from measure import Case, Side, report

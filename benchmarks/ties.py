@@ -24,12 +24,12 @@ from PIL import Image
 
 import idefics
 from idefics.api import Idefics
-from idefics.create import create_checkpoint
+from idefics.config.presets import preset
 from idefics.data.drawings import conversation, draw_scene
 from idefics.engine.prefill import Prefill
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
-from idefics.presets import preset
+from idefics.weights.create import create_checkpoint
 from idefics.weights.files import EMBEDDED
 from measure import saved
 

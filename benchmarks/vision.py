@@ -12,8 +12,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from idefics.ceilings import Ceilings, ceilings
 from idefics.config import Idefics2Config
+from idefics.machine.ceilings import Ceilings, ceilings
 from measure import Case, compare, report
 
 PHOTO = [(735, 980)]

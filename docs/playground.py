@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import idefics  # noqa: E402
 from browser.chromium import MISSING, chromium, command  # noqa: E402
 from idefics.server.app import create_app  # noqa: E402
-from idefics.server.engine_thread import EngineThread  # noqa: E402
+from idefics.server.link.engine_thread import EngineThread  # noqa: E402
 from idefics.server.model import ServedEngine, ServedModel  # noqa: E402
 from serving import serving  # noqa: E402
 

@@ -50,10 +50,10 @@ from torch.utils.data import DataLoader
 
 from idefics.api import EMBEDDED
 from idefics.config import Idefics2Config, VisionConfig
+from idefics.config.presets import preset
 from idefics.data.drawings import KINDS, PATCH_COLORS, PATCH_KINDS
 from idefics.model.idefics2 import Idefics2
 from idefics.model.perceiver import PerceiverResampler
-from idefics.presets import preset
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.image import ImageProcessor
 from idefics.processor.tokenizer import Tokenizer as ProcessorTokenizer

@@ -71,10 +71,10 @@ def fake_engine(options: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    from idefics.server.addresses import AddressRule
     from idefics.server.app import create_app
-    from idefics.server.engine_process import EngineProcess
+    from idefics.server.images.addresses import AddressRule
     from idefics.server.limits import ServerLimits
+    from idefics.server.link.engine_process import EngineProcess
     from idefics.server.logs import configure
     from idefics.server.run import bound, run
     from serving import fake_app

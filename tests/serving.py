@@ -18,10 +18,10 @@ import idefics
 from fake_engine import FakeEngine
 from fakes import generation_defaults, tiny_config, tiny_processor
 from idefics.engine.limits import Limits
-from idefics.server.addresses import AddressRule
 from idefics.server.app import create_app
-from idefics.server.engine_thread import EngineThread
+from idefics.server.images.addresses import AddressRule
 from idefics.server.limits import ServerLimits
+from idefics.server.link.engine_thread import EngineThread
 from idefics.server.model import ServedEngine, ServedModel
 
 

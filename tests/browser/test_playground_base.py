@@ -16,8 +16,8 @@ from browser.chromium import Tab
 from contract.conftest import Served, serving_model
 from fake_engine import FakeEngine
 from fakes import tiny_tokenizer
-from idefics.create import create_checkpoint
 from idefics.server.limits import ServerLimits
+from idefics.weights.create import create_checkpoint
 from serving import data_url, fake_app, png, script, serving, wait_until
 
 THING = Path(__file__).parents[2] / "src/idefics/assets/demo/thing.png"

@@ -10,10 +10,10 @@ import pytest
 import idefics
 from idefics.api import Idefics
 from idefics.engine.limits import Limits
-from idefics.server.addresses import AddressRule
 from idefics.server.app import create_app
-from idefics.server.engine_process import EngineProcess
-from idefics.server.engine_thread import EngineThread
+from idefics.server.images.addresses import AddressRule
+from idefics.server.link.engine_process import EngineProcess
+from idefics.server.link.engine_thread import EngineThread
 from idefics.server.model import ServedEngine, ServedModel
 from serving import embedded_engine, serving
 

@@ -13,10 +13,10 @@ import pytest
 
 import idefics
 from idefics.engine.limits import Limits
-from idefics.server.addresses import AddressRule
 from idefics.server.app import create_app
-from idefics.server.engine_process import EngineProcess
+from idefics.server.images.addresses import AddressRule
 from idefics.server.limits import ServerLimits
+from idefics.server.link.engine_process import EngineProcess
 from serving import embedded_engine, serving
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

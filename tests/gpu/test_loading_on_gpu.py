@@ -14,11 +14,11 @@ import torch
 import idefics
 from fakes import tiny_config, tiny_model
 from idefics.config import Idefics2Config
+from idefics.config.presets import preset
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
-from idefics.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.init import initialize
 from idefics.weights.load import load_model

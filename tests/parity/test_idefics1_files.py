@@ -55,7 +55,7 @@ def test_a_wrong_name_is_seen_by_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["idefics-9b", "idefics-80b-instruct"])
 def test_parameters_are_those_of_transformers(name: str) -> None:
-    from idefics.presets import preset
+    from idefics.config.presets import preset
     from idefics.weights.families import build_on_meta, family_of
 
     config = preset(name)

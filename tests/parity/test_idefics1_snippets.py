@@ -26,8 +26,8 @@ from PIL import Image
 import idefics
 import mistral_tokenizer
 from idefics.config import Idefics1Config
+from idefics.config.presets import preset
 from idefics.model.idefics1 import Idefics1
-from idefics.presets import preset
 from idefics.weights.init import initialize
 from idefics.weights.save import save_model
 

@@ -28,8 +28,8 @@ from PIL import Image
 
 import mistral_tokenizer
 from idefics.config import Idefics2Config
+from idefics.config.presets import preset
 from idefics.model.idefics2 import Idefics2
-from idefics.presets import preset
 from idefics.processor.template import IDEFICS2_TEMPLATE
 from idefics.weights.init import initialize
 from idefics.weights.save import save_model

@@ -11,8 +11,8 @@ import transformers
 from safetensors import safe_open
 
 from idefics.config import Idefics2Config
+from idefics.config.presets import preset
 from idefics.model.base import VisionLanguageModel
-from idefics.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize

@@ -9,8 +9,8 @@ import torch
 
 from fakes import tiny_idefics
 from idefics.bench import bench
-from idefics.ceilings import Ceilings, ceilings
 from idefics.errors import OptionError
+from idefics.machine.ceilings import Ceilings, ceilings
 
 NAMES = (
     "prepare an image",

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from idefics.config import DTYPES, Idefics1Config, Idefics2Config, read_json
+from idefics.config import DTYPES, Idefics1Config, Idefics2Config
+from idefics.config.json_files import read_json
+from idefics.config.presets import preset, preset_names
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError
-from idefics.presets import preset, preset_names
 from idefics.weights.families import read_config
 
 ORACLE_4_40 = Path(__file__).parent / "weights" / "oracle_4_40" / "checkpoint" / "config.json"

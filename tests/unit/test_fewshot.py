@@ -11,9 +11,9 @@ from PIL import Image
 import idefics
 from idefics import fewshot
 from idefics.api import Idefics
-from idefics.create import create_checkpoint
 from idefics.errors import InputError, OptionError, TemplateError
 from idefics.fewshot import Shot
+from idefics.weights.create import create_checkpoint
 
 COLORS = ("red", "green", "blue", "yellow")
 

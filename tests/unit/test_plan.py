@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from fakes import tiny_config, tiny_idefics, tiny_processor
+from idefics.config.presets import preset
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.errors import CheckpointNotFound, ImageError, OptionError, OutOfMemory
 from idefics.model.peaks import VISION_BYTES
 from idefics.plan import PRECISIONS, make_plan, make_shares, published_images, subject
-from idefics.presets import preset
 
 EIGHT = preset("idefics2-8b")
 

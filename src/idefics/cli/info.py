@@ -10,12 +10,13 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from idefics.cli.terminal import one_line, say
-from idefics.config import Config, read_json
+from idefics.config import Config
+from idefics.config.json_files import read_json
+from idefics.config.presets import preset, preset_names
 from idefics.errors import CheckpointNotFound
+from idefics.machine.byte_sizes import readable_bytes
 from idefics.plan import preset_named, published_images
-from idefics.presets import preset, preset_names
 from idefics.processor.base import Images
-from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.files import EMBEDDED_NAME, resolve
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 

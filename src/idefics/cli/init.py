@@ -8,8 +8,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from idefics.cli.loading import bar
-from idefics.presets import preset, preset_names
-from idefics.weights.byte_sizes import byte_size
+from idefics.config.presets import preset, preset_names
+from idefics.machine.byte_sizes import byte_size
 
 __all__ = ["init"]
 
@@ -33,7 +33,7 @@ def init(
     """
     preset(preset_name)  # refuses before torch is loaded
     limit = byte_size(max_shard_size, name="--max-shard-size")
-    from idefics.create import create_checkpoint
+    from idefics.weights.create import create_checkpoint
 
     with bar("writing") as progress:
         create_checkpoint(

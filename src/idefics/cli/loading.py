@@ -111,7 +111,7 @@ def memory_explained(doing: str) -> Iterator[None]:
     Raises:
         OutOfMemory: instead of what torch or Python raise.
     """
-    from idefics.weights.memory import explain_out_of_memory
+    from idefics.machine.memory import explain_out_of_memory
 
     reduce = (
         "use a 16-bit --dtype, --no-split, a smaller --max-image-size, fewer images or a smaller --max-new-tokens; "

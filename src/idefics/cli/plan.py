@@ -13,6 +13,7 @@ from typer import Argument, Option
 from idefics.cli.images import reference
 from idefics.cli.options import ImageOptions
 from idefics.errors import ImageError, OptionError, OutOfMemory
+from idefics.machine.byte_sizes import byte_size
 from idefics.plan import (
     ASSUMED_TEXT_TOKENS,
     PRECISIONS,
@@ -25,7 +26,6 @@ from idefics.plan import (
     make_shares,
     subject,
 )
-from idefics.weights.byte_sizes import byte_size
 from idefics.weights.files import EMBEDDED_NAME
 
 __all__ = ["plan"]
@@ -179,7 +179,7 @@ def _text(planned_for: Subject, text: str | None, tokens: int | None, *, images:
 def _detected() -> tuple[int, str] | None:
     import torch
 
-    from idefics.weights.memory import free_bytes
+    from idefics.machine.memory import free_bytes
 
     if torch.cuda.is_available():
         free = [free_bytes(torch.device("cuda", index)) or 0 for index in range(torch.cuda.device_count())]

@@ -129,9 +129,9 @@ def serve(
     if log_level not in ("debug", "info", "warning", "error"):
         raise OptionError(f"--log-level {log_level!r} is not one of debug, info, warning, error")
     from idefics.engine.limits import Limits
-    from idefics.processor.pool import usable_cpus
-    from idefics.server.addresses import AddressRule
-    from idefics.server.keys import checked_keys
+    from idefics.machine.cpus import usable_cpus
+    from idefics.server.http.keys import checked_keys
+    from idefics.server.images.addresses import AddressRule
     from idefics.server.limits import ServerLimits
 
     # One key, whatever is in it: typer would cut the variable at blanks.
@@ -155,7 +155,7 @@ def serve(
     at = bound(host, port)
     with _ended_by_sigterm():
         from idefics.server.app import create_app
-        from idefics.server.engine_process import EngineProcess
+        from idefics.server.link.engine_process import EngineProcess
         from idefics.server.logs import configure, event
 
         engine = EngineProcess(partial(_loaded, model, images, at_once, log_level, speculate))

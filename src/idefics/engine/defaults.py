@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from idefics.config import Config, read_json
+from idefics.config import Config
+from idefics.config.json_files import read_json
 from idefics.engine.sampling_params import unknown_defaults
 from idefics.errors import ConfigError
 

@@ -39,9 +39,9 @@ from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.engine.speculative import guesses
 from idefics.errors import IdeficsError, NumericsError, OptionError
 from idefics.inputs import ModelInputs
+from idefics.machine.memory import explain_out_of_memory
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.launch import agreed_seed
-from idefics.weights.memory import explain_out_of_memory
 
 __all__ = ["Engine"]
 

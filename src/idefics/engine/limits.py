@@ -8,11 +8,11 @@ import torch
 
 from idefics.config import Config
 from idefics.errors import InputError, OptionError, OutOfMemory
+from idefics.machine.byte_sizes import readable_bytes
+from idefics.machine.memory import free_bytes
 from idefics.model.base import VisionLanguageModel
 from idefics.model.peaks import VISION_BYTES, encoded_bytes, encoding_bytes, prompt_bytes
 from idefics.parallel.device_map import held_heads, layer_devices
-from idefics.weights.byte_sizes import readable_bytes
-from idefics.weights.memory import free_bytes
 
 __all__ = ["Limits", "Reserve", "cache_blocks", "cache_room", "check_room", "reserve", "token_bytes"]
 

@@ -14,9 +14,9 @@ from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.limits import check_room
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
+from idefics.machine.memory import explain_out_of_memory
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import held_heads, layer_devices
-from idefics.weights.memory import explain_out_of_memory
 
 __all__ = ["LESS", "Encoder", "Prefill", "left_aligned", "positions"]
 

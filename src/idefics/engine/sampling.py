@@ -18,7 +18,7 @@ from idefics.engine.history import BANNED, History, LogitFilter
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.upload import uploaded
 from idefics.errors import NumericsError
-from idefics.weights.memory import explain_out_of_memory
+from idefics.machine.memory import explain_out_of_memory
 
 __all__ = ["Choice", "Choosing", "Draw", "Sampler", "ban", "choose", "cut_tails", "pick", "require_finite"]
 

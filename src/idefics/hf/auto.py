@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from idefics.config import family_name, read_json
+from idefics.config import family_name
+from idefics.config.json_files import read_json
 from idefics.hf.configuration import Spelled
 from idefics.hf.hub import folder_of
 from idefics.hf.modeling import Idefics2ForConditionalGeneration, IdeficsForVisionText2Text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from idefics import config as own
+from idefics.config.json_files import write_json
 from idefics.errors import ConfigError
 from idefics.hf.hub import folder_of, refuse
 from idefics.weights.load import load_config
@@ -76,7 +77,7 @@ class Spelled(own.Config):
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes `config.json`."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        own.write_json(Path(save_directory) / "config.json", self.to_dict())
+        write_json(Path(save_directory) / "config.json", self.to_dict())
 
 
 def _of_text(name: str) -> Any:

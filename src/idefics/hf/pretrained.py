@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idefics import config as own
+from idefics.config.json_files import write_json
 from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.engine.prefill import positions
@@ -23,10 +24,10 @@ from idefics.hf.hub import folder_of, one_of, refuse
 from idefics.hf.kept_engine import KeptEngine
 from idefics.hf.outputs import CausalLMOutput
 from idefics.inputs import ModelInputs
+from idefics.machine.byte_sizes import byte_size
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.load import load_placed
-from idefics.weights.byte_sizes import byte_size
 from idefics.weights.dtype import torch_dtype as dtype_named
 from idefics.weights.families import family_of
 from idefics.weights.init import initialize
@@ -135,7 +136,7 @@ class PretrainedModel(nn.Module, ABC):
             max_shard_size: bytes of weights per file at most, as a number or `"5GB"`.
         """
         save_model(self.model, Path(save_directory), max_shard_bytes=byte_size(max_shard_size, name="max_shard_size"))
-        own.write_json(Path(save_directory) / "generation_config.json", self.generation_config)
+        write_json(Path(save_directory) / "generation_config.json", self.generation_config)
 
     @property
     def config(self) -> Spelled:

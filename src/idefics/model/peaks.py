@@ -32,7 +32,7 @@ def encoding_bytes(config: Config, patches: int, *, width: int) -> int:
         patches: of the image.
         width: bytes of one activation.
 
-    >>> from idefics.presets import preset
+    >>> from idefics.config.presets import preset
     >>> VISION_BYTES // encoding_bytes(preset("idefics2-8b"), 1, width=2)
     10000
     """

@@ -13,10 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from idefics.config import Config
 from idefics.errors import OptionError, OutOfMemory
+from idefics.machine.byte_sizes import readable_bytes
 from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Angles, Decoder
 from idefics.model.gated_cross_attention import Routes, View
-from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.families import build_on_meta
 from idefics.weights.placement import Device, DeviceMap, Placement
 
@@ -55,7 +55,7 @@ def plan_devices(
     Raises:
         OutOfMemory: it does not fit; with all the numbers.
 
-    >>> from idefics.presets import preset
+    >>> from idefics.config.presets import preset
     >>> gpus = [("cuda:0", 9 * 2**30), ("cuda:1", 9 * 2**30)]
     >>> plan = plan_devices(preset("idefics2-8b"), gpus, dtype=torch.bfloat16)
     >>> plan["vision_model"], plan["text_model.layers.31"]

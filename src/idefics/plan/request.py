@@ -25,8 +25,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from idefics.config import Config
+from idefics.config.presets import preset, preset_names
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
-from idefics.presets import preset, preset_names
 from idefics.processor.base import Images
 from idefics.processor.families import load_processor, processor_class
 
@@ -257,7 +257,7 @@ def make_plan(
         OptionError: a number is out of range.
         ImageError: an image is too small to be split.
 
-    >>> from idefics.presets import preset
+    >>> from idefics.config.presets import preset
     >>> plan = make_plan(preset("idefics2-8b"), [(1920, 1080)] * 2, split=True)
     >>> plan.image_tokens, plan.framed_tokens
     (640, 651)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from idefics.config import read_json, write_json
+from idefics.config.json_files import read_json, write_json
 from idefics.errors import ConfigError, OptionError, TemplateError
 from idefics.processor.batch import BatchFeature
 from idefics.processor.messages import fill_images, normalise

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from idefics.config import family_name, read_json
+from idefics.config import family_name
+from idefics.config.json_files import read_json
 from idefics.processor.base import Processor
 from idefics.processor.idefics1 import IdeficsProcessor
 from idefics.processor.idefics2 import Idefics2Processor

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
+from idefics.machine.cpus import in_parallel, usable_cpus
 from idefics.processor.batch import BatchFeature
 from idefics.processor.fetch import open_image
 from idefics.processor.modes import to_rgb
-from idefics.processor.pool import in_parallel, usable_cpus
 from idefics.processor.resizing import resized
 from idefics.processor.settings import check_options, image_settings_of
 from idefics.processor.sizes import Box, check_size, processed_sizes, resized_size, sub_image_boxes, with_longest_edge

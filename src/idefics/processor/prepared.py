@@ -10,7 +10,7 @@ from PIL import Image
 
 from idefics.errors import InputError
 from idefics.inputs import Levels
-from idefics.processor.pool import in_parallel
+from idefics.machine.cpus import in_parallel
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from idefics.processor.pool import in_parallel
+from idefics.machine.cpus import in_parallel
 
 __all__ = ["resized"]
 

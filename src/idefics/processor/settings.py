@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from idefics.config import read_json
+from idefics.config.json_files import read_json
 from idefics.errors import ConfigError, OptionError
 
 __all__ = ["check_options", "check_owner", "image_settings_of", "processor_settings_of"]

@@ -18,7 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from idefics.config import read_json
+from idefics.config.json_files import read_json
 from idefics.errors import ConfigError, TemplateError
 
 __all__ = ["IDEFICS2_TEMPLATE", "find_template", "render"]

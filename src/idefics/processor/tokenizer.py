@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
-from idefics.config import read_json, write_json
+from idefics.config.json_files import read_json, write_json
 from idefics.errors import CheckpointNotFound, ConfigError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
 

@@ -42,7 +42,7 @@ def tolerance(config: Config, dtype: torch.dtype) -> float:
     stored is rounded: factor 2. In float32 the accumulation rounds too, over thousands of terms in an order that the
     shape of a batch decides: factor 64, which is still far below what any wrong mask or position does.
 
-    >>> from idefics.presets import preset
+    >>> from idefics.config.presets import preset
     >>> f"{tolerance(preset('idefics2-8b'), torch.float32):.1e} {tolerance(preset('idefics2-8b'), torch.bfloat16):.2f}"
     '6.0e-05 0.12'
     """

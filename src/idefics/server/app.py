@@ -15,19 +15,19 @@ from starlette.responses import PlainTextResponse, Response
 
 from idefics import __version__
 from idefics.errors import IdeficsError
-from idefics.server.addresses import AddressRule
-from idefics.server.bridge import EngineLink
 from idefics.server.errors import Invalid, ServerError
-from idefics.server.guard import OPEN_PATHS, Guard
-from idefics.server.keys import checked_keys
+from idefics.server.http.guard import OPEN_PATHS, Guard
+from idefics.server.http.keys import checked_keys
+from idefics.server.http.sse import Json
+from idefics.server.images.addresses import AddressRule
 from idefics.server.limits import ServerLimits
+from idefics.server.link.bridge import EngineLink
 from idefics.server.model import ServedModel
-from idefics.server.openai import openai_error, openai_router
+from idefics.server.openai.routes import openai_error, openai_router
 from idefics.server.playground import page_paths, playground_router
 from idefics.server.service import Service, served_error
-from idefics.server.sse import Json
-from idefics.server.tgi import tgi_error, tgi_router
-from idefics.server.tgi_schemas import TgiError
+from idefics.server.tgi.routes import tgi_error, tgi_router
+from idefics.server.tgi.schemas import TgiError
 
 __all__ = ["create_app"]
 

@@ -14,10 +14,10 @@ from idefics.engine.history import LogitFilter
 from idefics.engine.request import Event, StopCheck
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
+from idefics.machine.cpus import usable_cpus
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.packed import is_packed
 from idefics.processor.base import Processor
-from idefics.processor.pool import usable_cpus
 
 if TYPE_CHECKING:
     from idefics.api import Idefics

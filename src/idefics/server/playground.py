@@ -12,14 +12,14 @@ from starlette.responses import Response
 
 from idefics.errors import OptionError
 from idefics.plan import PRECISIONS, Plan, Precision, make_plan
-from idefics.server.bodies import Body, Messages
-from idefics.server.openai_asking import COMPLETION_TOKENS, prompt_of_chat
-from idefics.server.prompts import Prompt, prompt_of_markdown
-from idefics.server.requests import Asked
-from idefics.server.routes import taking_route
+from idefics.server.http.bodies import Body, Messages
+from idefics.server.http.routes import taking_route
+from idefics.server.http.sse import Json
+from idefics.server.openai.asking import COMPLETION_TOKENS
+from idefics.server.prepare.prompts import Prompt, prompt_of_markdown
+from idefics.server.prepare.requests import Asked
 from idefics.server.service import Service
-from idefics.server.sse import Json
-from idefics.server.tgi_schemas import TgiError
+from idefics.server.tgi.schemas import TgiError
 
 __all__ = ["page_paths", "playground_router"]
 
@@ -154,7 +154,7 @@ def playground_router(service: Service) -> APIRouter:
 
 def _prompt(body: PlanRequest, service: Service) -> Prompt:
     if body.messages is not None:
-        return prompt_of_chat(body.messages, service)
+        return service.preparer.chat(body.messages)
     return prompt_of_markdown(body.prompt or "", service.model.processor, images=service.limits.images)
 
 

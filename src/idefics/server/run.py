@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 
 from idefics.errors import OptionError
-from idefics.server.connections import Connection, raise_file_limit
+from idefics.server.http.connections import Connection, raise_file_limit
 from idefics.server.service import Service
 
 __all__ = ["Server", "bound", "configuration", "run", "tls_context"]

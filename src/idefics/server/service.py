@@ -9,17 +9,17 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from idefics.errors import IdeficsError
-from idefics.server.addresses import AddressRule
-from idefics.server.answers import Said
-from idefics.server.bridge import Bridge, EngineLink
 from idefics.server.errors import ClientGone, Closing, GenerationFailed, Overloaded, ServerError, as_told_error
-from idefics.server.images import ImageSource
+from idefics.server.images.addresses import AddressRule
+from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
+from idefics.server.link.answers import Said
+from idefics.server.link.bridge import Bridge, EngineLink
+from idefics.server.link.running import Running
 from idefics.server.logs import event
 from idefics.server.metrics import Metrics
 from idefics.server.model import ServedModel
-from idefics.server.requests import Asked, Prepared, Preparer
-from idefics.server.running import Running
+from idefics.server.prepare.requests import Asked, Prepared, Preparer
 
 __all__ = ["Conversation", "Place", "Service", "Written", "served_error"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from idefics.config.presets import preset_names
 from idefics.errors import CheckpointNotFound, OptionError
-from idefics.presets import preset_names
 
 __all__ = ["EMBEDDED", "EMBEDDED_NAME", "WANTED", "resolve"]
 

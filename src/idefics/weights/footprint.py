@@ -16,7 +16,7 @@ __all__ = ["kv_bytes_per_token", "main_dtype", "parameter_counts"]
 def parameter_counts(config: Config) -> dict[str, int]:
     """Parameters of each part, in order; a tied head counts none.
 
-    >>> from idefics.presets import preset
+    >>> from idefics.config.presets import preset
     >>> sum(parameter_counts(preset("idefics2-8b")).values())
     8402768112
     """
@@ -30,7 +30,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
 def kv_bytes_per_token(config: Config, dtype: torch.dtype) -> int:
     """Bytes that one token of one row takes in the cache of keys and values, over all layers.
 
-    >>> from idefics.presets import preset
+    >>> from idefics.config.presets import preset
     >>> kv_bytes_per_token(preset("idefics2-8b"), torch.bfloat16)
     131072
     """

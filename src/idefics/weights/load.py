@@ -11,15 +11,16 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from idefics.config import Config, read_json
+from idefics.config import Config
+from idefics.config.json_files import read_json
 from idefics.errors import CheckpointError
+from idefics.machine.byte_sizes import readable_bytes
+from idefics.machine.memory import explain_out_of_memory, require_free_bytes
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
-from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.families import build_on_meta, family_of, read_config
 from idefics.weights.footprint import main_dtype
 from idefics.weights.match import match
-from idefics.weights.memory import explain_out_of_memory, require_free_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
 from idefics.weights.shards import DTYPES, Shards, TensorEntry
 
@@ -167,7 +168,7 @@ def stored_dtype(entries: Iterable[TensorEntry]) -> torch.dtype:
 def unasked_dtype(config: Config, stored: torch.dtype) -> torch.dtype:
     """The dtype that a checkpoint is loaded in where none is asked for: the stored one, unless the family overflows in it.
 
-    >>> from idefics.presets import preset
+    >>> from idefics.config.presets import preset
     >>> unasked_dtype(preset("idefics-9b"), torch.float16), unasked_dtype(preset("idefics2-8b"), torch.float16)
     (torch.bfloat16, torch.float16)
     """

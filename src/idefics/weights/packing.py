@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from idefics.machine.byte_sizes import readable_bytes
+from idefics.machine.memory import explain_out_of_memory, free_bytes, let_go, require_free_bytes
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.joined import borrows_memory
 from idefics.model.layers.packed import pack, packing_pays
-from idefics.weights.byte_sizes import readable_bytes
-from idefics.weights.memory import explain_out_of_memory, free_bytes, let_go, require_free_bytes
 
 __all__ = ["pack_loaded"]
 

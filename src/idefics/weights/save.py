@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from idefics.config import write_json
+from idefics.config.json_files import write_json
 from idefics.errors import CheckpointError, OptionError
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.packed import is_packed

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from idefics.config import read_json
+from idefics.config.json_files import read_json
 from idefics.errors import CheckpointError, CheckpointNotFound, UnsafeCheckpoint
 
 __all__ = ["DTYPES", "INDEX", "SINGLE", "Shards", "TensorEntry"]

@@ -108,7 +108,7 @@ def _config(folder: Path) -> None:
 def _shard(folder: Path) -> None:
     shutil.rmtree(folder)
     from fakes import tiny_config, tiny_processor
-    from idefics.create import create_checkpoint
+    from idefics.weights.create import create_checkpoint
 
     tiny_processor().save_pretrained(folder.parent / "tokenizer")
     create_checkpoint(tiny_config(), folder, tokenizer=folder.parent / "tokenizer", max_shard_bytes=100_000)

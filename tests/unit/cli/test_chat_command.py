@@ -119,7 +119,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     script = tmp_path / "talk.py"
     script.write_text(
         "import time\nfrom types import SimpleNamespace\nfrom idefics.cli import chat, main\n"
-        "import idefics.weights.memory\n"
+        "import idefics.machine.memory\n"
         "def stream(messages, **_):\n"
         "    if len(messages) == 1:\n        yield 'begun'\n        time.sleep(60)\n"
         "    yield 'second'\n"

@@ -12,8 +12,8 @@ from PIL import Image
 
 import idefics
 from idefics.api import Idefics
-from idefics.create import create_checkpoint
 from idefics.inputs import ModelInputs, pixels_of
+from idefics.weights.create import create_checkpoint
 from idefics.weights.load import load_model
 from idefics.weights.save import save_model
 

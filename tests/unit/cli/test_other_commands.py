@@ -96,9 +96,9 @@ def test_init_then_ask(run: Any, tmp_path: Path, tiny_checkpoint: Path) -> None:
     assert ran.code == 1
     assert "<image> at 380" in ran.err
     assert not out.exists()
-    from idefics.create import padded_tokenizer
+    from idefics.weights.create import padded_tokenizer
 
-    config = idefics.presets.preset("tiny-random-idefics2")
+    config = idefics.config.presets.preset("tiny-random-idefics2")
     padded_tokenizer(tiny_checkpoint / "tokenizer.json", config).save(tmp_path / "tokenizer")
     made = run("init", "tiny-random-idefics2", out, "--tokenizer", tmp_path / "tokenizer", "--max-shard-size", "2MB")
     assert (made.code, made.out, made.err) == (0, f"{out}\n", "")

@@ -9,13 +9,13 @@ import torch
 
 import gated
 from fakes import tiny_config, tiny_model
+from idefics.config.presets import preset
 from idefics.engine import limits as limits_module
 from idefics.engine.limits import LEAST_SHARE, MARGIN, Limits, cache_blocks, cache_room, reserve, token_bytes
 from idefics.errors import OptionError, OutOfMemory
 from idefics.model.base import VisionLanguageModel
 from idefics.model.peaks import VISION_BYTES
 from idefics.plan import make_plan
-from idefics.presets import preset
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 EIGHT = preset("idefics2-8b")

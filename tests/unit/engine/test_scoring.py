@@ -10,9 +10,9 @@ from PIL import Image
 
 import idefics
 from idefics.api import Idefics
-from idefics.create import create_checkpoint
 from idefics.engine import scoring
 from idefics.errors import InputError
+from idefics.weights.create import create_checkpoint
 from idefics.weights.init import initialize
 
 PROMPTS = ("<image>What color is it?", "<image>It is red.</s>", "<image>One.</s>And", "<image>One.</s>And<image>")

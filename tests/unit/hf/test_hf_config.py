@@ -12,8 +12,8 @@ from fakes import tiny_config
 from idefics import Idefics2Config, IdeficsConfig
 from idefics.config import Idefics2Config as Plain
 from idefics.config import PerceiverConfig, VisionConfig
+from idefics.config.presets import preset
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
-from idefics.presets import preset
 
 PARTS: dict[str, Any] = {
     "vision_config": {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 3, "image_size": 98, "patch_size": 14},

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fakes import LATENTS, PATCH, tiny_config, tiny_model
+from idefics.config.parts import ACTIVATIONS as CONFIGURABLE
 from idefics.errors import InputError
 from idefics.model.layers import norm
 from idefics.model.layers.activation import ACTIVATIONS
@@ -15,7 +16,6 @@ from idefics.model.layers.rope import rotary_angles, rotate
 from idefics.model.merge import merge_latents
 from idefics.model.siglip import patch_position_ids
 from idefics.model.vision_encoder import PatchEmbedding, patchify
-from idefics.sections import ACTIVATIONS as CONFIGURABLE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

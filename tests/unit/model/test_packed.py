@@ -228,7 +228,7 @@ def test_loading_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert is_packed(load(folder, dtype="float32").model) == can_pack(torch.float32)
     assert not packing_pays(tiny_model().to("meta"))
     monkeypatch.setattr("idefics.weights.packing.free_bytes", lambda _: 1)
-    monkeypatch.setattr("idefics.weights.memory.free_bytes", lambda *_, **__: 1)
+    monkeypatch.setattr("idefics.machine.memory.free_bytes", lambda *_, **__: 1)
     monkeypatch.setattr("idefics.weights.load.require_free_bytes", lambda *_, **__: None)
     assert not is_packed(load(folder).model), "no room: stays as it is"
     with pytest.raises(OutOfMemory, match="packing"):

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from idefics.config import Config, Idefics1Config, Idefics2Config
+from idefics.config.presets import preset
 from idefics.model import peaks
 from idefics.model.base import VisionLanguageModel
 from idefics.model.peaks import encoded_bytes, encoding_bytes, groups, prompt_bytes
-from idefics.presets import preset
 from idefics.weights.families import build_on_meta
 
 

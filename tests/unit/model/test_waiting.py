@@ -14,13 +14,13 @@ import torch
 
 from fakes import tiny_model, write_tiny_checkpoint
 from idefics.api import load
+from idefics.machine import memory
+from idefics.machine.memory import free_bytes, promised_bytes
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers import packed
 from idefics.model.layers.joined import borrows_memory
 from idefics.model.layers.packed import PackedLinear, can_pack, finish_packing, named_weights, pack, unpack
-from idefics.model.layers.waiting import Scratch, waiting_bytes
-from idefics.weights import memory
-from idefics.weights.memory import free_bytes
+from idefics.model.layers.waiting import Scratch
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch cannot pack here")
 
@@ -155,18 +155,18 @@ def test_others_are_not_promised_the_memory_that_waits(
     gc.collect()
     monkeypatch.setattr(memory, "_available", lambda *_, **__: 10**12)
     monkeypatch.setattr(memory, "_group_limit", lambda _: None)
-    before = waiting_bytes()
+    before = promised_bytes()
     model = mapped()
     inside = sum(module.nbytes for module in model.modules() if isinstance(module, PackedLinear))
-    assert waiting_bytes() - before == inside > 0
+    assert promised_bytes() - before == inside > 0
     assert free_bytes(torch.device("cpu")) == 10**12 - before - inside
     finish_packing(model)
     assert free_bytes(torch.device("cpu")) == 10**12 - before
     model = mapped()
     del model
-    assert waiting_bytes() == before, "a model that is dropped waits for nothing"
+    assert promised_bytes() == before, "a model that is dropped waits for nothing"
     pack(tiny_model())
-    assert waiting_bytes() == before, "what has memory of its own gives back as much"
+    assert promised_bytes() == before, "what has memory of its own gives back as much"
 
 
 def test_weights_are_let_go_one_after_the_other(tmp_path: Path, reordered: list[int]) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from gated import EDGES, model_inputs, tiny_model
 from idefics.config import Idefics2Config
+from idefics.config.presets import preset
 from idefics.errors import OptionError, OutOfMemory
 from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Angles
@@ -18,7 +19,6 @@ from idefics.model.gated_cross_attention import route
 from idefics.parallel import device_map as module
 from idefics.parallel import load
 from idefics.parallel.device_map import layer_devices, plan_devices, spread, usable
-from idefics.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize

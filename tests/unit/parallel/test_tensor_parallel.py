@@ -20,11 +20,11 @@ from torch.multiprocessing import start_processes
 
 import idefics
 from idefics.config import Config, Idefics1Config, Idefics2Config
+from idefics.config.presets import preset
 from idefics.errors import OptionError
 from idefics.parallel import launch
 from idefics.parallel.load import load_placed
 from idefics.parallel.tensor_parallel import parallelize, plan_of
-from idefics.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.init import initialize
 from idefics.weights.save import save_model

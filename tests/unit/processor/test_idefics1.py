@@ -13,9 +13,9 @@ from PIL import Image
 
 import mistral_tokenizer
 from golden.make_processor_golden import picture
+from idefics.config.presets import preset
 from idefics.errors import ConfigError, ImageCountError, ImageError, InputError, OptionError, TemplateError
 from idefics.inputs import pixels_of
-from idefics.presets import preset
 from idefics.processor import fetch
 from idefics.processor.families import load_processor, processor_class
 from idefics.processor.idefics1 import IdeficsProcessor

@@ -12,9 +12,9 @@ import torch
 
 import mistral_tokenizer
 from golden.make_processor_golden import picture
+from idefics.config.presets import preset
 from idefics.errors import CheckpointNotFound, ConfigError, ImageCountError, ImageError, InputError, OptionError, TemplateError
 from idefics.inputs import pixels_of
-from idefics.presets import preset
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.image import ImageProcessor
 from idefics.processor.tokenizer import Tokenizer

@@ -12,8 +12,8 @@ from PIL import Image
 
 from golden.make_processor_golden import picture
 from idefics.errors import ImageError
+from idefics.machine.cpus import in_parallel, usable_cpus
 from idefics.processor.idefics2 import Idefics2Processor
-from idefics.processor.pool import in_parallel, usable_cpus
 
 
 def slow_first(number: int) -> int:
@@ -42,7 +42,7 @@ def test_the_first_error_is_told(processor: Idefics2Processor, workers: int) -> 
 
 
 def test_importing_starts_no_thread() -> None:
-    program = "import threading, idefics.processor.pool, idefics.processor.image; print(threading.active_count())"
+    program = "import threading, idefics.machine.cpus, idefics.processor.image; print(threading.active_count())"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "1\n"
 
 

@@ -9,8 +9,8 @@ import torch
 import invariants
 from fakes import tiny_idefics, write_tiny_checkpoint
 from idefics.cli import main
+from idefics.config.presets import preset
 from idefics.errors import OutOfMemory
-from idefics.presets import preset
 from idefics.selftest import CHECKS, verify
 from idefics.selftest.checks import disagreements, distance, judge, tolerance
 from idefics.selftest.subject import Subject

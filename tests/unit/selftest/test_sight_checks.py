@@ -11,7 +11,6 @@ import torch
 import idefics
 from idefics.api import Idefics
 from idefics.cli import main
-from idefics.create import create_checkpoint
 from idefics.model import gated_cross_attention
 from idefics.model import idefics1 as network
 from idefics.model.gated_cross_attention import route
@@ -21,6 +20,7 @@ from idefics.selftest import CHECKS, answers, decoding, sight, verify
 from idefics.selftest.checks import Check
 from idefics.selftest.run import attempt
 from idefics.selftest.subject import Subject
+from idefics.weights.create import create_checkpoint
 from idefics.weights.init import initialize
 from mutations import Mutation, registry
 

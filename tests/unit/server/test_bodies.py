@@ -11,8 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from fake_engine import FakeEngine
-from idefics.server.bodies import parsed
-from idefics.server.openai_schemas import ChatCompletionRequest
+from idefics.server.http.bodies import parsed
+from idefics.server.openai.schemas import ChatCompletionRequest
 from serving import fake_app, script
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 3}

@@ -16,8 +16,8 @@ from starlette.responses import Response
 
 from fake_engine import FakeEngine
 from fake_server import fake_server
-from idefics.server import connections
-from idefics.server.connections import most_connections, raise_file_limit
+from idefics.server.http import connections
+from idefics.server.http.connections import most_connections, raise_file_limit
 from idefics.server.limits import ServerLimits
 from idefics.server.run import LAST_SECONDS, Server, configuration
 from serving import fake_app, script, wait_until

@@ -25,10 +25,10 @@ from fakes import tiny_processor
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import IdeficsError, ImageCountError, InputError
 from idefics.inputs import Levels, ModelInputs, image_digest
-from idefics.server import engine_process
-from idefics.server.engine_process import EngineProcess
-from idefics.server.guides import Grammar
-from idefics.server.worker import Add
+from idefics.server.link import engine_process
+from idefics.server.link.engine_process import EngineProcess
+from idefics.server.link.worker import Add
+from idefics.server.prepare.guides import Grammar
 from serving import wait_until
 
 BODY: dict[str, Any] = {"inputs": "a", "parameters": {"max_new_tokens": 400}}
@@ -155,7 +155,7 @@ def test_a_program_that_never_uses_its_engine_can_end() -> None:
     said = (
         "from functools import partial",
         "from fake_server import fake_engine",
-        "from idefics.server.engine_process import EngineProcess",
+        "from idefics.server.link.engine_process import EngineProcess",
         "if __name__ == '__main__':",
         "    engine = EngineProcess(partial(fake_engine, {}))",
     )

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from fake_engine import FakeEngine
 from idefics.errors import OptionError
 from idefics.server.app import error_response
-from idefics.server.guard import Guard
+from idefics.server.http.guard import Guard
 from idefics.server.limits import ServerLimits
 from serving import fake_app, script, serving
 

@@ -11,9 +11,9 @@ import torch
 
 from fakes import tiny_idefics
 from idefics.engine.sampling_params import sampling_params
-from idefics.server import guides as guides_module
 from idefics.server.errors import Invalid
-from idefics.server.guides import Grammar, Guide, Guides, json_grammar
+from idefics.server.prepare import guides as guides_module
+from idefics.server.prepare.guides import Grammar, Guide, Guides, json_grammar
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -20,14 +20,15 @@ from fakes import generation_defaults, tiny_idefics, tiny_processor
 from idefics.engine.limits import Limits
 from idefics.errors import ImageError
 from idefics.processor.prepared import PreparedImage
-from idefics.server.addresses import AddressRule
 from idefics.server.errors import Invalid, Overloaded
-from idefics.server.images import Decoder, ImageSource
+from idefics.server.images.addresses import AddressRule
+from idefics.server.images.budget import PixelBudget
+from idefics.server.images.decoder import Decoder
+from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
 from idefics.server.model import ServedEngine
-from idefics.server.pixel_budget import PixelBudget
-from idefics.server.prompts import Prompt
-from idefics.server.requests import Asked, Preparer
+from idefics.server.prepare.prompts import Prompt
+from idefics.server.prepare.requests import Asked, Preparer
 from serving import data_url, fake_app, image_host, png, script, serving, wait_until
 
 

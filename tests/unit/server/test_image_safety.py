@@ -16,10 +16,11 @@ from starlette.testclient import TestClient
 
 from fake_engine import FakeEngine
 from idefics.errors import ImageError
-from idefics.server.addresses import AddressRule, is_public
-from idefics.server.data_urls import data_bytes
-from idefics.server.images import Decoder, ImageSource
-from idefics.server.jpeg import scans
+from idefics.server.images.addresses import AddressRule, is_public
+from idefics.server.images.data_urls import data_bytes
+from idefics.server.images.decoder import Decoder
+from idefics.server.images.jpeg import scans
+from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
 from serving import data_url, fake_app, image_host, png, script
 
@@ -242,7 +243,7 @@ def test_formats_that_are_read(form: str) -> None:
 
 
 def test_images_that_grow_when_they_are_loaded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idefics.server.images.upright_image", lambda _: Image.new("RGB", (41, 30)))
+    monkeypatch.setattr("idefics.server.images.decoder.upright_image", lambda _: Image.new("RGB", (41, 30)))
     with pytest.raises(ImageError, match="41x30 pixels, more than its header states"):
         decode([png(40, 30)], ServerLimits())
 
@@ -320,6 +321,6 @@ def test_escapes_and_blocks_may_be_cut_anywhere(monkeypatch: pytest.MonkeyPatch)
     plain = data_url(data).partition(",")[2]
     escaped = plain.replace("+", "%2b").replace("/", "%2F").replace("=", "%3D") + "%0d%0A%20"
     for piece in range(3, 20):
-        monkeypatch.setattr("idefics.server.data_urls._PIECE", piece)
+        monkeypatch.setattr("idefics.server.images.data_urls._PIECE", piece)
         for form in (plain, escaped, "\n".join(plain)):
             assert data_bytes(f"data:;base64,{form}", 10_000) == data

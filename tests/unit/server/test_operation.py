@@ -18,10 +18,10 @@ from fake_engine import FakeEngine
 from fakes import tiny_processor
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
-from idefics.server.engine_thread import EngineThread
 from idefics.server.errors import Closing
 from idefics.server.limits import ServerLimits
-from idefics.server.worker import Add, Cancel, Command, Score, Worker
+from idefics.server.link.engine_thread import EngineThread
+from idefics.server.link.worker import Add, Cancel, Command, Score, Worker
 from serving import data_url, fake_app, image_host, png, script, serving, wait_until
 
 LONG = script("the red image " * 30)

@@ -9,7 +9,7 @@ import pytest
 
 from fakes import tiny_processor
 from idefics.errors import InputError, TemplateError
-from idefics.server.prompts import Prompt, prompt_of_markdown, prompt_of_messages
+from idefics.server.prepare.prompts import Prompt, prompt_of_markdown, prompt_of_messages
 
 
 @pytest.mark.parametrize(

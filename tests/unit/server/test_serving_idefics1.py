@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 
 import idefics
 from idefics.api import Idefics
-from idefics.create import create_checkpoint
 from idefics.server.app import create_app
-from idefics.server.engine_thread import EngineThread
+from idefics.server.link.engine_thread import EngineThread
 from idefics.server.model import ServedEngine, ServedModel
+from idefics.weights.create import create_checkpoint
 from serving import data_url, png
 
 

@@ -12,7 +12,7 @@ from idefics.api import Idefics
 from idefics.engine.limits import Limits
 from idefics.engine.request import Event
 from idefics.server.app import create_app
-from idefics.server.engine_thread import EngineThread
+from idefics.server.link.engine_thread import EngineThread
 from idefics.server.model import ServedEngine, ServedModel
 
 REPETITIVE = "the red image is blue and " * 6

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from fake_engine import FakeEngine
 from idefics.errors import InputError, NumericsError
 from idefics.server.limits import ServerLimits
-from idefics.server.tgi import grammar_of
-from idefics.server.tgi_schemas import GrammarParameter
+from idefics.server.tgi.routes import grammar_of
+from idefics.server.tgi.schemas import GrammarParameter
 from serving import data_url, fake_app, image_host, png, script
 
 

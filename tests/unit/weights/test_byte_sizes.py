@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from idefics.errors import OptionError
-from idefics.weights.byte_sizes import byte_size, readable_bytes
+from idefics.machine.byte_sizes import byte_size, readable_bytes
 
 
 def test_readable_bytes() -> None:

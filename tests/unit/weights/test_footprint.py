@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import TINY, build
 
-from idefics.presets import preset
+from idefics.config.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 

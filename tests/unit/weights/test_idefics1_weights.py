@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 import invariants
 from gated import BOS, block, model_inputs, pictures, random_batch, tiny_config, tiny_model, tiny_raw
 from idefics.config import Idefics1Config
+from idefics.config.presets import preset
 from idefics.errors import ConfigError
 from idefics.hf.modeling import IdeficsForVisionText2Text
-from idefics.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.idefics1 import TABLE

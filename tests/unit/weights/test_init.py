@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import torch
 
-from idefics.presets import preset
+from idefics.config.presets import preset
 from idefics.weights.families import build_on_meta
 from idefics.weights.init import starts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from idefics.weights.memory import let_go
+from idefics.machine.memory import let_go
 
 SIZE = 2**24
 

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build, logits
 
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError, OutOfMemory, TensorMismatch
-from idefics.weights import load, memory
+from idefics.machine import memory
+from idefics.machine.memory import explain_out_of_memory, free_bytes
+from idefics.weights import load
 from idefics.weights.load import load_config, load_model
 from idefics.weights.match import TensorsDiffer
-from idefics.weights.memory import explain_out_of_memory, free_bytes
 from idefics.weights.save import save_model
 
 Make = Callable[..., Path]

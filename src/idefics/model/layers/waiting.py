@@ -8,12 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from typing import Protocol
-from weakref import WeakSet, ref
+from weakref import ref
 
 import torch
 from torch import Tensor
 
-__all__ = ["Part", "Scratch", "Waiting", "waiting_bytes"]
+from idefics.machine.memory import promise
+
+__all__ = ["Part", "Scratch", "Waiting"]
 
 
 class Scratch:
@@ -58,8 +60,7 @@ class Part:
         self._lock = threading.Lock()
         # Weak, so that a model that is dropped is gone at once.
         self._layers: list[ref[Waiting]] = []
-        with _COUNTING:
-            _PARTS.add(self)
+        promise(self)
 
     def add(self, layer: Waiting) -> None:
         """One more."""
@@ -84,16 +85,3 @@ class Part:
 
     def _present(self) -> list[Waiting]:
         return [layer for layer in (reference() for reference in list(self._layers)) if layer is not None]
-
-
-_PARTS: WeakSet[Part] = WeakSet()
-_COUNTING = threading.Lock()
-
-
-def waiting_bytes() -> int:
-    """Bytes of memory that weights of this process in mapped files will take once they are arranged; who asks what is free
-    must leave them alone.
-    """
-    with _COUNTING:
-        parts = list(_PARTS)
-    return sum(part.missing for part in parts)

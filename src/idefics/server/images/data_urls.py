@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 
 from idefics.errors import ImageError
-from idefics.server.references import shortened
+from idefics.server.images.references import shortened
 
 __all__ = ["data_bytes"]
 

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from idefics.errors import ConfigError
 
 __all__ = [
-    "ABSENT_TEXT", "CLIP", "LLAMA", "FlamingoConfig", "PerceiverConfig", "TextConfig", "VisionConfig", "check_sizes",
+    "ABSENT_TEXT", "CLIP", "LLAMA", "PARTS", "FlamingoConfig", "PerceiverConfig", "TextConfig", "VisionConfig", "check_sizes",
     "mapping", "refuse_unknown", "section", "text_section",
 ]  # fmt: skip
 
+PARTS = ("vision_config", "perceiver_config", "text_config")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
 
 # Keys that the reference writes and that change nothing in the maths of inference: bookkeeping, defaults for

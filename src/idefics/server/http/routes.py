@@ -9,9 +9,9 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from idefics.server.bodies import parsed
+from idefics.server.http.bodies import parsed
+from idefics.server.http.sse import while_connected
 from idefics.server.service import Place, Service
-from idefics.server.sse import while_connected
 
 __all__ = ["is_brief", "place_of", "taking_route"]
 

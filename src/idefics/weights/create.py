@@ -17,13 +17,14 @@ import torch
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from idefics.config import Config, write_json
+from idefics.config import Config
+from idefics.config.json_files import write_json
+from idefics.config.presets import preset
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
-from idefics.presets import preset
+from idefics.machine.byte_sizes import readable_bytes
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.families import processor_class
 from idefics.processor.tokenizer import Tokenizer
-from idefics.weights.byte_sizes import readable_bytes
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.families import build_on_meta, family_of
 from idefics.weights.files import EMBEDDED

@@ -19,13 +19,14 @@ from idefics.errors import ImageError
 from idefics.inputs import ModelInputs, image_digest
 from idefics.processor.base import Processor
 from idefics.processor.prepared import PreparedImage
-from idefics.server.data_urls import data_bytes
 from idefics.server.errors import ClientGone, Invalid
-from idefics.server.guides import Grammar, Guides
-from idefics.server.images import Decoder, ImageSource
+from idefics.server.images.budget import PixelBudget
+from idefics.server.images.data_urls import data_bytes
+from idefics.server.images.decoder import Decoder
+from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
-from idefics.server.pixel_budget import PixelBudget
-from idefics.server.prompts import Prompt
+from idefics.server.prepare.guides import Grammar, Guides
+from idefics.server.prepare.prompts import Prompt, prompt_of_messages
 
 __all__ = ["Asked", "Prepared", "Preparer", "Tokenized"]
 
@@ -170,6 +171,17 @@ class Preparer:
             image_bytes=image_bytes,
             seconds=time.monotonic() - began,
         )
+
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+        """The prompt of a chat of no more messages than could fit.
+
+        Raises:
+            Invalid: there are more.
+            InputError: the messages are unusable.
+        """
+        if len(messages) > self._positions:
+            raise Invalid(f"{len(messages)} messages do not fit {self._positions} tokens", param="messages")
+        return prompt_of_messages(messages, self.processor, images=self._limits.images)
 
     async def tokens(self, asked: Asked) -> list[Tokenized]:
         """The tokens of a prompt; images are counted, not fetched, as their tokens do not depend on them.

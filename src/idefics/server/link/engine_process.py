@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from idefics.errors import IdeficsError
+from idefics.server.link.worker import Command, Report, Worker
 from idefics.server.model import EngineLike, ServedModel
-from idefics.server.worker import Command, Report, Worker
 
 __all__ = ["EngineProcess"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from idefics.server.bodies import Body, Messages, Nullable, Texts
+from idefics.server.http.bodies import Body, Messages, Nullable, Texts
 
 __all__ = ["ChatCompletionRequest", "Completing", "CompletionRequest", "OpenAIError", "ResponseFormat"]
 

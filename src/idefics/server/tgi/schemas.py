@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from idefics.server.bodies import Body, Messages, Strict, Texts
+from idefics.server.http.bodies import Body, Messages, Strict, Texts
 
 __all__ = ["ChatTokenizeRequest", "Generate", "GenerateOrStream", "GrammarParameter", "Parameters", "TgiError", "Tokenize"]
 

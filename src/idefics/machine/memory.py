@@ -6,18 +6,20 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from idefics.errors import OutOfMemory
-from idefics.model.layers.waiting import waiting_bytes
-from idefics.weights.byte_sizes import readable_bytes
+from idefics.machine.byte_sizes import readable_bytes
 
-__all__ = ["explain_out_of_memory", "free_bytes", "let_go", "require_free_bytes"]
+__all__ = ["Promised", "explain_out_of_memory", "free_bytes", "let_go", "promise", "promised_bytes", "require_free_bytes"]
 
 # torch raises plain RuntimeErrors where the CPU's memory ends.
 _SIGNS = ("out of memory", "not enough memory", "allocate memory", "bad allocation", "std::bad_alloc")
@@ -65,7 +67,33 @@ def free_bytes(device: torch.device, *, swap: bool = False) -> int | None:
         return None
     told = (_available(Path("/proc/meminfo"), swap=swap), _group_limit(Path("/sys/fs/cgroup")))
     free = min((found for found in told if found is not None), default=None)
-    return None if free is None else max(0, free - waiting_bytes())
+    return None if free is None else max(0, free - promised_bytes())
+
+
+class Promised(Protocol):
+    """Something that will take memory later, and that nobody else may be given until then."""
+
+    @property
+    def missing(self) -> int:
+        """Bytes that it still will take."""
+        ...
+
+
+_PROMISED: WeakSet[Promised] = WeakSet()
+_COUNTING = threading.Lock()
+
+
+def promise(later: Promised) -> None:
+    """Keeps memory for it out of what `free_bytes` tells, for as long as it lives."""
+    with _COUNTING:
+        _PROMISED.add(later)
+
+
+def promised_bytes() -> int:
+    """Bytes of memory that are spoken for in this process."""
+    with _COUNTING:
+        promised = list(_PROMISED)
+    return sum(later.missing for later in promised)
 
 
 def _available(meminfo: Path, *, swap: bool) -> int | None:

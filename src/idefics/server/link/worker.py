@@ -17,11 +17,11 @@ from idefics.engine.request import Ended, Event, Token
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
-from idefics.server.answers import StopWatch
 from idefics.server.errors import GenerationFailed, ServerError, TimedOut, as_server_error
-from idefics.server.guides import Grammar, Guides
+from idefics.server.link.answers import StopWatch
 from idefics.server.logs import REQUEST_ID
 from idefics.server.model import EngineLike, EngineState
+from idefics.server.prepare.guides import Grammar, Guides
 
 __all__ = ["Add", "Cancel", "Command", "Failed", "Outcome", "Report", "Score", "Scored", "Stop", "Taken", "Worker"]
 

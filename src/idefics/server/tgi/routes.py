@@ -10,17 +10,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from idefics.server.answers import Said
 from idefics.server.errors import Invalid, ServerError
-from idefics.server.guides import Grammar, json_grammar, named_schema
-from idefics.server.info import info
-from idefics.server.openai_asking import prompt_of_chat
-from idefics.server.prompts import prompt_of_markdown
-from idefics.server.requests import Asked, Tokenized
-from idefics.server.routes import is_brief, place_of, taking_route
+from idefics.server.http.routes import is_brief, place_of, taking_route
+from idefics.server.http.sse import STREAMED, EventStream, Json, guarded_events
+from idefics.server.link.answers import Said
+from idefics.server.prepare.guides import Grammar, json_grammar, named_schema
+from idefics.server.prepare.prompts import prompt_of_markdown
+from idefics.server.prepare.requests import Asked, Tokenized
 from idefics.server.service import Conversation, Service, Written, served_error
-from idefics.server.sse import STREAMED, EventStream, Json, guarded_events
-from idefics.server.tgi_schemas import (
+from idefics.server.tgi.info import info
+from idefics.server.tgi.schemas import (
     ChatTokenizeRequest,
     Generate,
     GenerateOrStream,
@@ -88,7 +87,7 @@ def tgi_router(service: Service) -> APIRouter:
     @router.post("/chat_tokenize", summary="A chat's prompt and its tokens")
     async def chat_tokenize(body: ChatTokenizeRequest) -> Response:
         in_worker = service.preparer.in_worker
-        prompt = await in_worker(lambda: prompt_of_chat(body.messages, service))
+        prompt = await in_worker(lambda: service.preparer.chat(body.messages))
         asked = Asked(prompt=prompt, split=body.do_image_splitting, max_image_size=body.max_image_size)
         tokens = await service.preparer.tokens(asked)
         text = prompt.written(service.model.processor.image_token)

@@ -10,11 +10,11 @@ import torch
 import idefics
 from fakes import tiny_config, tiny_tokenizer
 from idefics.config import Idefics2Config
-from idefics.create import create_checkpoint, padded_tokenizer
+from idefics.config.presets import preset
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
 from idefics.model.idefics2 import Idefics2
-from idefics.presets import preset
 from idefics.processor.detokenizer import TextStream
+from idefics.weights.create import create_checkpoint, padded_tokenizer
 from idefics.weights.init import initialize
 from idefics.weights.load import load_config, load_model
 

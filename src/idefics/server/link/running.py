@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from idefics.engine.request import Token
-from idefics.server.answers import AnswerText, Said
 from idefics.server.errors import ServerError, TimedOut
-from idefics.server.worker import Failed, Outcome
+from idefics.server.link.answers import AnswerText, Said
+from idefics.server.link.worker import Failed, Outcome
 
 __all__ = ["Message", "Running", "hand_over"]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from idefics.server.errors import Invalid
-from idefics.server.guides import Grammar, json_grammar, named_schema
-from idefics.server.openai_schemas import ChatCompletionRequest, Completing, CompletionRequest, ResponseFormat
-from idefics.server.prompts import Prompt, prompt_of_markdown, prompt_of_messages
-from idefics.server.requests import Asked
+from idefics.server.openai.schemas import ChatCompletionRequest, Completing, CompletionRequest, ResponseFormat
+from idefics.server.prepare.guides import Grammar, json_grammar, named_schema
+from idefics.server.prepare.prompts import Prompt, prompt_of_markdown
+from idefics.server.prepare.requests import Asked
 from idefics.server.service import Service
 
-__all__ = ["COMPLETION_TOKENS", "asked_of_chat", "asked_of_completion", "copies_of", "prompt_of_chat"]
+__all__ = ["COMPLETION_TOKENS", "asked_of_chat", "asked_of_completion", "copies_of"]
 
 COMPLETION_TOKENS = 16
 """New tokens of `/v1/completions` where the body does not say: OpenAI's default."""
@@ -34,23 +33,11 @@ def asked_of_chat(body: ChatCompletionRequest, service: Service) -> Asked:
         raise Invalid("`max_tokens` and `max_completion_tokens` contradict each other; give one", param="max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise Invalid("`top_logprobs` needs `logprobs`: true", param="top_logprobs")
-    prompt = prompt_of_chat(body.messages, service)
+    prompt = service.preparer.chat(body.messages)
     new = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     options = _options(body, service, new=new)
     options["logprobs"] = _alternatives(body.top_logprobs, service, "top_logprobs")
     return _asked(body, prompt, options, _grammar(body.response_format, service))
-
-
-def prompt_of_chat(messages: Sequence[Mapping[str, Any]], service: Service) -> Prompt:
-    """The prompt of a chat of no more messages than could fit.
-
-    Raises:
-        Invalid: there are more.
-        InputError: the messages are unusable.
-    """
-    if len(messages) > service.model.positions:
-        raise Invalid(f"{len(messages)} messages do not fit {service.model.positions} tokens", param="messages")
-    return prompt_of_messages(messages, service.model.processor, images=service.limits.images)
 
 
 def asked_of_completion(body: CompletionRequest, service: Service) -> list[Asked]:

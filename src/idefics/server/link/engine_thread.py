@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 
 from idefics.processor.tokenizer import Tokenizer
+from idefics.server.link.worker import Command, Report, Worker
 from idefics.server.model import EngineLike
-from idefics.server.worker import Command, Report, Worker
 
 __all__ = ["EngineThread"]
 

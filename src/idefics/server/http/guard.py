@@ -15,7 +15,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 
 from idefics.server.errors import Closing, Overloaded, ServerError, TimedOut, TooLarge, Unauthorized
-from idefics.server.keys import bears
+from idefics.server.http.keys import bears
 from idefics.server.limits import ServerLimits
 from idefics.server.logs import REQUEST_ID, event
 from idefics.server.service import served_error

@@ -21,13 +21,13 @@ from typing import Protocol
 from idefics.engine.request import Token
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
-from idefics.server.answers import AnswerText
 from idefics.server.errors import Closing, ServerError, as_server_error
+from idefics.server.link.answers import AnswerText
+from idefics.server.link.running import Message, Running, hand_over
+from idefics.server.link.worker import Add, Cancel, Command, Failed, Outcome, Report, Score, Scored, Stop
 from idefics.server.logs import REQUEST_ID
 from idefics.server.model import EngineState
-from idefics.server.requests import Prepared
-from idefics.server.running import Message, Running, hand_over
-from idefics.server.worker import Add, Cancel, Command, Failed, Outcome, Report, Score, Scored, Stop
+from idefics.server.prepare.requests import Prepared
 
 __all__ = ["Bridge", "EngineLink"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from idefics.processor.tokenizer import Tokenizer
-from idefics.server.answers import Said
+from idefics.server.link.answers import Said
 
 __all__ = ["Shown", "ShownTokens", "chat_logprobs", "completion_logprobs"]
 

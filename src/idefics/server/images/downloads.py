@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection
 import httpcore
 
 from idefics.errors import ImageError
+from idefics.server.images.references import requested, shortened, target
 from idefics.server.limits import ServerLimits
-from idefics.server.references import requested, shortened, target
 
 __all__ = ["download"]
 

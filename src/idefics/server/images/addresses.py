@@ -14,7 +14,7 @@ from typing import Any
 import httpcore
 
 from idefics.errors import ImageError, OptionError
-from idefics.server.lookups import RequestLookups
+from idefics.server.images.lookups import RequestLookups
 
 __all__ = ["AddressRule", "CheckedNetwork", "is_public"]
 

@@ -12,15 +12,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from idefics.server.answers import Said
 from idefics.server.errors import Invalid, ServerError
-from idefics.server.openai_asking import asked_of_chat, asked_of_completion, copies_of
-from idefics.server.openai_logprobs import Shown, ShownTokens, chat_logprobs, completion_logprobs
-from idefics.server.openai_schemas import ChatCompletionRequest, Completing, CompletionRequest, OpenAIError
-from idefics.server.requests import Asked
-from idefics.server.routes import is_brief, place_of, taking_route
+from idefics.server.http.routes import is_brief, place_of, taking_route
+from idefics.server.http.sse import STREAMED, EventStream, Json, guarded_events
+from idefics.server.link.answers import Said
+from idefics.server.openai.asking import asked_of_chat, asked_of_completion, copies_of
+from idefics.server.openai.logprobs import Shown, ShownTokens, chat_logprobs, completion_logprobs
+from idefics.server.openai.schemas import ChatCompletionRequest, Completing, CompletionRequest, OpenAIError
+from idefics.server.prepare.requests import Asked
 from idefics.server.service import Conversation, Place, Service, Written, served_error
-from idefics.server.sse import STREAMED, EventStream, Json, guarded_events
 
 __all__ = ["openai_error", "openai_router"]
 

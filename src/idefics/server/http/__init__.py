@@ -1,0 +1,1 @@
+"""How requests come in: connections, keys, bodies, routes, events."""

@@ -1,0 +1,1 @@
+"""Images from strangers: fetched, bounded, decoded."""

@@ -1,0 +1,1 @@
+"""A request in no API's words, made ready for the engine."""
