@@ -15,9 +15,10 @@ from dataclasses import replace
 import torch
 
 from idefics.api import Idefics
-from idefics.engine.prefill import Prefill, positions
+from idefics.engine.prefill import Prefill
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
+from idefics.model.logits import positions
 from idefics.selftest import answers, decoding, files, vision
 from idefics.selftest.checks import Check
 from idefics.selftest.run import attempt

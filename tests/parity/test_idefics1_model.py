@@ -25,8 +25,8 @@ from gated import (
     seen,
     tiny_config,
 )  # fmt: skip
-from idefics.engine.prefill import positions
 from idefics.model.gated_cross_attention import View, route
+from idefics.model.logits import positions
 
 TOLERANCE = 1e-4  # fp32 logits; see docs/numerics.md
 VARIANTS: dict[str, dict[str, Any]] = {

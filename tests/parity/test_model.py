@@ -18,8 +18,8 @@ from oracle import (
     tiny_config,
 )  # fmt: skip
 
-from idefics.engine.prefill import positions
 from idefics.model.layers.packed import can_pack, pack
+from idefics.model.logits import positions
 from idefics.model.vision_encoder import patchify
 
 TOLERANCE = 1e-4  # fp32 logits; see docs/numerics.md

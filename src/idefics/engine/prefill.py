@@ -16,9 +16,10 @@ from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.machine.memory import explain_out_of_memory
 from idefics.model.base import VisionLanguageModel
+from idefics.model.logits import positions
 from idefics.parallel.device_map import held_heads, layer_devices
 
-__all__ = ["LESS", "Encoder", "Prefill", "left_aligned", "positions"]
+__all__ = ["LESS", "Encoder", "Prefill", "left_aligned"]
 
 Encoder = Callable[[ModelInputs], Encoded | None]
 """Of one prompt's images, what `VisionLanguageModel.project` makes of them."""
@@ -153,11 +154,6 @@ def left_aligned(inputs: ModelInputs) -> ModelInputs:
         if seen is not None and inputs.seen_BT is not None:
             seen[row, start:] = inputs.seen_BT[row, mask[row]]
     return replace(inputs, input_ids_BT=ids, attention_mask_BT=out_mask, seen_BT=seen)
-
-
-def positions(mask_BT: Tensor) -> Tensor:
-    """Position of each token, padding not counted (int64; 0 for padding)."""
-    return (mask_BT.long().cumsum(1) - 1).clamp(min=0)
 
 
 def _sight(model: VisionLanguageModel, inputs: ModelInputs, projected: Encoded | None) -> Any:

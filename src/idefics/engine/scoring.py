@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from idefics.engine.kv_cache import StaticKVCache
-from idefics.engine.prefill import Encoder, Prefill, left_aligned, positions
+from idefics.engine.prefill import Encoder, Prefill, left_aligned
 from idefics.engine.sampling import require_finite
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
+from idefics.model.logits import positions
 from idefics.parallel.device_map import held_heads, layer_devices
 
 __all__ = ["score_continuations", "score_prompt"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from idefics.errors import InputError, OptionError
+from idefics.errors import OptionError
 from idefics.hf.configuration import Idefics2Config, IdeficsConfig
 from idefics.hf.outputs import CausalLMOutput
-from idefics.hf.padded import token_inputs, unpad_images, used_images
-from idefics.hf.pretrained import PretrainedModel, labels_loss, output
+from idefics.hf.pretrained import PretrainedModel, output
 from idefics.inputs import ModelInputs
+from idefics.inputs.padded import images_among_tokens, images_apart, unpad_images
+from idefics.model.logits import prompt_logits
+from idefics.model.loss import labels_loss
 
 __all__ = ["Idefics2ForConditionalGeneration", "IdeficsForVisionText2Text"]
 
@@ -28,10 +30,7 @@ class Idefics2ForConditionalGeneration(PretrainedModel):
     def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Tensor | None) -> ModelInputs:
         """The engine's inputs; `images` are `pixel_values` and `pixel_attention_mask`."""
         self._check_names(images)
-        pixels = images.get("pixel_values")
-        found, counts = ((), ()) if pixels is None else unpad_images(pixels, images.get("pixel_attention_mask"))
-        mask = token_inputs(input_ids, attention_mask)
-        return ModelInputs(input_ids_BT=input_ids, attention_mask_BT=mask, images_CHW=found, images_per_row=counts)
+        return images_among_tokens(input_ids, attention_mask, **images)
 
     def forward(
         self,
@@ -68,7 +67,7 @@ class Idefics2ForConditionalGeneration(PretrainedModel):
         if latents is None:
             self.model.check(inputs)
             latents = self.model.encode_images(inputs.images_CHW) if inputs.images_CHW else None
-        logits = self._logits(inputs, latents, position_ids)
+        logits = prompt_logits(self.model, inputs, latents_NLD=latents, positions_BT=position_ids)
         loss = None
         if labels is not None:
             image_token = Idefics2Config.of(self.model.config).image_token_id
@@ -85,27 +84,7 @@ class IdeficsForVisionText2Text(PretrainedModel):
     def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Tensor | None) -> ModelInputs:
         """The engine's inputs; `images` are `pixel_values` and `image_attention_mask`."""
         self._check_names(images)
-        return self._inputs(input_ids, attention_mask, images.get("pixel_values"), images.get("image_attention_mask"))[0]
-
-    @staticmethod
-    def _inputs(
-        input_ids: Tensor, attention_mask: Tensor | None, pixels: Tensor | None, image_attention_mask: Tensor | None
-    ) -> tuple[ModelInputs, Tensor | None]:
-        """The inputs, and which of the images (B, N) are among them."""
-        mask = token_inputs(input_ids, attention_mask)
-        if pixels is None:
-            if image_attention_mask is not None:
-                raise InputError("image_attention_mask says who sees which image, and there is none; give pixel_values too")
-            return ModelInputs(input_ids_BT=input_ids, attention_mask_BT=mask), None
-        seen_BT, used_BN = used_images(pixels, image_attention_mask, mask)
-        inputs = ModelInputs(
-            input_ids_BT=input_ids,
-            attention_mask_BT=mask,
-            images_CHW=tuple(pixels[used_BN]),
-            images_per_row=tuple(used_BN.sum(1).tolist()),
-            seen_BT=seen_BT,
-        )
-        return inputs, used_BN
+        return images_apart(input_ids, attention_mask, **images)[0]
 
     def forward(
         self,
@@ -137,10 +116,12 @@ class IdeficsForVisionText2Text(PretrainedModel):
         Raises:
             InputError: shapes do not agree, or a token sees several images.
         """
-        inputs, used_BN = self._inputs(input_ids, attention_mask, pixel_values, image_attention_mask)
+        inputs, used_BN = images_apart(
+            input_ids, attention_mask, pixel_values=pixel_values, image_attention_mask=image_attention_mask
+        )
         self.model.check(inputs)
         latents = self.model.encode_images(inputs.images_CHW) if inputs.images_CHW else None
-        logits = self._logits(inputs, latents, position_ids)
+        logits = prompt_logits(self.model, inputs, latents_NLD=latents, positions_BT=position_ids)
         loss = None if labels is None else labels_loss(logits, labels, inputs.attention_mask_BT)
         states = None
         if used_BN is not None:

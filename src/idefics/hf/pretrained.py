@@ -10,13 +10,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from idefics import config as own
 from idefics.config.json_files import write_json
 from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
-from idefics.engine.prefill import positions
 from idefics.errors import InputError, OptionError
 from idefics.hf.configuration import Spelled
 from idefics.hf.generation import Streamer, generate
@@ -34,9 +32,8 @@ from idefics.weights.init import initialize
 from idefics.weights.load import load_config
 from idefics.weights.save import save_model
 
-__all__ = ["PretrainedModel", "labels_loss", "output"]
+__all__ = ["PretrainedModel", "output"]
 
-IGNORED_LABEL = -100
 _BACKENDS: dict[str | None, Backend] = {None: "auto", "sdpa": "sdpa", "flash_attention_2": "sdpa", "eager": "reference"}
 _LATER = {
     "quantization_config": "quantised checkpoints are not read by this version",
@@ -250,36 +247,6 @@ class PretrainedModel(nn.Module, ABC):
         except BaseException:  # memory that ended is wanted back, and nobody knows where an interrupted pass has stopped
             self.drop_engine()
             raise
-
-    def _logits(self, inputs: ModelInputs, latents_NLD: Tensor | None, position_ids: Tensor | None) -> Tensor:
-        mask = inputs.attention_mask_BT
-        hidden = self.model(
-            inputs.input_ids_BT,
-            positions_BT=positions(mask) if position_ids is None else position_ids,
-            seen=None if latents_NLD is None else self.model.place(latents_NLD, inputs),
-            key_mask_BS=None if bool(mask.all()) else mask.bool(),
-        )
-        return self.model.logits(hidden)
-
-
-def labels_loss(logits: Tensor, labels: Tensor, mask: Tensor, *, ignored: int | None = None) -> Tensor:
-    """Mean cross-entropy of the labels, each predicted by the position before it.
-
-    Args:
-        logits: (B, T, V).
-        labels: (B, T) ids; -100 does not count.
-        mask: (B, T), 0 for padding, whose labels do not count. A first token after left padding does not count either:
-            it has nothing before it to be predicted from.
-        ignored: another id that does not count.
-    """
-    targets = labels[:, 1:].clone()
-    skipped = (mask[:, 1:] == 0) | (mask[:, :-1] == 0)
-    if ignored is not None:
-        skipped |= targets == ignored
-    targets[skipped] = IGNORED_LABEL
-    return F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten().to(logits.device), ignore_index=IGNORED_LABEL
-    )
 
 
 def output(

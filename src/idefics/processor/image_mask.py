@@ -1,7 +1,8 @@
 """Which image each token sees: the last one before it, none before the first, none after a document's end.
 
 Two forms of one fact. `seen_BT` holds the index of the image in its row, or -1; the published models take
-`image_attention_mask`, one-hot over the row's images. Letters: B rows, T tokens, N images.
+`image_attention_mask`, one-hot over the row's images (`idefics.inputs.padded` reads it).
+Letters: B rows, T tokens, N images.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from idefics.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["mask_of", "seen_by_mask", "seen_images"]
+__all__ = ["mask_of", "seen_images"]
 
 
 def seen_images(input_ids_BT: Tensor, *, image_token_id: int, eos_token_id: int | None) -> Tensor:
@@ -64,32 +65,3 @@ def mask_of(seen_BT: Tensor, images: int) -> Tensor:
             f"but the mask holds {images} image(s) per prompt"
         )
     return (seen_BT[..., None] == torch.arange(images, device=seen_BT.device)).long()
-
-
-def seen_by_mask(image_attention_mask_BTN: Tensor) -> Tensor:
-    """What tokens see by an `image_attention_mask`: the inverse of `mask_of`.
-
-    Raises:
-        InputError: it is not (B, T, N), or a token sees several images, which no model of this family was trained for.
-
-    >>> import torch
-    >>> seen_by_mask(torch.tensor([[[0, 0], [1, 0], [0, 1]]])).tolist()
-    [[-1, 0, 1]]
-    """
-    import torch
-
-    if image_attention_mask_BTN.ndim != 3:
-        shape = tuple(image_attention_mask_BTN.shape)
-        raise InputError(f"image_attention_mask is of shape {shape}; (prompts, tokens, images) is due")
-    open_BTN = image_attention_mask_BTN != 0
-    count_BT = open_BTN.sum(-1)
-    several = (count_BT > 1).nonzero()
-    if len(several):
-        row, token = several[0].tolist()
-        seen = ", ".join(str(image + 1) for image in open_BTN[row, token].nonzero()[:, 0].tolist())
-        raise InputError(
-            f"image_attention_mask: token {token + 1} of prompt {row + 1} sees {int(count_BT[row, token])} images ({seen}); "
-            "a token sees one image at most, the last before it"
-        )
-    indices_N = torch.arange(open_BTN.shape[-1], device=open_BTN.device)
-    return torch.where(count_BT == 1, (open_BTN * indices_N).sum(-1), -1)

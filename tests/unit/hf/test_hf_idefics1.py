@@ -17,7 +17,7 @@ from gated import BOS, EDGES, EOS, FAKE, IMAGE, SIDE, block, pictures, random_ba
 from idefics import AutoConfig, AutoModelForImageTextToText, AutoModelForVision2Seq, IdeficsConfig, IdeficsForVisionText2Text
 from idefics.config import Idefics1Config
 from idefics.errors import ConfigError, InputError, OptionError
-from idefics.hf.padded import used_images
+from idefics.inputs.padded import used_images
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from idefics import AutoProcessor, Idefics2ImageProcessor, Idefics2Processor, IdeficsImageProcessor, load_image
 from idefics.errors import CheckpointNotFound, ImageCountError, OptionError
-from idefics.hf.padded import unpad_images
+from idefics.inputs.padded import unpad_images
 
 SIZE = {"longest_edge": 36, "shortest_edge": 18}
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from idefics.errors import InputError
-from idefics.processor.image_mask import mask_of, seen_by_mask, seen_images
+from idefics.inputs.padded import seen_by_mask
+from idefics.processor.image_mask import mask_of, seen_images
 
 TEXT, EOS, IMAGE = 5, 2, 7
 

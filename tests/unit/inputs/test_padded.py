@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from idefics.errors import InputError
-from idefics.hf.padded import token_inputs, unpad_images
+from idefics.inputs.padded import images_among_tokens, images_apart, unpad_images
 from idefics.processor.image import pad_images
 
 
@@ -58,12 +58,20 @@ def test_shapes_that_do_not_agree(pixels: tuple[int, ...], mask: tuple[int, ...]
         unpad_images(torch.ones(pixels), None if mask is None else torch.ones(mask))
 
 
-def test_token_inputs() -> None:
+def test_tokens_and_their_mask() -> None:
     ids = torch.tensor([[1, 2], [3, 4]])
-    assert torch.equal(token_inputs(ids, None), torch.ones_like(ids))
+    assert torch.equal(images_among_tokens(ids).attention_mask_BT, torch.ones_like(ids))
     mask = torch.tensor([[0, 1], [1, 1]])
-    assert token_inputs(ids, mask) is mask
+    assert images_among_tokens(ids, mask).attention_mask_BT is mask
     with pytest.raises(InputError, match="return_tensors='pt'"):
-        token_inputs(ids[0], None)
+        images_among_tokens(ids[0])
     with pytest.raises(InputError, match=r"attention_mask is \(1, 2\), input_ids \(2, 2\)"):
-        token_inputs(ids, mask[:1])
+        images_among_tokens(ids, mask[:1])
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "pixel_values", "image_attention_mask"])
+def test_lists_and_arrays_are_told_how_to_become_tensors(name: str) -> None:
+    given = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": torch.zeros(1, 1, 3, 2, 2)}
+    for value in ([[1, 2]], torch.zeros(1, 2).numpy()):
+        with pytest.raises(InputError, match=f"{name} is of type {type(value).__name__}; .*return_tensors='pt'"):
+            images_apart(**{**given, name: value})  # type: ignore[arg-type]

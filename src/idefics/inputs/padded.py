@@ -6,9 +6,71 @@ import torch
 from torch import Tensor
 
 from idefics.errors import InputError
-from idefics.processor.image_mask import seen_by_mask
+from idefics.inputs import ModelInputs
 
-__all__ = ["token_inputs", "unpad_images", "used_images"]
+__all__ = ["images_among_tokens", "images_apart", "seen_by_mask", "unpad_images", "used_images"]
+
+
+def images_among_tokens(
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    pixel_values: Tensor | None = None,
+    pixel_attention_mask: Tensor | None = None,
+) -> ModelInputs:
+    """The inputs of a model whose images stand among the tokens.
+
+    Args:
+        input_ids: (B, T), padded on either side.
+        attention_mask: (B, T), 0 for padding; None where there is none.
+        pixel_values: (B, N, C, H, W), see `unpad_images`; None for text alone.
+        pixel_attention_mask: (B, N, H, W).
+
+    Raises:
+        InputError: something is no tensor, or shapes do not agree.
+    """
+    mask = _token_mask(input_ids, attention_mask)
+    _tensors(pixel_values=pixel_values, pixel_attention_mask=pixel_attention_mask)
+    found, counts = ((), ()) if pixel_values is None else unpad_images(pixel_values, pixel_attention_mask)
+    return ModelInputs(input_ids_BT=input_ids, attention_mask_BT=mask, images_CHW=found, images_per_row=counts)
+
+
+def images_apart(
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    pixel_values: Tensor | None = None,
+    image_attention_mask: Tensor | None = None,
+) -> tuple[ModelInputs, Tensor | None]:
+    """The inputs of a model whose tokens look at images apart from the text.
+
+    Args:
+        input_ids: (B, T), padded on either side.
+        attention_mask: (B, T), 0 for padding; None where there is none.
+        pixel_values: (B, N, C, H, W); None for text alone.
+        image_attention_mask: (B, T, N), see `used_images`.
+
+    Returns:
+        The inputs, and which of the images (B, N) are among them; None where none was given.
+
+    Raises:
+        InputError: something is no tensor, shapes do not agree, or a token sees several images.
+    """
+    mask = _token_mask(input_ids, attention_mask)
+    _tensors(pixel_values=pixel_values, image_attention_mask=image_attention_mask)
+    if pixel_values is None:
+        if image_attention_mask is not None:
+            raise InputError("image_attention_mask says who sees which image, and there is none; give pixel_values too")
+        return ModelInputs(input_ids_BT=input_ids, attention_mask_BT=mask), None
+    seen_BT, used_BN = used_images(pixel_values, image_attention_mask, mask)
+    inputs = ModelInputs(
+        input_ids_BT=input_ids,
+        attention_mask_BT=mask,
+        images_CHW=tuple(pixel_values[used_BN]),
+        images_per_row=tuple(used_BN.sum(1).tolist()),
+        seen_BT=seen_BT,
+    )
+    return inputs, used_BN
 
 
 def unpad_images(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -89,12 +151,35 @@ def used_images(pixel_values: Tensor, image_attention_mask: Tensor | None, atten
     return place_BN.gather(1, column_BT.clamp(min=0)).masked_fill(column_BT < 0, -1), used_BN
 
 
-def token_inputs(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The mask of the tokens: all real where none is given.
+def seen_by_mask(image_attention_mask_BTN: Tensor) -> Tensor:
+    """What tokens see by an `image_attention_mask`: the inverse of `idefics.processor.image_mask.mask_of`.
 
     Raises:
-        InputError: ids are not (B, T), or the mask's shape differs.
+        InputError: it is not (B, T, N), or a token sees several images, which no model of this family was trained for.
+
+    >>> seen_by_mask(torch.tensor([[[0, 0], [1, 0], [0, 1]]])).tolist()
+    [[-1, 0, 1]]
     """
+    if image_attention_mask_BTN.ndim != 3:
+        shape = tuple(image_attention_mask_BTN.shape)
+        raise InputError(f"image_attention_mask is of shape {shape}; (prompts, tokens, images) is due")
+    open_BTN = image_attention_mask_BTN != 0
+    count_BT = open_BTN.sum(-1)
+    several = (count_BT > 1).nonzero()
+    if len(several):
+        row, token = several[0].tolist()
+        seen = ", ".join(str(image + 1) for image in open_BTN[row, token].nonzero()[:, 0].tolist())
+        raise InputError(
+            f"image_attention_mask: token {token + 1} of prompt {row + 1} sees {int(count_BT[row, token])} images ({seen}); "
+            "a token sees one image at most, the last before it"
+        )
+    indices_N = torch.arange(open_BTN.shape[-1], device=open_BTN.device)
+    return torch.where(count_BT == 1, (open_BTN * indices_N).sum(-1), -1)
+
+
+def _token_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The mask of the tokens: all real where none is given."""
+    _tensors(input_ids=input_ids, attention_mask=attention_mask)
     if input_ids.ndim != 2:
         raise InputError(f"input_ids must be (batch, tokens), not {tuple(input_ids.shape)}; pass return_tensors='pt'")
     if attention_mask is None:
@@ -102,6 +187,13 @@ def token_inputs(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask.shape != input_ids.shape:
         raise InputError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}")
     return attention_mask
+
+
+def _tensors(**given: Tensor | None) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise InputError(f"{name} is of type {kind}; a torch tensor is due: give the processor return_tensors='pt'")
 
 
 def _five_dimensions(pixel_values: Tensor) -> None:
