@@ -88,7 +88,9 @@ def main() -> None:
         _, engine = fake_engine(options)
         app = fake_app(engine, limits=limits)
     else:
-        process = EngineProcess(partial(fake_engine, options))
+        from fake_server import fake_engine as importable  # not of `__main__`, which another process is not
+
+        process = EngineProcess(partial(importable, options))
         app = create_app(process.model, process, limits=limits, images=AddressRule(private=True))
     at = bound("127.0.0.1", 0)
     raise SystemExit(run(app, at, listening=lambda port: print(port, flush=True)))

@@ -23,12 +23,12 @@ from PIL import Image
 from fake_server import FakeServer, fake_engine, fake_server
 from fakes import tiny_processor
 from idefics.engine.sampling_params import SamplingParams
-from idefics.errors import IdeficsError, ImageCountError, InputError
+from idefics.errors import IdeficsError, ImageCountError, InputError, OptionError
 from idefics.inputs import Levels, ModelInputs, image_digest
-from idefics.server.link import engine_process
 from idefics.server.link.engine_process import EngineProcess
 from idefics.server.link.worker import Add
 from idefics.server.prepare.guides import Grammar
+from idefics.server.processes.messages import receive, send
 from serving import wait_until
 
 BODY: dict[str, Any] = {"inputs": "a", "parameters": {"max_new_tokens": 400}}
@@ -55,8 +55,10 @@ class Asking:
 
 
 def engines_of(server: FakeServer) -> list[int]:
-    """Processes of the server's that are engines; multiprocessing has one of its own besides."""
-    listed = subprocess.run(["pgrep", "-P", str(server.process.pid), "-f", "spawn_main"], capture_output=True, text=True).stdout
+    """Processes of the server's that are engines."""
+    listed = subprocess.run(
+        ["pgrep", "-P", str(server.process.pid), "-f", "idefics-engine"], capture_output=True, text=True
+    ).stdout
     return [int(pid) for pid in listed.split()]
 
 
@@ -71,8 +73,8 @@ def passed(message: object) -> Any:
     """What comes out at the other end of a pipe."""
     here, there = Pipe()
     with here, there:
-        threading.Thread(target=engine_process._send, args=(here, message), daemon=True).start()
-        return engine_process._receive(there)
+        threading.Thread(target=send, args=(here, message), daemon=True).start()
+        return receive(there)
 
 
 def test_a_command_arrives_as_it_was_sent() -> None:
@@ -141,6 +143,13 @@ def closed_over() -> BaseException:
 def test_what_loading_raises_is_raised(make: Callable[[], Any], kind: type[BaseException], said: str) -> None:
     with pytest.raises(kind, match=said):
         EngineProcess(make)
+
+
+def test_a_function_of_the_program_that_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(odd, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "odd", odd, raising=False)
+    with pytest.raises(OptionError, match="put it into a module of its own"):
+        EngineProcess(odd)  # type: ignore[arg-type]
 
 
 def test_a_process_that_was_never_used_ends() -> None:
