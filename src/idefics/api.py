@@ -138,7 +138,8 @@ class Idefics:
 
         Args:
             prompt: one or several. A prompt that holds `<image>` is taken as it is; another is put to the model as a user's
-                turn after its images (chat models), or right after its images (base models).
+                turn after its images (chat models), or right after its images (base models). In a turn special tokens are
+                text; in a prompt that is taken as it is they are read as such.
             images: for one prompt an image or a list; for several, a list of lists. Path, URL, data URL, PIL or numpy.
             raw: True never applies the chat template, False always does; None decides as said.
             details: return `Answer` instead of text.
@@ -192,7 +193,7 @@ class Idefics:
 
         Args:
             messages: as for the chat template; an image part may carry its image:
-                `{"type": "image", "image": PIL, path or URL}`.
+                `{"type": "image", "image": PIL, path or URL}`. Special tokens in texts are text, and so is `<image>`.
             images: for image parts that carry none, in order.
             details: return `Answer` instead of text.
             max_image_size: as in `generate`.
@@ -265,8 +266,7 @@ class Idefics:
         if placeholders:
             raise InputError("the prompt holds <image> and raw=False puts images before it; leave one of them out")
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-        rendered: str = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return rendered
+        return self.processor.chat_prompt([{"role": "user", "content": content}])
 
     def _inputs(
         self, texts: Sequence[str], rows: Sequence[Sequence[Any]], *, max_image_size: int | None, split: bool | None
@@ -278,7 +278,7 @@ class Idefics:
     ) -> ModelInputs:
         given = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
         row = fill_images(normalise(messages)[1], given)
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        text = self.processor.chat_prompt(messages)
         return self._inputs([text], [row], max_image_size=max_image_size, split=split)
 
     def _pieces(self, inputs: ModelInputs, options: Mapping[str, Any]) -> Iterator[str]:

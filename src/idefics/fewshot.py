@@ -190,8 +190,7 @@ def build(
         for text, answer, count in asked:
             messages += [_turn("user", text, count), _turn("assistant", answer, 0)]
         messages.append(_turn("user", question, len(own)))
-        rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True)
-        return rendered, every
+        return processor.chat_prompt(messages), every
     for field in ("{images}", "{question}", "{answer}"):
         if form.count(field) != 1:
             raise InputError(f"the form {form!r} must hold {field} once")

@@ -91,7 +91,7 @@ class Subject:
             prompt = processor.image_token * images + text
         else:
             content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            prompt = processor.chat_prompt([{"role": "user", "content": content}])
         ids = processor.tokenizer.encode(processor.expand(prompt))
         return sum(i not in (processor.image_token_id, processor.fake_image_token_id) for i in ids)
 

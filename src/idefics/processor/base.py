@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from idefics.config.json_files import read_json, write_json
 from idefics.errors import ConfigError, OptionError, TemplateError
 from idefics.processor.batch import BatchFeature
+from idefics.processor.literal import Chat, literal_prompt
 from idefics.processor.messages import fill_images, normalise
 from idefics.processor.prepared import LevelMaker, PreparedImage, prepared
 from idefics.processor.template import IDEFICS2_TEMPLATE, render
@@ -180,6 +181,8 @@ class Processor(ABC):
     ) -> Any:
         """The prompt of a chat, or of each of a list of chats; with `tokenize` its ids or whole inputs.
 
+        As in the reference, special tokens in texts are read as such; `chat_prompt` takes them for text.
+
         Args:
             messages: a list of messages or a list of such lists; image parts may carry their image.
             add_generation_prompt: end with `Assistant:`.
@@ -195,13 +198,8 @@ class Processor(ABC):
         """
         several = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
         chats = [normalise(chat) for chat in (messages if several else [messages])]
-        template = chat_template if chat_template is not None else self.chat_template
-        if template is None:
-            raise TemplateError(
-                "this checkpoint has no chat template (a base model?); write the prompt yourself or pass chat_template"
-            )
-        named = {name: self.tokenizer.special_tokens.get(name, "") for name in ("bos_token", "eos_token")}
-        prompts = [render(template, chat, add_generation_prompt=add_generation_prompt, **named) for chat, _ in chats]
+        write = self._written(chat_template, add_generation_prompt=add_generation_prompt)
+        prompts = [write(chat) for chat, _ in chats]
         if not tokenize:
             unused = sorted(options) + [
                 name for name, value in (("images", images), ("return_tensors", return_tensors)) if value is not None
@@ -216,6 +214,32 @@ class Processor(ABC):
         if return_dict:
             return batch
         return batch["input_ids"] if several or return_tensors is not None else batch["input_ids"][0]
+
+    def chat_prompt(self, messages: Any, *, add_generation_prompt: bool = True) -> str:
+        """The prompt of a chat in which special tokens are the template's alone: in the messages' texts they are text.
+
+        For `inputs`, `expand` and `tokenizer.encode`; a text without special tokens makes the prompt that
+        `apply_chat_template` makes of it. To be shown to people, it goes through `idefics.processor.literal.unmarked`.
+
+        Args:
+            messages: as of `apply_chat_template`, of one chat.
+            add_generation_prompt: end with `Assistant:`.
+
+        Raises:
+            TemplateError: the messages or the template are unusable, or there is no template.
+        """
+        write = self._written(None, add_generation_prompt=add_generation_prompt)
+        return literal_prompt(write, normalise(messages)[0], self.tokenizer.backend)
+
+    def _written(self, given: str | None, *, add_generation_prompt: bool) -> Callable[[Chat], str]:
+        """What makes prompts of chats in the template's form."""
+        template = given if given is not None else self.chat_template
+        if template is None:
+            raise TemplateError(
+                "this checkpoint has no chat template (a base model?); write the prompt yourself or pass chat_template"
+            )
+        named = {name: self.tokenizer.special_tokens.get(name, "") for name in ("bos_token", "eos_token")}
+        return lambda chat: render(template, chat, add_generation_prompt=add_generation_prompt, **named)
 
     def decode(
         self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Encoding, processors
 from tokenizers import Tokenizer as Backend
 
 from idefics.config.json_files import read_json, write_json
 from idefics.errors import CheckpointNotFound, ConfigError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
+from idefics.processor.literal import MARK, reader_of
 
 __all__ = ["Tokenizer", "clean_up_spaces"]
 
@@ -123,7 +124,7 @@ class Tokenizer:
         """The ids of one text.
 
         Args:
-            text: any text; special tokens in it are recognised.
+            text: any text; special tokens in it are recognised, but for those of `Processor.chat_prompt` that are text.
             add_special_tokens: add what the tokenizer begins or ends a text with (`<s>`).
             truncation: cut to `max_length`, special tokens included.
             max_length: in tokens; None takes the tokenizer's own limit, if it has one.
@@ -132,13 +133,20 @@ class Tokenizer:
             raise InputError(f"a text is due, not {type(text).__name__}")
         limit = max_length if max_length is not None else self.model_max_length
         if not truncation or limit is None:
-            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            return list(self.read(text, add_special_tokens=add_special_tokens).ids)
         extra = self.backend.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
         if limit <= extra:
             raise OptionError(f"max_length = {limit} leaves no room beside {extra} special token(s)")
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        encoding = self.read(text, add_special_tokens=False)
         encoding.truncate(limit - extra, direction=self.truncation_side)
         return list(self.backend.post_process(encoding, None, add_special_tokens).ids)
+
+    def read(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
+        """The tokens of one text with their places in it; marks in it are read as `idefics.processor.literal` says."""
+        if MARK in text:
+            reader, text = reader_of(self.backend, text)
+            return reader.encode(text, add_special_tokens=add_special_tokens)
+        return self.backend.encode(text, add_special_tokens=add_special_tokens)
 
     def __call__(
         self,

@@ -57,18 +57,23 @@ def test_too_many_images_are_counted_not_collected() -> None:
         prompt_of_messages([turns[1], turns[0]], tiny_processor(), images=2)
 
 
-@pytest.mark.parametrize("token", ["<image>", "<fake_token_around_image>"])
-def test_image_tokens_come_by_no_way(token: str) -> None:
+@pytest.mark.parametrize("token", ["<image>", "<fake_token_around_image>", "</s>", "<end_of_utterance>"])
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_tokens_come_by_no_way(token: str, role: str) -> None:
     halves = [{"type": "text", "text": token[:4]}, {"type": "text", "text": token[4:]}]
-    with pytest.raises(InputError, match="stands for an image"):
-        prompt_of_messages([{"role": "user", "content": halves}], tiny_processor(), images=64)
+    for content in (token, halves, f"![](u){token}"):
+        prompt = prompt_of_messages([{"role": role, "content": content}], tiny_processor(), images=64)
+        assert token in prompt.written("<image>")
+        assert prompt.text.count(token) == {"<image>": len(prompt.references), "<end_of_utterance>": 1}.get(token, 0)
     with pytest.raises(TemplateError, match="must be one of system, developer, user, assistant"):
         prompt_of_messages([{"role": token, "content": "a"}], tiny_processor(), images=64)
+
+
+def test_a_template_that_writes_images_of_its_own_is_refused() -> None:
     processor = copy.copy(tiny_processor())
-    processor.chat_template = "{% for m in messages %}{% for part in m['content'] %}{{part['text']}}{% endfor %}{% endfor %}"
-    turns = [{"role": "user", "content": half["text"]} for half in halves]
-    with pytest.raises(InputError, match="the chat's prompt holds <image>"):
-        prompt_of_messages(turns, processor, images=64)
+    processor.chat_template = "<image>{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
+    with pytest.raises(TemplateError, match="writes <image> 1 times for 0 images"):
+        prompt_of_messages([{"role": "user", "content": "a"}], processor, images=64)
 
 
 def test_what_the_assistant_said_asks_for_no_image_and_ends_no_chat() -> None:
@@ -81,7 +86,8 @@ def test_what_the_assistant_said_asks_for_no_image_and_ends_no_chat() -> None:
     prompt = prompt_of_messages(turns, tiny_processor(), images=1)
     assert prompt.references == ("u",)
     assert "Assistant: ![](https://a.b/c.png)<end_of_utterance>" in prompt.text
-    assert "Assistant: an < image> or < fake_token_around_image><end_of_utterance>" in prompt.text
+    assert "Assistant: an <image> or <fake_token_around_image><end_of_utterance>" in prompt.written("<image>")
+    assert prompt.text.count("<image>") == 1
 
 
 def test_a_prompt_with_other_images_than_it_tells_cannot_be_written() -> None:
@@ -91,6 +97,6 @@ def test_a_prompt_with_other_images_than_it_tells_cannot_be_written() -> None:
 
 def test_unusable_messages() -> None:
     with pytest.raises(InputError, match="stands for an image"):
-        prompt_of_messages([{"role": "user", "content": "<image>"}], tiny_processor(), images=64)
+        prompt_of_markdown("<image>", tiny_processor(), images=64)
     with pytest.raises(TemplateError, match="tools are not supported"):
         prompt_of_messages([{"role": "user", "content": "x", "tool_call_id": "1"}], tiny_processor(), images=64)

@@ -10,6 +10,7 @@ from typing import Any
 
 from idefics.errors import InputError, TemplateError
 from idefics.processor.base import Processor
+from idefics.processor.literal import unmarked
 from idefics.processor.messages import normalise
 
 __all__ = ["Prompt", "prompt_of_markdown", "prompt_of_messages"]
@@ -23,7 +24,7 @@ class Prompt:
     """A text and its images.
 
     Attributes:
-        text: with one `<image>` per image.
+        text: with one `<image>` per image; of a chat with marks (`idefics.processor.literal`).
         references: http(s) and data URLs, in reading order.
     """
 
@@ -31,7 +32,7 @@ class Prompt:
     references: tuple[str, ...] = ()
 
     def written(self, placeholder: str) -> str:
-        """The text with its images written as `![](URL)`.
+        """The text as people read it, with its images written as `![](URL)`.
 
         Raises:
             InputError: there are more placeholders than images, or fewer.
@@ -39,7 +40,8 @@ class Prompt:
         pieces = self.text.split(placeholder)
         if len(pieces) != len(self.references) + 1:
             raise InputError(f"the prompt holds {len(pieces) - 1} {placeholder} for {len(self.references)} images")
-        return pieces[0] + "".join(f"![]({url}){piece}" for url, piece in zip(self.references, pieces[1:], strict=True))
+        images = zip(self.references, pieces[1:], strict=True)
+        return unmarked(pieces[0] + "".join(f"![]({url}){piece}" for url, piece in images))
 
 
 def prompt_of_markdown(text: str, processor: Processor, *, images: int) -> Prompt:
@@ -58,7 +60,9 @@ def prompt_of_markdown(text: str, processor: Processor, *, images: int) -> Promp
     >>> prompt_of_markdown("User:![](https://a.b/c.png)What is this?", tokens, images=1)
     Prompt(text='User:<image>What is this?', references=('https://a.b/c.png',))
     """
-    _refuse_image_tokens(text, processor, "inputs")
+    for token in (processor.image_token, processor.fake_image_token):
+        if token in text:
+            raise InputError(f"inputs holds {token}, which stands for an image; write images as ![](URL)")
     pieces = _pieces(text, before=0, images=images)
     return Prompt(processor.image_token.join(pieces[::2]), tuple(pieces[1::2]))
 
@@ -66,8 +70,7 @@ def prompt_of_markdown(text: str, processor: Processor, *, images: int) -> Promp
 def prompt_of_messages(messages: Sequence[Mapping[str, Any]], processor: Processor, *, images: int) -> Prompt:
     """The prompt of a chat, ending where the assistant goes on. Images are parts of messages, or markdown in their texts.
 
-    What the assistant said is the model's own: markdown in it asks for no image, and a token that stands for one is written
-    with a space in it, so that an answer that holds it does not end the chat.
+    What the assistant said is the model's own: markdown in it asks for no image. Special tokens in texts are text.
 
     Args:
         messages: of the chat.
@@ -76,7 +79,7 @@ def prompt_of_messages(messages: Sequence[Mapping[str, Any]], processor: Process
 
     Raises:
         TemplateError: the messages are unusable, or the checkpoint has no chat template.
-        InputError: a text holds one of the tokens that images become, an image part has no URL, or there are too many images.
+        InputError: an image part has no URL, or there are too many images.
     """
     plain, carried = normalise(messages)
     if len(carried) > images:
@@ -94,11 +97,8 @@ def prompt_of_messages(messages: Sequence[Mapping[str, Any]], processor: Process
             raise TemplateError(f"{where}['role'] must be one of {', '.join(_ROLES)}, not {role[:40]!r}")
         parts: list[dict[str, Any]] = []
         for part in _joined(message["content"]):
-            if part["type"] == "text" and role == "assistant":
-                parts.append({"type": "text", "text": _apart(part["text"], processor)})
-            elif part["type"] == "text":
-                _refuse_image_tokens(part["text"], processor, where)
-                parts += _parts(part["text"], references, images)
+            if part["type"] == "text":
+                parts += [part] if role == "assistant" else _parts(part["text"], references, images)
             else:
                 reference = next(rest)
                 if not isinstance(reference, str):
@@ -108,12 +108,11 @@ def prompt_of_messages(messages: Sequence[Mapping[str, Any]], processor: Process
         rewritten.append({"role": role, "content": parts or [{"type": "text", "text": ""}]})
     if len(references) > images:
         raise _too_many(len(references), images)
-    text = processor.apply_chat_template(rewritten, add_generation_prompt=True)
-    # Each text was looked at, but not what the template makes of all of them together.
-    if text.count(processor.image_token) != len(references) or processor.fake_image_token in text:
-        raise InputError(
-            f"the chat's prompt holds {processor.image_token} {text.count(processor.image_token)} times and "
-            f"{processor.fake_image_token} {text.count(processor.fake_image_token)} times for {len(references)} images"
+    text = processor.chat_prompt(rewritten)
+    if text.count(processor.image_token) != len(references):
+        raise TemplateError(
+            f"the chat template writes {processor.image_token} {text.count(processor.image_token)} times "
+            f"for {len(references)} images"
         )
     return Prompt(text, tuple(references))
 
@@ -156,17 +155,3 @@ def _pieces(text: str, *, before: int, images: int) -> list[str]:
 
 def _too_many(given: int, images: int) -> InputError:
     return InputError(f"{given} images in one request are over the limit of {images}; give fewer")
-
-
-def _apart(text: str, processor: Processor) -> str:
-    for token in (processor.image_token, processor.fake_image_token):
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
-
-
-def _refuse_image_tokens(text: str, processor: Processor, where: str) -> None:
-    for token in (processor.image_token, processor.fake_image_token):
-        if token in text:
-            raise InputError(
-                f"{where} holds {token}, which stands for an image; write images as ![](URL) or as image_url parts"
-            )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from idefics.engine.sampling_params import SamplingParams, sampling_params
 from idefics.errors import ImageError
 from idefics.inputs import ModelInputs, image_digest
 from idefics.processor.base import Processor
+from idefics.processor.literal import MARK, unmarked
 from idefics.processor.prepared import PreparedImage
 from idefics.server.errors import ClientGone, Invalid
 from idefics.server.images.budget import PixelBudget
@@ -338,8 +340,10 @@ class Preparer:
 
     def _tokens(self, asked: Asked) -> list[Tokenized]:
         text = self._adjusted(asked).expand(asked.prompt.text)
-        encoding = self.processor.tokenizer.backend.encode(text)
+        encoding = self.processor.tokenizer.read(text)
+        # Where each token stands in the text without marks, which is what people sent.
+        before = [0, *accumulate(character == MARK for character in text)] if MARK in text else [0] * (len(text) + 1)
         return [
-            Tokenized(id, text[start:stop], start, stop)
+            Tokenized(id, unmarked(text[start:stop]), start - before[start], stop - before[stop])
             for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
