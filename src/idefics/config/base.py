@@ -86,7 +86,7 @@ class Config(ABC):
 
 def dtype_of(raw: Mapping[str, Any]) -> str:
     """How a file says that its weights are stored; both eras' keys are read."""
-    return str(raw.get("dtype") or raw.get("torchdtype_of") or "float32").removeprefix("torch.")
+    return str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
 
 
 def check_common(config: Config) -> None:
