@@ -18,6 +18,7 @@ from idefics.machine.byte_sizes import readable_bytes
 from idefics.machine.memory import explain_out_of_memory, require_free_bytes
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
+from idefics.weights.blank import blank_weights
 from idefics.weights.families import build_on_meta, family_of, read_config
 from idefics.weights.footprint import main_dtype
 from idefics.weights.match import match
@@ -92,7 +93,7 @@ def load_model(
         division: what this process keeps; None for everything.
 
     Warns:
-        UserWarning: the family's numbers do not fit the dtype that was asked for, or the stored one.
+        UserWarning: the family's numbers do not fit the dtype that was asked for, or the stored one; weights are blank.
 
     Returns:
         The model in eval mode, its parameters trainable; `model.config.dtype` is the dtype it is in.
@@ -135,6 +136,9 @@ def load_model(
             UserWarning,
             stacklevel=2,
         )
+    blank = blank_weights(entries)
+    if blank.names:
+        warnings.warn(f"{folder}: {blank}", UserWarning, stacklevel=2)
     total = sum(entry.bytes for entry in entries)
     doing = f"loading {folder} as {model.config.dtype}"
     reduce = "use a 16-bit dtype, another device, or several devices (a device map)"

@@ -41,6 +41,7 @@ class TensorEntry:
         shape: of the tensor.
         dtype: safetensors' name of it, e.g. `"BF16"`.
         bytes: in the file.
+        start: where in the file they begin.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     dtype: str
     bytes: int
+    start: int
 
 
 class Shards:
@@ -159,6 +161,7 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
                 shape=tuple(map(int, info["shape"])),
                 dtype=str(info["dtype"]),
                 bytes=info["data_offsets"][1] - info["data_offsets"][0],
+                start=8 + length + info["data_offsets"][0],
             )
             for name, info in header.items()
         }

@@ -112,8 +112,8 @@ def _anonymous_bytes() -> int:
 @linux
 def test_memory_grows_by_the_weights_once_or_not_at_all(tmp_path: Path) -> None:
     model = build()
-    model.text_model.embed_tokens.weight = torch.nn.Parameter(torch.zeros(200_000, 16))  # 12.8 MB each
-    model.lm_head.weight = torch.nn.Parameter(torch.zeros(200_000, 16))
+    model.text_model.embed_tokens.weight = torch.nn.Parameter(torch.ones(200_000, 16))  # 12.8 MB each
+    model.lm_head.weight = torch.nn.Parameter(torch.ones(200_000, 16))
     save_model(model, tmp_path)
     _edit_config(tmp_path, text_config={**model.config.to_dict()["text_config"], "vocab_size": 200_000})
     load_model(tmp_path)  # once before: what the first call imports and allocates is not the weights
