@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from idefics.machine.arithmetic import multiplies
+
 __all__ = ["Ceilings", "ceilings", "seconds_of"]
 
 
@@ -31,7 +33,8 @@ def ceilings(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> Ceili
     size = 2048 if place.type == "cpu" else 8192
     rates = {}
     for dtype in dtypes:
-        a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
+        computed = torch.float32 if place.type == "cpu" and not multiplies(dtype) else dtype  # as our products are, too
+        a, b = (torch.randn(size, size, device=place).to(computed) for _ in range(2))
         rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / _least(partial(torch.matmul, a, b), place)
     numbers = torch.ones(2**26 if place.type == "cpu" else 2**29, device=place)
     return Ceilings(bytes_per_second=numbers.numel() * 4 / _least(numbers.sum, place), operations_per_second=rates)

@@ -17,6 +17,7 @@ from idefics.inputs import Levels
 from idefics.model.layers.attention import Backend, segmented_attention
 from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import MLP
+from idefics.model.layers.widened import pays, wide_linear
 
 __all__ = ["PatchEmbedding", "VisionEncoder", "VisionLayer", "check_shapes", "patchify"]
 
@@ -57,7 +58,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, patches_PI: Tensor) -> Tensor:
         """Embeds patches (P, I) to (P, D)."""
-        return F.linear(patches_PI, self.weight.flatten(1), self.bias)
+        product = wide_linear if pays(patches_PI) else F.linear
+        return product(patches_PI, self.weight.flatten(1), self.bias)
 
 
 class VisionAttention(SharedInput):

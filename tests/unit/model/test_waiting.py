@@ -52,16 +52,17 @@ def mapped(tmp_path: Path) -> Callable[[], VisionLanguageModel]:
 def reordered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of every weight that is brought into order, slowly enough for others to come between."""
     done: list[int] = []
-    right = packed._ops()
+    find = packed._ops
 
     class Watched:
-        product = right.product
+        def __init__(self, dtype: torch.dtype) -> None:
+            self.right = find(dtype)
+            self.product, self.few_are_slow = self.right.product, self.right.few_are_slow
 
-        @staticmethod
-        def reorder(weight: torch.Tensor) -> torch.Tensor:
+        def reorder(self, weight: torch.Tensor) -> torch.Tensor:
             done.append(weight.nbytes)
             time.sleep(0.001)
-            return right.reorder(weight)
+            return self.right.reorder(weight)
 
     monkeypatch.setattr(packed, "_ops", Watched)
     return done

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from idefics.machine.arithmetic import multiplies
 from idefics.model.layers.varlen import fits_varlen, varlen_attention
 
 __all__ = ["Backend", "attention", "causal_mask", "fastest", "segmented_attention"]
@@ -79,7 +80,8 @@ def fastest(q_BHTK: Tensor, k_BGSK: Tensor) -> Backend:
     `"sdpa"` wherever gradients are needed, and on GPUs but for one query of heads that share keys: torch's fused kernels take a
     mask there only with the keys repeated, while `"blocked"` is then one product per matrix. On CPUs in float32 `"blocked"` for
     one query, and in 16 bits for all, as torch's fused kernel is written for processors with AMX alone; but for one query of
-    few keys one call, of whatever kernel, costs less than nine.
+    few keys one call, of whatever kernel, costs less than nine, and a processor without products of 16 bits takes the kernel,
+    which multiplies in float32 by itself.
     """
     if torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BGSK.requires_grad):
         return "sdpa"
@@ -89,7 +91,7 @@ def fastest(q_BHTK: Tensor, k_BGSK: Tensor) -> Backend:
         return "blocked" if q_BHTK.shape[2] == 1 else "sdpa"
     if q_BHTK.shape[2] == 1 and k_BGSK.numel() <= FEW_KEYS:
         return "sdpa"
-    return "sdpa" if _has_amx() else "blocked"
+    return "sdpa" if _has_amx() or not multiplies(q_BHTK.dtype) else "blocked"
 
 
 def _shares_keys(q_BHTK: Tensor) -> bool:

@@ -8,7 +8,8 @@ there are few rows. On a CPU each weight is arranged once, in oneDNN's order, la
 `finish_packing` asks for it (`layers/waiting.py`); each weight is dropped as soon as it is done, so there is no second copy
 (but see `folded`, which is small).
 
-oneDNN's operations are torch's own but private, so `can_pack` tries them and compares before anything is packed.
+oneDNN's operations are torch's own but private, so `can_pack` tries them and compares before anything is packed. Where the
+processor has no products of 16 bits, weights keep their order and are widened (`layers/widened.py`) instead.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idefics.errors import OptionError
+from idefics.machine.arithmetic import multiplies
 from idefics.model.layers.activation import ACTIVATIONS
 from idefics.model.layers.decoupled import DecoupledLinear
 from idefics.model.layers.joined import JoinedLinear, LetGo, assign, borrows_memory, keep, owned
 from idefics.model.layers.linear import SharedInput
 from idefics.model.layers.mlp import MLP
 from idefics.model.layers.waiting import Part, Scratch
+from idefics.model.layers.widened import wide_linear
 
 __all__ = [
     "PackedLinear",
@@ -92,9 +95,8 @@ class PackedLinear(JoinedLinear):
     ) -> None:
         super().__init__(layers, let_go=let_go)
         self.activation = activation
-        self._post = _PLAIN if activation is None else _FUSED[activation]
-        self._pointwise = _ops().product
-        self._fewest = FEW_ROWS if self.nbytes >= LARGE_WEIGHT else 1
+        self._ops = _ops(self.dtype)
+        self._fewest = FEW_ROWS if self._ops.few_are_slow and self.nbytes >= LARGE_WEIGHT else 1
         self._part = Part() if part is None else part
         self._part.add(self)
 
@@ -129,7 +131,7 @@ class PackedLinear(JoinedLinear):
         waiting = self._waiting
         if waiting is None:
             return
-        self._weight = _ops().reorder(scratch.joined(waiting))
+        self._weight = _ops(self.dtype).reorder(scratch.joined(waiting))
         self._waiting = None  # last: other threads go on when they see it
         for matrix in waiting:
             self._let_go(matrix)
@@ -147,29 +149,64 @@ class PackedLinear(JoinedLinear):
         if self._waiting is not None:
             self.finish()
         if self._fewest == 1 or not 0 < (rows := x.shape[:-1].numel()) < self._fewest:
-            out: Tensor = self._pointwise(x, self._weight, self._bias, *self._post)
+            out: Tensor = self._ops.product(x, self._weight, self._bias, self.activation)
             return out
         padded = F.pad(x.reshape(rows, -1), (0, 0, 0, self._fewest - rows))
-        out = self._pointwise(padded, self._weight, self._bias, *self._post)
+        out = self._ops.product(padded, self._weight, self._bias, self.activation)
         return out[:rows].view(*x.shape[:-1], -1)
 
 
-class _Ops:
+class _Ops(Protocol):
+    """How weights are arranged, and multiplied once they are.
+
+    Attributes:
+        few_are_slow: whether weights from memory are read faster for a few rows than for one.
+    """
+
+    few_are_slow: bool
+
+    def reorder(self, weight: Tensor) -> Tensor:
+        """A weight (out, in) arranged, in memory of its own; `to_dense` brings it back to the bit."""
+        ...
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, post: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Maps (..., in) to (..., out) by an arranged weight, and applies what follows before the result is rounded."""
+        ...
+
+
+class _OneDNN:
     """The private operations, looked up once."""
 
+    few_are_slow = True
+
     def __init__(self) -> None:
-        self.product = torch.ops.mkldnn._linear_pointwise.default
+        self._product = torch.ops.mkldnn._linear_pointwise.default
         self._reorder = torch.ops.mkldnn._reorder_linear_weight.default
 
     def reorder(self, weight: Tensor) -> Tensor:
-        """A weight (out, in) in oneDNN's order."""
         packed: Tensor = self._reorder(weight.contiguous(), None)
         return packed
 
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, post: Callable[[Tensor], Tensor] | None) -> Tensor:
+        out: Tensor = self._product(x, weight, bias, *(_PLAIN if post is None else _FUSED[post]))
+        return out
 
-@lru_cache(maxsize=1)
-def _ops() -> _Ops:
-    return _Ops()
+
+class _Widened:
+    """Weights as they are, multiplied in float32."""
+
+    few_are_slow = False
+
+    def reorder(self, weight: Tensor) -> Tensor:
+        return weight.clone(memory_format=torch.contiguous_format)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, post: Callable[[Tensor], Tensor] | None) -> Tensor:
+        return wide_linear(x, weight, bias, activation=post)
+
+
+@lru_cache(maxsize=8)
+def _ops(dtype: torch.dtype) -> _Ops:
+    return _OneDNN() if multiplies(dtype) else _Widened()
 
 
 @lru_cache(maxsize=8)
@@ -179,21 +216,25 @@ def can_pack(dtype: torch.dtype) -> bool:
     >>> can_pack(torch.int8)
     False
     """
-    if dtype not in (torch.bfloat16, torch.float32) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return False
+    if multiplies(dtype) and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(shape, generator=generator).to(dtype) for shape in ((37, 70), (37,), (3, 5, 70)))
     tolerance = max(2 * torch.finfo(dtype).eps, 1e-5)
     try:
         with torch.no_grad():
-            packed = _ops().reorder(weight)
+            ops = _ops(dtype)
+            packed = ops.reorder(weight)
             if not torch.equal(packed.to_dense(), weight):
                 return False
-            for activation, (name, scalars, algorithm) in [(_unchanged, _PLAIN), *_FUSED.items()]:
-                found = _ops().product(x, packed, bias, name, scalars, algorithm).float()
-                expected = activation(F.linear(x.float(), weight.float(), bias.float()))
+            for activation in (None, *_FUSED):
+                found = ops.product(x, packed, bias, activation).float()
+                expected = F.linear(x.float(), weight.float(), bias.float())
+                expected = expected if activation is None else activation(expected)
                 torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
-            empty = _ops().product(x[:, :0], packed, bias, *_PLAIN)
+            empty = ops.product(x[:, :0], packed, bias, None)
     except (RuntimeError, AttributeError, TypeError, AssertionError):  # as torch says that it has no such operation
         return False
     return tuple(empty.shape) == (3, 0, 37)
