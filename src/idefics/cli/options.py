@@ -141,11 +141,7 @@ class SamplingOptions:
 
     def given(self) -> dict[str, Any]:
         """What was asked for, as keyword arguments of `generate`."""
-        asked = {name: value for name, value in vars(self).items() if value is not None and value != []}
-        if asked.get("temperature") == 0:
-            del asked["temperature"]
-            asked["do_sample"] = False
-        return asked
+        return {name: value for name, value in vars(self).items() if value is not None and value != []}
 
 
 def spread(function: Callable[..., None]) -> Callable[..., None]:

@@ -28,6 +28,7 @@ from idefics.engine.image_cache import ImageCache
 from idefics.engine.intake import answers_of, check_ids, room_after, unpadded
 from idefics.engine.limits import Limits
 from idefics.engine.pacing import paced
+from idefics.engine.precision import own_precision
 from idefics.engine.prefill import LESS, Prefill, left_aligned
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.runner import ImageEncoder, Runner
@@ -162,7 +163,7 @@ class Engine:
             What happened, in order of arrival. An error that concerns one request, our own mistakes included, ends that
             request and is in its `Ended`; the others go on. Should a step raise, what had happened is told by the next.
         """
-        with self._lock, torch.inference_mode():
+        with self._lock, own_precision(), torch.inference_mode():
             try:
                 for event in self._events():  # kept one by one, in case of a fault between two
                     self._unclaimed.append(event)
@@ -191,7 +192,9 @@ class Engine:
     def stream(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
     ) -> Iterator[Token]:
-        """Yields tokens as they are chosen, step by step; within a step, in order of prompts and candidates.
+        """Tokens as they are chosen, step by step; within a step, in order of prompts and candidates.
+
+        Those that are drawn without a seed take one from torch's global generator, here and now.
 
         Args:
             inputs: the prompts; padding on either side.
@@ -206,8 +209,13 @@ class Engine:
         """
         assert all(p.num_beams == 1 for p in params), "beams have no tokens before the end"
         if any(p.do_sample and p.seed is None for p in params):
-            seed = agreed_seed(self.model)  # processes that compute one model must draw the same tokens
+            seed = agreed_seed(self.model)
             params = [replace(p, seed=seed) if p.seed is None else p for p in params]
+        return self._streamed(inputs, params, stops)
+
+    def _streamed(
+        self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None
+    ) -> Iterator[Token]:
         self.model.check(inputs)
         inputs = left_aligned(inputs)
         remaining = list(stops or ())
@@ -262,7 +270,10 @@ class Engine:
         check_ids(self.model, params)
         length = int(prompt.attention_mask_BT.sum())
         room, rows = room_after(self.model, params, length), [0] * params.num_beams
-        with explain_out_of_memory(f"searching {room} new tokens after {length} with {len(rows)} beams", reduce=LESS):
+        with (
+            own_precision(),
+            explain_out_of_memory(f"searching {room} new tokens after {length} with {len(rows)} beams", reduce=LESS),
+        ):
             with self._lock:  # for encoded images
                 prefill = Prefill(self.model, prompt, rows=rows, rooms=[room], encoded=self._eyes.encoded)
             return beam_search(prefill, params, stop, room=room)
@@ -271,12 +282,12 @@ class Engine:
         self, inputs: ModelInputs, continued: Sequence[Sequence[int]], *, document_end: int | None = None
     ) -> list[tuple[list[float], bool]]:
         """As `score_continuations`, with the images that the engine knows; others wait meanwhile."""
-        with self._lock, explain_out_of_memory(f"scoring {len(continued)} continuation(s)", reduce=LESS):
+        with self._lock, own_precision(), explain_out_of_memory(f"scoring {len(continued)} continuation(s)", reduce=LESS):
             return score_continuations(self.model, inputs, continued, document_end=document_end, encoded=self._eyes.encoded)
 
     def score_prompt(self, inputs: ModelInputs) -> list[float]:
         """As the function of this name, with the images that the engine knows; others wait meanwhile."""
-        with self._lock, explain_out_of_memory(f"scoring {inputs.input_ids_BT.shape[1]} tokens", reduce=LESS):
+        with self._lock, own_precision(), explain_out_of_memory(f"scoring {inputs.input_ids_BT.shape[1]} tokens", reduce=LESS):
             return score_prompt(self.model, inputs, encoded=self._eyes.encoded)
 
     def _encode(self, slices: Sequence[Slice]) -> list[None]:

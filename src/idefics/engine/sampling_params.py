@@ -7,24 +7,19 @@ Nothing here imports torch. Names are those of the Hugging Face library where it
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from idefics.engine.options import ABSENT, ALIASES, OPTIONS, not_taken, plain
 from idefics.errors import OptionError
 
 __all__ = ["SamplingParams", "sampling_params", "unknown_defaults"]
 
 Words = tuple[tuple[int, ...], ...]
 
-# Options that only mean something when tokens are drawn at random.
-_RANDOM = ("temperature", "top_k", "top_p", "typical_p", "min_p", "best_of")
-# Keys of a `generation_config.json` that say nothing about how tokens are chosen here.
-_BOOKKEEPING = frozenset(
-    {"transformers_version", "bos_token_id", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states"}
-)
-_ALIASES = {"stop_strings": "stop", "stop_sequences": "stop", "num_return_sequences": "n", "min_tokens": "min_new_tokens"}
+# Keys of a `generation_config.json` that say nothing about how tokens are chosen.
+_BOOKKEEPING = frozenset({"transformers_version", "bos_token_id", "_from_model_config"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +31,13 @@ class SamplingParams:
         max_length: prompt and new tokens together at most; used where `max_new_tokens` is None.
         min_new_tokens: no end of sequence before that many.
         do_sample: draw at random; otherwise the likeliest token is taken.
-        temperature: logits are divided by it.
+        temperature: logits are divided by it. 0 never draws.
         top_k: only the k likeliest tokens.
         top_p: the likeliest tokens whose probabilities reach p (arXiv 1904.09751).
         typical_p: the most typical tokens whose probabilities reach p (arXiv 2202.00666).
         min_p: tokens at least this likely, relative to the likeliest (arXiv 2407.01082).
-        seed: of this request's generator; None draws one. Greedy decoding needs none, and ignores it.
+        seed: of this request's generator; None takes one from torch's global generator, so that `torch.manual_seed` is
+            obeyed (a server takes a fresh one). Greedy decoding needs none, and ignores it.
         repetition_penalty: divides the logits of tokens in prompt or answer, or multiplies negative ones (arXiv 1909.05858).
         frequency_penalty: subtracted per occurrence in the answer.
         presence_penalty: subtracted once if in the answer.
@@ -87,7 +83,12 @@ class SamplingParams:
     prompt_lookup_num_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        for field in dataclasses.fields(self):
+            given, option = getattr(self, field.name), OPTIONS[field.name]
+            value = field.default if given is None else option.read(given)
+            if field.default is None and value in option.neutral:
+                value = None
+            object.__setattr__(self, field.name, value)  # as numpy and lists may have given it
         _check_contradictions(self)
 
     @property
@@ -118,26 +119,15 @@ class SamplingParams:
 DEFAULT_NEW_TOKENS = 512
 """Where neither the checkpoint nor the caller says; answers end by themselves long before."""
 
-_FIELDS = {field.name: field for field in dataclasses.fields(SamplingParams)}
-# Inert at these values: what the reference writes when an option is off.
-_OFF: dict[str, tuple[Any, ...]] = {
-    "top_k": (0,),
-    "top_p": (1.0,),
-    "typical_p": (1.0,),
-    "no_repeat_ngram_size": (None,),
-    "bad_words_ids": (None,),
-    "stop": (None,),
-    "eos_token_id": (None,),
-    "prompt_lookup_num_tokens": (0,),
-}
-
 
 def sampling_params(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> SamplingParams:
     """Options of one call over the defaults of a checkpoint.
 
     Args:
         defaults: content of `generation_config.json`. Its sampling options apply when a call samples; they do not make it.
-        options: what the caller asks for. None means: not given. A sampling option implies `do_sample`.
+        options: what the caller asks for. None means: not given, and a neutral value (`OPTIONS`) asks for nothing but to
+            leave the checkpoint's. An option that draws asks for `do_sample`; `temperature=0` asks for the likeliest
+            tokens, whatever stands beside it to draw from.
 
     Raises:
         OptionError: an option is unknown, out of range, or contradicts another; it is named.
@@ -148,19 +138,18 @@ def sampling_params(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> 
     Traceback (most recent call last):
     idefics.errors.OptionError: unknown generation option 'temprature'; did you mean 'temperature'?
     """
-    asked = {_ALIASES.get(name, name): value for name, value in options.items() if value is not None}
-    for name in asked:
-        if name not in _FIELDS:
-            raise OptionError(_unknown(name))
-    given = {_ALIASES.get(name, name): value for name, value in defaults.items()}
-    kept = {name: value for name, value in given.items() if name in _FIELDS and value is not None}
-    random = [name for name in _RANDOM if name in asked and asked[name] not in _OFF.get(name, ())]
-    if random and asked.get("do_sample") is False:
-        raise OptionError(f"{random[0]}={asked[random[0]]} contradicts do_sample=False; leave one of them out")
-    beams = asked.get("num_beams", 1)
-    if isinstance(beams, int) and beams > 1 and not random:
-        asked.setdefault("do_sample", False)
-    sample = asked.get("do_sample", bool(random) or kept.get("do_sample", False))
+    asked: dict[str, Any] = {}
+    for given, value in options.items():
+        name, value = ALIASES.get(given, given), plain(value)
+        if value is None:
+            continue
+        if name in OPTIONS:
+            asked[name] = OPTIONS[name].read(value)
+        elif name not in ABSENT or not _among(value, ABSENT[name].neutral):
+            not_taken(given, value)
+    named = {ALIASES.get(name, name): value for name, value in defaults.items()}
+    kept = {name: value for name, value in named.items() if name in OPTIONS and value is not None}
+    sample = _draws(asked, kept)
     if "max_new_tokens" in asked and "max_length" in asked:
         raise OptionError(
             f"max_new_tokens={asked['max_new_tokens']} and max_length={asked['max_length']} contradict each other; give one"
@@ -168,100 +157,58 @@ def sampling_params(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> 
     if "max_new_tokens" in asked or "max_length" in asked:
         kept.pop("max_length", None)
         kept.pop("max_new_tokens", None)
-    if not sample:
-        kept = {name: value for name, value in kept.items() if name not in _RANDOM}
     merged = {**kept, **asked, "do_sample": sample}
-    merged = {name: value for name, value in merged.items() if value not in _OFF.get(name, ())}
-    return SamplingParams(**{name: _normalised(name, value) for name, value in merged.items()})
+    if not sample:
+        merged = {name: value for name, value in merged.items() if not OPTIONS[name].draws or name == "best_of" in asked}
+    return SamplingParams(**merged)
 
 
 def unknown_defaults(defaults: Mapping[str, Any]) -> list[str]:
     """Keys of a `generation_config.json` that would change the output and are not known here."""
-    known = {*_FIELDS, *_ALIASES, *_BOOKKEEPING}
     off: tuple[Any, ...] = (None, False, 0, 1, "", [], {})  # what the reference writes when an option is off
-    return sorted(name for name, value in defaults.items() if name not in known and (value is True or value not in off))
+
+    def asks(name: str, value: Any) -> bool:
+        if name in OPTIONS or name in ALIASES or name in _BOOKKEEPING or value is None:
+            return False
+        if name in ABSENT:
+            return not _among(value, ABSENT[name].neutral)
+        return value is True or not _among(value, off)
+
+    return sorted(name for name, value in defaults.items() if asks(name, value))
 
 
-def _normalised(name: str, value: Any) -> Any:
-    try:
-        if name == "eos_token_id":
-            return tuple(_flat(value))
-        if name == "bad_words_ids":
-            return tuple(tuple(word) for word in value)
-        if name == "stop":
-            return (value,) if isinstance(value, str) else tuple(value)
-    except TypeError:
-        raise OptionError(f"{name} cannot be {value!r}") from None
-    return value
-
-
-def _flat(value: Any) -> Iterator[int]:
-    """Whole numbers in any nesting of lists.
+def _draws(asked: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
+    """Whether tokens are drawn at random.
 
     Raises:
-        TypeError: anything else is among them.
+        OptionError: one option asks to draw, and another not to.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        yield value
-    elif isinstance(value, str):
-        raise TypeError("a text is no token id")
-    else:
-        for item in value:
-            yield from _flat(item)
+    drawing = [name for name, value in asked.items() if OPTIONS[name].draws and value not in OPTIONS[name].neutral]
+    wild = [name for name in drawing if asked[name] not in OPTIONS[name].greedy]
+    said = asked.get("do_sample")
+    if asked.get("temperature") == 0:
+        if said:
+            raise OptionError("temperature=0 contradicts do_sample=True; leave one of them out")
+        return False
+    if said is False and wild:
+        raise OptionError(f"{wild[0]}={asked[wild[0]]} contradicts do_sample=False; leave one of them out")
+    if said is not None:
+        return bool(said)
+    if wild or "temperature" in drawing:
+        return True
+    return asked.get("num_beams", 1) == 1 and bool(kept.get("do_sample", False))
 
 
-def _unknown(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, [*_FIELDS, *_ALIASES], n=1)
-    return f"unknown generation option {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-
-
-def _check_ranges(params: SamplingParams) -> None:
-    for name, value in dataclasses.asdict(params).items():
-        kind = str(_FIELDS[name].type)
-        if value is None:
-            continue
-        if "int" in kind and "tuple" not in kind and (isinstance(value, bool) or not isinstance(value, int)):
-            raise OptionError(f"{name} must be a whole number, not {value!r}")
-        if "float" in kind and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise OptionError(f"{name} must be a number, not {value!r}")
-        if kind == "bool" and not isinstance(value, bool):
-            raise OptionError(f"{name} must be true or false, not {value!r}")
-    checks = (
-        ("max_new_tokens", "at least 1", lambda v: v >= 1),
-        ("max_length", "at least 1", lambda v: v >= 1),
-        ("min_new_tokens", "at least 0", lambda v: v >= 0),
-        ("temperature", "above 0 and finite (for greedy decoding use do_sample=False)", lambda v: 0 < v < math.inf),
-        ("top_k", "at least 1", lambda v: v >= 1),
-        ("top_p", "above 0 and at most 1", lambda v: 0 < v <= 1),
-        ("typical_p", "above 0 and at most 1", lambda v: 0 < v <= 1),
-        ("min_p", "from 0 to 1", lambda v: 0 <= v <= 1),
-        ("repetition_penalty", "above 0", lambda v: v > 0),
-        ("frequency_penalty", "from -2 to 2", lambda v: -2 <= v <= 2),
-        ("presence_penalty", "from -2 to 2", lambda v: -2 <= v <= 2),
-        ("no_repeat_ngram_size", "at least 0", lambda v: v >= 0),
-        ("num_beams", "at least 1", lambda v: v >= 1),
-        ("n", "at least 1", lambda v: v >= 1),
-        ("best_of", "at least 1", lambda v: v >= 1),
-        ("logprobs", "from 0 to 100", lambda v: 0 <= v <= 100),
-        ("prompt_lookup_num_tokens", "at least 1", lambda v: v >= 1),
-        ("stop", "non-empty strings", lambda v: all(isinstance(s, str) and s for s in v)),
-        (
-            "bad_words_ids",
-            "non-empty sequences of token ids",
-            lambda v: all(w and {*map(type, w)} == {int} for w in v),
-        ),
-    )
-    for name, rule, holds in checks:
-        value = getattr(params, name)
-        if value is not None and not holds(value):
-            raise OptionError(f"{name} must be {rule}, not {value!r}")
+def _among(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a value of any kind is one of these; arrays compare to arrays."""
+    return isinstance(value, bool | int | float | str | list | dict) and value in values
 
 
 def _check_contradictions(params: SamplingParams) -> None:
     if params.max_new_tokens is not None and params.min_new_tokens > params.max_new_tokens:
         raise OptionError(f"min_new_tokens={params.min_new_tokens} is above max_new_tokens={params.max_new_tokens}")
+    if params.do_sample and params.temperature == 0:
+        raise OptionError("temperature=0 contradicts do_sample=True; leave one of them out")
     if params.num_beams > 1 and params.do_sample:
         raise OptionError(f"num_beams={params.num_beams} contradicts do_sample=True; beam search does not draw")
     if params.num_beams > 1 and params.best_of is not None:

@@ -10,23 +10,16 @@ import torch
 from torch import Tensor
 
 from idefics.engine.engine import Engine
+from idefics.engine.options import not_taken
 from idefics.engine.request import Completion, StopCheck
 from idefics.engine.sampling_params import SamplingParams, sampling_params, unknown_defaults
 from idefics.errors import OptionError
-from idefics.hf.hub import refuse
 from idefics.hf.outputs import GenerateOutput
 from idefics.inputs import ModelInputs
 from idefics.processor.detokenizer import TextStream
 from idefics.processor.tokenizer import Tokenizer
 
 __all__ = ["Streamer", "generate"]
-
-_REFUSED = {
-    "output_scores": "per-step scores of the whole vocabulary are not kept; use logprobs=k",
-    "output_logits": "per-step scores of the whole vocabulary are not kept; use logprobs=k",
-    "logits_processor": "custom processors are not called",
-    "stopping_criteria": "use stop_strings or a streamer",
-}
 
 
 class Streamer(Protocol):
@@ -67,12 +60,10 @@ def generate(
     Raises:
         InputError: inputs or options cannot be used.
     """
-    refuse("generate", {name: value for name, value in options.items() if name in _REFUSED and value}, later=_REFUSED)
-    options = {name: value for name, value in options.items() if name not in (*_REFUSED, "use_cache")}
     chosen = _mapping(generation_config)
     return_dict_in_generate |= bool(chosen.pop("return_dict_in_generate", False))
-    unknown = {*unknown_defaults(chosen), *(name for name in _REFUSED if chosen.get(name))}
-    refuse("generation_config", {name: chosen[name] for name in unknown}, later=_REFUSED)
+    for name in unknown_defaults(chosen):
+        not_taken(name, chosen[name])
     defaults = {**defaults, **chosen}
     params = sampling_params(defaults, options)
     if params.do_sample and "top_k" not in options and "top_k" not in defaults:

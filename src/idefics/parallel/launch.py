@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 
 import torch
 from torch import distributed, nn
@@ -69,12 +68,13 @@ def agreed_least(model: nn.Module, number: int) -> int:
     return int(least)
 
 
-def agreed_seed(model: nn.Module) -> int | None:
-    """A fresh seed, the same in all processes that compute this model; None where one process computes it alone."""
+def agreed_seed(model: nn.Module) -> int:
+    """A seed from torch's global generator, the first process's in all that compute this model: they must draw alike."""
     mesh = _mesh(model)
+    seed = torch.randint(2**62, (1,), device="cpu")  # whatever the default device
     if mesh is None:
-        return None
-    seed = torch.tensor([secrets.randbits(62)], device=mesh.device_type)
+        return int(seed)
+    seed = seed.to(mesh.device_type)
     distributed.broadcast(seed, group=mesh.get_group(), group_src=0)
     return int(seed)
 

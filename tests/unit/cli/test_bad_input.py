@@ -77,7 +77,7 @@ def test_placeholders(run: Any, tiny_checkpoint: Path, picture: Path) -> None:
     ("words", "said"),
     [
         (["--top-p", "2"], "top_p must be above 0 and at most 1, not 2"),
-        (["--temperature", "0", "--top-k", "3"], "top_k=3 contradicts"),
+        (["--num-beams", "2", "--top-k", "3"], "num_beams=2 contradicts"),
         (["--n", "2"], "same"),
         (["--num-beams", "2", "--temperature", "0.5"], "num_beams=2 contradicts"),
         (["--dtype", "int3"], "int3"),

@@ -111,4 +111,4 @@ def test_options_of_a_dataclass_become_options_of_the_command() -> None:
 
 def test_sampling_options_are_those_of_the_engine() -> None:
     assert set(vars(SamplingOptions())) <= set(vars(SamplingParams()))
-    assert SamplingOptions(temperature=0, stop=[], seed=3).given() == {"do_sample": False, "seed": 3}
+    assert SamplingOptions(temperature=0, stop=[], seed=3).given() == {"temperature": 0, "seed": 3}

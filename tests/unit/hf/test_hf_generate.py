@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -121,8 +122,8 @@ def test_a_generation_config_goes_over_the_checkpoints(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"temprature": 0.5}, "generation_config does not know temprature"),
-        ({"output_scores": True}, "use logprobs=k"),
+        ({"temprature": 0.5}, "unknown generation option 'temprature'; did you mean"),
+        ({"output_scores": True}, "logprobs=k reports"),
         (5, "generation_config must be a mapping, not int"),
     ],
 )
@@ -137,12 +138,15 @@ def test_a_generation_config_that_cannot_be_honoured(
     ("options", "message"),
     [
         ({"max_tokens": 3}, "unknown generation option 'max_tokens'; did you mean"),
-        ({"logits_processor": [print]}, "logits_processor: custom processors are not called"),
-        ({"stopping_criteria": [object()]}, "stopping_criteria: use stop_strings"),
-        ({"output_scores": True}, "output_scores: per-step scores"),
-        ({"output_logits": True, "logits_processor": [1]}, "does not know logits_processor, output_logits"),
-        ({"penalty_alpha": 0.6, "top_k": 4}, "unknown generation option 'penalty_alpha'"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"logits_processor": [print]}, "logits_processor=.* is not offered here"),
+        ({"stopping_criteria": [object()]}, "stopping_criteria=.* is not offered here .*there are stop"),
+        ({"output_scores": True}, "output_scores=True is not offered here .per-step scores .*; transformers offers it"),
+        ({"output_logits": True, "logits_processor": [1]}, "output_logits=True is not offered here"),
+        (
+            {"penalty_alpha": 0.6, "top_k": 4},
+            "penalty_alpha=0.6 is not offered here; transformers offers it",
+        ),
+        ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"temperature": 0.5, "do_sample": False}, "temperature=0.5 contradicts do_sample=False"),
         ({"num_beams": 2, "num_return_sequences": 3}, "n=3 is above num_beams=2"),
         ({"num_return_sequences": 2}, "2 greedy answers would be the same"),
@@ -247,3 +251,32 @@ def test_rows_that_end_early_are_filled_with_the_pad_token(
     end = int(free[0, width])
     out = model.generate(**several, max_new_tokens=4, eos_token_id=end, pad_token_id=9)
     assert out[0, width:].tolist() in ([end, *[9] * (out.shape[1] - width - 1)], [end])
+
+
+def test_the_global_seed_is_obeyed_and_goes_on(
+    model: Idefics2ForConditionalGeneration, several: dict[str, torch.Tensor]
+) -> None:
+    options: dict[str, Any] = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 5, "num_return_sequences": 2}
+    torch.manual_seed(3)
+    first, second = (model.generate(**several, **options) for _ in range(2))
+    assert not torch.equal(first, second)
+    torch.manual_seed(3)
+    again = [model.generate(**several, **options) for _ in range(2)]
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    assert not torch.equal(first[0], first[1]), "answers to one prompt are drawn apart"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False},
+        {"temperature": 1.0, "do_sample": np.bool_(False), "synced_gpus": False, "output_attentions": False},
+        {"generation_config": {"temperature": 0, "output_scores": False, "num_beams": 1}, "use_cache": True},
+    ],
+)
+def test_neutral_options_are_greedy(
+    model: Idefics2ForConditionalGeneration, one: dict[str, torch.Tensor], options: dict[str, Any]
+) -> None:
+    plain = model.generate(**one, max_new_tokens=3)
+    assert torch.equal(model.generate(**one, max_new_tokens=np.int64(3), **options), plain)
