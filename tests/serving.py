@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import http.server
 import io
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from PIL import Image
 
@@ -90,6 +94,17 @@ def png(width: int = 40, height: int = 30, color: tuple[int, int, int] = (200, 3
 
 def data_url(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for this machine and its key, made in a folder; skips the test where nothing can make one."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate for this test, is not here")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subject = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*made, *subject], check=True, capture_output=True)
+    return cert, key
 
 
 Reply = tuple[int, dict[str, str], bytes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import ssl
@@ -15,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 
 from contract.questions import prompt
-from serving import wait_until
+from serving import certificate, wait_until
 
 
 @contextmanager
@@ -73,12 +71,7 @@ def test_killed_and_started_again_at_the_same_port() -> None:
 
 
 def test_tls_and_a_key(tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificate for this test, is not here")
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    subject = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run([*made, *subject], check=True, capture_output=True)
+    cert, key = certificate(tmp_path)
     with running("--tls-cert", str(cert), "--tls-key", str(key), "--api-key", "secret") as (_, address, lines):
         assert address.startswith("https://")
         trusted = ssl.create_default_context(cafile=str(cert))

@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 
 from idefics.errors import OptionError
-from idefics.server.http.connections import Connection, raise_file_limit
+from idefics.server.http.connections import Connection, Settings, raise_file_limit
 from idefics.server.service import Service
 
 __all__ = ["Server", "bound", "configuration", "run", "tls_context"]
@@ -66,6 +66,7 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         OptionError: they cannot be read, or do not belong together.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # which costs the server more than the client
     try:
         context.load_cert_chain(cert, key, password="")  # one that asks for a pass phrase would wait for a terminal
     except OSError as error:  # SSLError is one
@@ -94,8 +95,7 @@ def run(
     Returns:
         The process's exit code: 0, or 1 if the engine was given up, so that whoever started the server starts it again.
     """
-    config = configuration(app)
-    config.ssl = tls
+    config = configuration(app, tls=tls)
     raise_file_limit()
     service: Service = app.state.service
     server = Server(config, service)
@@ -111,9 +111,9 @@ def run(
     return code
 
 
-def configuration(app: Any) -> uvicorn.Config:
+def configuration(app: Any, *, tls: ssl.SSLContext | None = None) -> Settings:
     """Uvicorn's settings, loaded."""
-    config = uvicorn.Config(
+    config = Settings(
         app,
         http=Connection,
         ws="none",
@@ -126,6 +126,7 @@ def configuration(app: Any) -> uvicorn.Config:
         h11_max_incomplete_event_size=64 * 1024,
     )
     config.load()
+    config.tls = tls
     return config
 
 
