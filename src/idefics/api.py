@@ -53,6 +53,7 @@ def load(
     limits: Limits | None = None,
     max_image_size: int | None = None,
     split: bool | None = None,
+    allow_unknown_config: bool = False,
     progress: Progress | None = None,
 ) -> Idefics:
     """Loads a model and its processor.
@@ -75,6 +76,8 @@ def load(
             `idefics.model.layers.packed.finish_packing`; up to then the files must stay as they are.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
+        allow_unknown_config: take a model whose `config.json` has keys that ask for something this version does not know,
+            as if they were not there, with a warning that names them; they stand in `model.config.unknown`.
         progress: told (bytes read, bytes in all) while weights are read.
 
     Raises:
@@ -93,6 +96,7 @@ def load(
         tensor_parallel=tensor_parallel,
         backend=attention,
         progress=progress,
+        allow_unknown=allow_unknown_config,
     )
     pack_loaded(loaded, packed)
     return Idefics(str(model or EMBEDDED_NAME), loaded, processor, generation_defaults(folder, loaded.config), limits)

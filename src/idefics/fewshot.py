@@ -9,7 +9,6 @@ model.generate(prompt, images=images, raw=True, stop=["\\n"])
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from idefics.api import Idefics
+from idefics.config.json_files import parse_json
+from idefics.config.whole_files import read_whole
 from idefics.errors import InputError, OptionError
 from idefics.parallel.launch import agreed_seed
 
@@ -61,14 +62,16 @@ def read_shots(path: str | Path) -> list[Shot]:
     """
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_whole(path).decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     try:
         # Not splitlines(), which also cuts at marks that JSON allows within a text, such as U+2028.
         lines = [line for line in text.split("\n") if line.strip()]
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
+        rows = parse_json(text) if text.lstrip().startswith("[") else [parse_json(line) for line in lines]
+    except ValueError as error:
         raise InputError(f"{path} is neither a JSON list nor one JSON object per line: {error}") from None
     if not rows:
         raise InputError(f"{path} holds no examples")

@@ -149,7 +149,8 @@ def test_transformers_reads_what_we_write(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("section", [None, "vision_config", "perceiver_config", "text_config"])
 def test_unknown_keys_are_refused_by_name(section: str | None) -> None:
     with pytest.raises(
-        ConfigError, match=rf"{section or 'config'} has key\(s\) .* cannot honour: attention_sinks; remove them"
+        ConfigError,
+        match=rf"{section or 'config'} has key\(s\) .* cannot honour: attention_sinks = 4; remove .*allow_unknown_config",
     ):
         Idefics2Config.from_dict(_with(section, attention_sinks=4))
 
@@ -256,3 +257,134 @@ def test_what_the_resamplers_part_says_of_its_use_is_not_read(used: bool) -> Non
     config = Idefics1Config.from_dict({"use_resampler": True, "perceiver_config": {"use_resampler": used}})
     assert config.use_resampler
     assert config.to_dict()["perceiver_config"]["use_resampler"] is True
+
+
+@pytest.mark.parametrize("section", [None, "vision_config", "perceiver_config", "text_config"])
+@pytest.mark.parametrize("value", [None, False, 0, 0.0, "", [], {}])
+def test_an_unknown_key_that_asks_for_nothing_stops_nobody(section: str | None, value: object) -> None:
+    config = Idefics2Config.from_dict(_with(section, some_new_key=value))
+    assert config == Idefics2Config.from_dict(SMALL)
+    assert config.unknown == {}
+
+
+@pytest.mark.parametrize("section", [None, "vision_config", "perceiver_config", "text_config"])
+def test_an_unknown_key_is_taken_where_that_is_asked_for_and_told(section: str | None) -> None:
+    raw = _with(section, attention_sinks=4)
+    config = Idefics2Config.from_dict(raw, allow_unknown=True)
+    assert config == Idefics2Config.from_dict(SMALL)
+    assert config.unknown == {f"{section or 'config'}.attention_sinks": 4}
+    assert replace(config, dtype="float16").unknown == config.unknown
+    assert "attention_sinks" not in json.dumps(config.to_dict())
+
+
+def test_the_first_generation_knows_the_same_rule() -> None:
+    assert Idefics1Config.from_dict({"new": None}) == Idefics1Config.from_dict({})
+    assert Idefics1Config.from_dict({"vision_config": {"new": 3}}, allow_unknown=True).unknown == {"vision_config.new": 3}
+    with pytest.raises(ConfigError, match="cannot honour: new = 3"):
+        Idefics1Config.from_dict({"new": 3})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("text_config", "vision_embed_dim", 768),
+        ("perceiver_config", "initializer_factor", 2.0),
+        ("text_config", "use_resampler", True),
+        ("vision_config", "rope_scaling", {"type": "linear"}),
+    ],
+)
+def test_a_key_of_one_part_says_something_in_another(section: str, key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{section} has key.* {key} = "):
+        Idefics2Config.from_dict(_with(section, **{key: value}))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        *(("text_config", "rope_theta", value) for value in (3, NAN, INF, -INF, 0, -1, True, "10000", 1e30, None)),
+        *(("text_config", "rms_norm_eps", value) for value in (NAN, INF, 3, True)),
+        ("vision_config", "layer_norm_eps", NAN),
+        ("perceiver_config", "rms_norm_eps", 5.0),
+        ("text_config", "num_hidden_layers", 10**9),
+        ("text_config", "num_hidden_layers", 10**5000),
+        ("vision_config", "num_hidden_layers", 10**9),
+        ("perceiver_config", "resampler_depth", 10**9),
+        ("text_config", "hidden_size", 2**40),
+        ("text_config", "intermediate_size", 10**12),
+        ("text_config", "vocab_size", 10**12),
+        ("text_config", "head_dim", 2**40),
+        ("text_config", "max_position_embeddings", 10**30),
+        ("text_config", "sliding_window", 10**30),
+        ("text_config", "bos_token_id", "1"),
+        ("text_config", "eos_token_id", [2, 1.5]),
+        ("text_config", "pad_token_id", 2**70),
+        ("vision_config", "image_size", 10**9),
+        ("vision_config", "num_channels", 10**6),
+        ("perceiver_config", "resampler_n_latents", 10**9),
+        ("text_config", "hidden_size", "x" * 10**6),
+        (None, "image_token_id", 10**30),
+        (None, "tie_word_embeddings", 10**30),
+        (None, "dtype", {"a": 1}),
+    ],
+    ids=lambda value: str(value)[:24] if not isinstance(value, int) or value < 10**40 else "huge",
+)
+def test_numbers_beyond_sense_are_refused_before_anything_is_built(section: str | None, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{key}") as refused:
+        Idefics2Config.from_dict(_with(section) | {key: value} if section is None else _spoiled(section, key, value))
+    assert len(str(refused.value)) < 300
+
+
+def _spoiled(section: str, key: str, value: Any) -> dict[str, Any]:
+    return {**SMALL, section: {**SMALL[section], key: value}}
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "default", "rope_theta": 10000.0}, r"rope_theta = 5000\.0 contradicts .*rope_theta = 10000\.0"),
+        ({"rope_theta": 5000.0, "factor": 8.0}, r"rope_parameters has key\(s\) .* factor = 8\.0"),
+        ({"rope_theta": 5000.0, "partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0\.5 is not supported"),
+    ],
+)
+def test_rotary_positions_that_contradict(rope: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Idefics2Config.from_dict(_with("text_config", rope_parameters=rope))
+
+
+def test_rotary_positions_said_twice_alike() -> None:
+    raw = _with("text_config", rope_parameters={"rope_theta": 5000.0, "rope_type": "default", "partial_rotary_factor": 1.0})
+    assert Idefics2Config.from_dict(raw) == Idefics2Config.from_dict(SMALL)
+    with pytest.raises(ConfigError, match="rope_theta = nan"):
+        Idefics2Config.from_dict(_spoiled("text_config", "rope_parameters", {"rope_theta": NAN}))
+    first = {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}
+    assert Idefics1Config.from_dict(first).text_config.rope_theta == 500.0
+    with pytest.raises(ConfigError, match="contradicts"):
+        Idefics1Config.from_dict({**first, "rope_theta": 10000.0})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "[" * 200 + "]" * 200 + "}", '{"a": ' + "1" * 10_000 + "}", '{"a": 1'],
+    ids=["lists", "objects", "200", "digits", "cut"],
+)
+def test_json_that_goes_too_deep_or_too_far(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="is not valid JSON"):
+        read_json(path)
+
+
+def test_every_field_that_a_file_sets_has_a_rule() -> None:
+    from dataclasses import fields
+
+    from idefics.config import FlamingoConfig, PerceiverConfig, TextConfig, VisionConfig
+    from idefics.config.rules import ruled
+
+    for part in (FlamingoConfig, PerceiverConfig, TextConfig, VisionConfig):
+        assert set(ruled(part)) == {field.name for field in fields(part)}
+    for whole in (Idefics1Config, Idefics2Config):
+        parts = {"vision_config", "perceiver_config", "text_config", "model_type", "unknown"}
+        assert set(ruled(whole)) == {field.name for field in fields(whole)} - parts

@@ -66,6 +66,7 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
             tensor_parallel=tensor_parallel,
             max_image_size=images.max_image_size,
             split=images.split,
+            allow_unknown_config=options.allow_unknown_config,
             progress=progress,
         )
     model.name = options.model or EMBEDDED_NAME

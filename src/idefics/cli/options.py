@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
 from typer import Option
 
+from idefics.config.json_files import parse_json
 from idefics.errors import OptionError
 
 __all__ = ["ImageOptions", "ModelOptions", "SamplingOptions", "ShotOptions", "spread"]
@@ -50,6 +50,15 @@ class ModelOptions:
         str | None, _option("--device-map", help="'auto' spreads the model over all GPUs; or a JSON object.", panel=_MODEL)
     ] = None
 
+    allow_unknown_config: Annotated[
+        bool,
+        _option(
+            "--allow-unknown-config",
+            help="Take a model whose config.json asks for something unknown, as if it did not; warns.",
+            panel=_MODEL,
+        ),
+    ] = False
+
     def placement(self) -> str | Mapping[str, Any] | None:
         """The device map as `load` takes it.
 
@@ -59,8 +68,8 @@ class ModelOptions:
         if self.device_map is None or not self.device_map.lstrip().startswith("{"):
             return self.device_map
         try:
-            found: Mapping[str, Any] = json.loads(self.device_map)
-        except json.JSONDecodeError as error:
+            found: Mapping[str, Any] = parse_json(self.device_map)
+        except ValueError as error:
             raise OptionError(f"--device-map is not valid JSON: {error}") from None
         return found
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from idefics.cli.images import Attachment, attach
+from idefics.config.json_files import parse_json
+from idefics.config.whole_files import read_whole
 from idefics.errors import ImageError, InputError
 
 __all__ = ["Reply", "Session"]
@@ -145,7 +147,7 @@ class Session:
         """
         path = path.expanduser()
         try:
-            records = json.loads(path.read_text(encoding="utf-8"))["messages"]
+            records = parse_json(read_whole(path))["messages"]
             turns = [_turn(record) for record in records]
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None

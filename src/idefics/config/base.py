@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from idefics.config.parts import FlamingoConfig, PerceiverConfig, TextConfig, VisionConfig, check_sizes
-from idefics.errors import ConfigError
+from idefics.config.rules import check, flag, one_of
 
 __all__ = ["DTYPES", "Config", "check_common", "dtype_of"]
 
@@ -24,6 +24,7 @@ class Config(ABC):
         text_config: the decoder; its `vocab_size` counts every id that the model knows.
         tie_word_embeddings: whether `lm_head` is the embedding table.
         dtype: how the weights are stored, one of `DTYPES`.
+        unknown: keys of the file that were let pass though nobody here knows what they ask for, by path; not written back.
         model_type: the family's name in `config.json`.
     """
 
@@ -31,13 +32,19 @@ class Config(ABC):
     vision_config: VisionConfig
     perceiver_config: PerceiverConfig | FlamingoConfig
     text_config: TextConfig
-    tie_word_embeddings: bool = False
-    dtype: str = "float32"
+    tie_word_embeddings: bool = flag(False)
+    dtype: str = one_of("float32", DTYPES)
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     @abstractmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
-        """Reads the content of a `config.json`."""
+    def from_dict(cls, raw: Mapping[str, Any], *, allow_unknown: bool = False) -> Self:
+        """Reads the content of a `config.json`.
+
+        Args:
+            raw: the content.
+            allow_unknown: let keys pass that ask for something nobody here knows; they stand in `unknown` then.
+        """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -93,10 +100,7 @@ def check_common(config: Config) -> None:
     """Refuses what no family allows.
 
     Raises:
-        ConfigError: sizes that contradict each other, or a dtype that is none of `DTYPES`.
+        ConfigError: a value that breaks the rule of its field, or sizes that contradict each other.
     """
+    check(type(config), "config", vars(config))
     check_sizes(config.vision_config, config.text_config)
-    if not isinstance(config.tie_word_embeddings, bool):
-        raise ConfigError(f"tie_word_embeddings must be true or false, not {config.tie_word_embeddings!r}")
-    if config.dtype not in DTYPES:
-        raise ConfigError(f"dtype = {config.dtype!r} is not one of {', '.join(DTYPES)}")

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from idefics.config.base import Config, check_common, dtype_of
+from idefics.config.keys import Keys
 from idefics.config.parts import (
     CLIP,
     LLAMA,
     FlamingoConfig,
     VisionConfig,
     mapping,
-    refuse_unknown,
     section,
     text_section,
 )
+from idefics.config.rules import check, flag, number, one_of, ruled, whole
 from idefics.errors import ConfigError
 
 __all__ = ["ALPHAS", "Idefics1Config"]
@@ -43,13 +43,13 @@ class Idefics1Config(Config):
 
     model_type: str = field(default="idefics", init=False)
     perceiver_config: FlamingoConfig
-    use_resampler: bool = False
-    additional_vocab_size: int = 0
-    cross_layer_interval: int = 1
-    qk_layer_norms: bool = False
-    alpha_type: str = "float"
-    alpha_initializer: str = "zeros"
-    alphas_initializer_range: float = 0.0
+    use_resampler: bool = flag(False)
+    additional_vocab_size: int = whole(0, least=0, most=2**20)
+    cross_layer_interval: int = whole(1, most=1_000)
+    qk_layer_norms: bool = flag(False)
+    alpha_type: str = one_of("float", ("float", "vector"))
+    alpha_initializer: str = one_of("zeros", ALPHAS)
+    alphas_initializer_range: float = number(0.0, most=1e6, or_least=True)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -101,19 +101,25 @@ class Idefics1Config(Config):
         return self.text_config.num_hidden_layers // self.cross_layer_interval
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+    def from_dict(cls, raw: Mapping[str, Any], *, allow_unknown: bool = False) -> Self:
         """Reads the content of a `config.json` of either era.
 
+        Args:
+            raw: the content.
+            allow_unknown: as in `Config.from_dict`.
+
         Raises:
-            ConfigError: a key that would change the maths is unknown, or a value contradicts another.
+            ConfigError: a key that may change the maths is unknown, or a value contradicts another.
         """
-        own = {f.name for f in fields(cls)} - {"text_config"}  # which no such file has: its sizes would stand there unread
-        refuse_unknown("config", raw, own | set(LLAMA) | {"rope_parameters"})
+        keys = Keys(allow_unknown=allow_unknown)
+        # No such file has a text_config: its sizes would stand there unread.
+        keys.check("config", raw, {*ruled(cls), *LLAMA, "rope_parameters", "vision_config", "perceiver_config"})
         text = {**LLAMA, **{key: raw[key] for key in (*LLAMA, "rope_parameters") if key in raw}}
+        if raw.get("rope_theta") is None:
+            del text["rope_theta"]  # the default is no base that `rope_parameters` could contradict
         text.update(num_key_value_heads=text["num_attention_heads"], sliding_window=None)
         extra = raw.get("additional_vocab_size", 0)
-        if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
-            raise ConfigError(f"config.additional_vocab_size must be a whole number, not {extra!r}")
+        check(cls, "config", {"additional_vocab_size": extra})
         if isinstance(text["vocab_size"], int):
             text["vocab_size"] += extra
         vision = {**CLIP, **mapping(raw, "vision_config")}
@@ -123,13 +129,14 @@ class Idefics1Config(Config):
         perceiver.pop("use_resampler", None)  # the reference writes it there and reads the one at the top
         plain = ("use_resampler", "cross_layer_interval", "qk_layer_norms", "alpha_type", "alpha_initializer")
         return cls(
-            vision_config=section(VisionConfig, "vision_config", vision),
-            perceiver_config=section(FlamingoConfig, "perceiver_config", perceiver),
-            text_config=text_section(text, "config"),
+            vision_config=section(VisionConfig, "vision_config", vision, keys),
+            perceiver_config=section(FlamingoConfig, "perceiver_config", perceiver, keys),
+            text_config=text_section(text, "config", keys),
             additional_vocab_size=extra,
             alphas_initializer_range=raw.get("alphas_initializer_range", 0.0),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
             dtype=dtype_of(raw),
+            unknown=keys.passed,
             **{key: raw[key] for key in plain if key in raw},
         )
 
@@ -139,8 +146,7 @@ class Idefics1Config(Config):
         text["vocab_size"] -= self.additional_vocab_size
         vision = dataclasses.asdict(self.vision_config)
         vision["embed_dim"] = vision.pop("hidden_size")
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.type in ("bool", "int", "str", "float")}
-        own.pop("dtype")
+        own = {name: getattr(self, name) for name in ("model_type", *ruled(type(self))) if name != "dtype"}
         return {
             "architectures": ["IdeficsForVisionText2Text"],
             **own,
@@ -160,17 +166,5 @@ class Idefics1Config(Config):
 def _check(config: Idefics1Config) -> None:
     check_common(config)
     layers, interval = config.text_config.num_hidden_layers, config.cross_layer_interval
-    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-        raise ConfigError(f"config.cross_layer_interval must be a positive whole number, not {interval!r}")
     if layers % interval:
         raise ConfigError(f"config.num_hidden_layers = {layers} is not a multiple of cross_layer_interval = {interval}")
-    for name in ("use_resampler", "qk_layer_norms"):
-        if not isinstance(getattr(config, name), bool):
-            raise ConfigError(f"config.{name} must be true or false, not {getattr(config, name)!r}")
-    spread = config.alphas_initializer_range
-    if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 <= spread < math.inf:
-        raise ConfigError(f"config.alphas_initializer_range must be a number from 0, not {spread!r}")
-    if config.alpha_type not in ("float", "vector"):
-        raise ConfigError(f"config.alpha_type = {config.alpha_type!r} is not one of float, vector")
-    if config.alpha_initializer not in ALPHAS:
-        raise ConfigError(f"config.alpha_initializer = {config.alpha_initializer!r} is not one of {', '.join(ALPHAS)}")

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from idefics.config.base import Config, check_common, dtype_of
+from idefics.config.keys import Keys
 from idefics.config.parts import (
     ABSENT_TEXT,
     PARTS,
     PerceiverConfig,
     VisionConfig,
     mapping,
-    refuse_unknown,
     section,
     text_section,
 )
+from idefics.config.rules import brief, whole
 from idefics.errors import ConfigError
 
 __all__ = ["Idefics2Config"]
@@ -33,7 +34,7 @@ class Idefics2Config(Config):
 
     model_type: str = field(default="idefics2", init=False)
     perceiver_config: PerceiverConfig
-    image_token_id: int = 32001
+    image_token_id: int = whole(32001, least=0, most=2**31)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -60,17 +61,22 @@ class Idefics2Config(Config):
         return max(2 * vision.hidden_size + 2 * vision.intermediate_size, vision.hidden_size + 3 * inner)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+    def from_dict(cls, raw: Mapping[str, Any], *, allow_unknown: bool = False) -> Self:
         """Reads the content of a `config.json` of either era.
 
+        Args:
+            raw: the content.
+            allow_unknown: as in `Config.from_dict`.
+
         Raises:
-            ConfigError: a key that would change the maths is unknown, or a value contradicts another.
+            ConfigError: a key that may change the maths is unknown, or a value contradicts another.
         """
-        refuse_unknown("config", raw, {*PARTS, "image_token_id"})
+        keys = Keys(allow_unknown=allow_unknown)
+        keys.check("config", raw, {*PARTS, "image_token_id"})
         text_raw = mapping(raw, "text_config") or dict(ABSENT_TEXT)
         if text_raw.get("model_type", "mistral") != "mistral":
-            raise ConfigError(f"text_config.model_type = {text_raw['model_type']!r}; Idefics2's decoder is 'mistral'")
-        text = text_section(text_raw, "text_config")
+            raise ConfigError(f"text_config.model_type = {brief(text_raw['model_type'])}; Idefics2's decoder is 'mistral'")
+        text = text_section(text_raw, "text_config", keys)
         perceiver = mapping(raw, "perceiver_config")
         perceiver.setdefault("hidden_size", text.hidden_size)
         perceiver.setdefault("rms_norm_eps", text.rms_norm_eps)
@@ -78,12 +84,13 @@ class Idefics2Config(Config):
             # The reference's class default (4096) leaks into files of smaller models; the text's size is what is built.
             perceiver.update(hidden_size=text.hidden_size, rms_norm_eps=text.rms_norm_eps)
         return cls(
-            vision_config=section(VisionConfig, "vision_config", mapping(raw, "vision_config")),
-            perceiver_config=section(PerceiverConfig, "perceiver_config", perceiver),
+            vision_config=section(VisionConfig, "vision_config", mapping(raw, "vision_config"), keys),
+            perceiver_config=section(PerceiverConfig, "perceiver_config", perceiver, keys),
             text_config=text,
             image_token_id=raw.get("image_token_id", 32001),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
             dtype=dtype_of(raw),
+            unknown=keys.passed,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,7 +122,5 @@ def _check(config: Idefics2Config) -> None:
         raise ConfigError(
             f"perceiver_config.hidden_size = {perceiver.hidden_size} differs from text_config.hidden_size = {text.hidden_size}"
         )
-    if isinstance(config.image_token_id, bool) or not isinstance(config.image_token_id, int):
-        raise ConfigError(f"image_token_id must be a whole number, not {config.image_token_id!r}")
-    if not 0 <= config.image_token_id < text.vocab_size:
+    if config.image_token_id >= text.vocab_size:
         raise ConfigError(f"image_token_id = {config.image_token_id} is outside the vocabulary of {text.vocab_size}")

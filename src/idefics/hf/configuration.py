@@ -40,9 +40,9 @@ class Spelled(own.Config):
         self._become(self._plain.from_dict({**self._missing, **plain}))
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+    def from_dict(cls, raw: Mapping[str, Any], *, allow_unknown: bool = False) -> Self:
         """Reads the content of a `config.json`."""
-        return cls(**raw)
+        return cls.of(cls._plain.from_dict({**cls._missing, **raw}, allow_unknown=allow_unknown))
 
     def _become(self, config: own.Config) -> None:
         for field in dataclasses.fields(config):

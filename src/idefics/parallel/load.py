@@ -31,6 +31,7 @@ def load_placed(
     backend: Backend,
     progress: Progress | None,
     tensor_parallel: int | None = None,
+    allow_unknown: bool = False,
 ) -> VisionLanguageModel:
     """Loads a model where it shall run.
 
@@ -43,6 +44,7 @@ def load_placed(
         backend: attention implementation.
         progress: told (bytes read, bytes in all).
         tensor_parallel: processes, started by `torchrun`, over which every layer is divided; `device` is a kind then.
+        allow_unknown: let keys of `config.json` pass that ask for something nobody here knows.
 
     Raises:
         OptionError: `device` and `device_map` are both given, a map does not fit the model, or the model or the processes
@@ -56,7 +58,15 @@ def load_placed(
                 f"device_map={device_map} puts layers one after the other and tensor_parallel={tensor_parallel} divides each; "
                 "give one"
             )
-        return load_tensor_parallel(folder, tensor_parallel, dtype=dtype, device=device, backend=backend, progress=progress)
+        return load_tensor_parallel(
+            folder,
+            tensor_parallel,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            progress=progress,
+            allow_unknown=allow_unknown,
+        )
     if device is not None and device_map is not None:
         raise OptionError(f"device={device} and device_map={device_map} contradict each other; give one")
     if isinstance(device_map, str) and device_map != "auto":
@@ -68,15 +78,15 @@ def load_placed(
         if len(devices) <= 1:
             device, device_map = "cuda" if devices else "cpu", None
         else:
-            config = load_config(folder)
+            config = load_config(folder, allow_unknown=allow_unknown)
             planned = dtype if dtype is not None else unasked_dtype(config, stored_dtype(Shards(folder).entries.values()))
             device_map = plan_devices(config, devices, dtype=planned)
     if device_map is None:
         where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-        return load_model(folder, dtype=dtype, device=where, backend=backend, progress=progress)
+        return load_model(folder, dtype=dtype, device=where, backend=backend, progress=progress, allow_unknown=allow_unknown)
     assert not isinstance(device_map, str)
-    ours = _our_names(folder, device_map)
-    model = load_model(folder, dtype=dtype, device=ours, backend=backend, progress=progress)
+    ours = _our_names(folder, device_map, allow_unknown=allow_unknown)
+    model = load_model(folder, dtype=dtype, device=ours, backend=backend, progress=progress, allow_unknown=allow_unknown)
     spread(model, ours)
     return model
 
@@ -89,6 +99,7 @@ def load_tensor_parallel(
     device: Device | None = None,
     backend: Backend = "auto",
     progress: Progress | None = None,
+    allow_unknown: bool = False,
 ) -> VisionLanguageModel:
     """Loads this process's part of a model that `n` processes compute together (see `parallel/tensor_parallel.py`).
 
@@ -102,6 +113,7 @@ def load_tensor_parallel(
         device: `"cpu"` or `"cuda"`; None takes GPUs if there are any.
         backend: attention implementation.
         progress: told (bytes gone through, bytes in all).
+        allow_unknown: as in `load_placed`.
 
     Raises:
         OptionError: this is not one of `n` processes, or the model's heads cannot be dealt out to so many.
@@ -111,10 +123,12 @@ def load_tensor_parallel(
     from idefics.parallel.tensor_parallel import Divided
 
     own = torch.device("cpu") if mesh.device_type == "cpu" else torch.device("cuda", torch.cuda.current_device())
-    return load_model(folder, dtype=dtype, device=own, backend=backend, progress=progress, division=Divided(mesh))
+    return load_model(
+        folder, dtype=dtype, device=own, backend=backend, progress=progress, division=Divided(mesh), allow_unknown=allow_unknown
+    )
 
 
-def _our_names(folder: Path, device_map: Mapping[str, Any]) -> dict[str, Any]:
+def _our_names(folder: Path, device_map: Mapping[str, Any], *, allow_unknown: bool) -> dict[str, Any]:
     """A map in our prefixes. The published names put `model.` before some parts: `"model"` stands for all of those.
 
     Raises:
@@ -122,7 +136,7 @@ def _our_names(folder: Path, device_map: Mapping[str, Any]) -> dict[str, Any]:
     """
     ours: dict[str, Any] = {}
     if "model" in device_map:
-        config = load_config(folder)
+        config = load_config(folder, allow_unknown=allow_unknown)
         published = family_of(config).table.published
         names = [name for name, _ in build_on_meta(config).named_parameters()]
         ours = {name.partition(".")[0]: device_map["model"] for name in names if published(name).startswith("model.")}

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from idefics.config.whole_files import read_whole
 from idefics.errors import ImageError
 from idefics.processor.modes import array_to_image, to_rgb
 from idefics.processor.quiet import quiet
@@ -26,6 +27,8 @@ MAX_PIXELS = 178_956_970
 """Largest width x height that is decoded: Pillow's own refusal of a decompression bomb (537 MB as RGB)."""
 MAX_BYTES = 64 * 2**20
 """Largest download, data URL or base64 string, in bytes of the encoded image."""
+MAX_FILE_BYTES = 2**30
+"""Largest image file, in bytes: `MAX_PIXELS` of any mode, uncompressed."""
 TIMEOUT = 20.0
 """Seconds that a download may take in all."""
 
@@ -143,7 +146,7 @@ def _open_path(path: Path) -> Image.Image:
     try:
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image file")
-        return _decode(path.read_bytes(), str(path))
+        return _decode(read_whole(path, most=MAX_FILE_BYTES), str(path))
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist: no such image file") from None
     except OSError as error:
@@ -164,10 +167,9 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name} is empty (0 bytes), not an image")
     if data.startswith(_POSTSCRIPT):
         raise ImageError(f"{name} is PostScript, a program that would be run to draw it; convert it to PNG first")
-    Image.init()
     try:
         with quiet():
-            image = Image.open(io.BytesIO(data), formats=[known for known in Image.ID if known not in _KEPT_OUT])
+            image = _opened(data)
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that Pillow can read") from None
     except Image.DecompressionBombError:
@@ -178,6 +180,17 @@ def _decode(data: bytes, name: str) -> Image.Image:
     _decoded(image, name)
     _check_pixels(image, name)  # some formats hold an image of another, which may be larger than they say
     return image
+
+
+def _opened(data: bytes) -> Image.Image:
+    """As the first format reads it that knows it; the usual ones come first, since to import all takes a while."""
+    Image.preinit()
+    usual = [known for known in Image.ID if known not in _KEPT_OUT]
+    try:
+        return Image.open(io.BytesIO(data), formats=usual)
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(io.BytesIO(data), formats=[known for known in Image.ID if known not in _KEPT_OUT])
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from idefics.config.keys import asks_for_nothing
+from idefics.config.rules import brief
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.machine.cpus import in_parallel, usable_cpus
 from idefics.processor.batch import BatchFeature
@@ -120,8 +122,8 @@ class ImageProcessor:
         for key, value in raw.items():
             if key in _FIXED and value not in _FIXED[key]:
                 raise ConfigError(f"image processor: {key} = {value!r} is not supported; only {_FIXED[key][1]!r} is")
-            if key not in known and key not in _INERT and key not in _FIXED and value is not None:
-                raise ConfigError(f"image processor: the key {key!r} = {value!r} is unknown and may change the pixels")
+            if key not in known and key not in _INERT and key not in _FIXED and not asks_for_nothing(value):
+                raise ConfigError(f"image processor: the key {key!r} = {brief(value)} is unknown and may change the pixels")
         try:
             return cls(**{key: value for key, value in raw.items() if key in known and value is not None})
         except (OptionError, TypeError) as error:

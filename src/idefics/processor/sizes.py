@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from idefics.config.rules import brief
 from idefics.errors import ImageError, OptionError
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
 
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels, as Pillow has it."""
+
+MAX_SIDE = 16_384
+"""Pixels that every image may be enlarged to; no model sees a sixteenth of it."""
 
 SPLIT = 5  # four quarters and the whole
 
@@ -35,7 +39,9 @@ def check_size(size: Mapping[str, int]) -> dict[str, int]:
         )
     for key, value in known.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"size[{key!r}] = {value!r} must be a positive whole number of pixels")
+            raise OptionError(f"size[{key!r}] = {brief(value)} must be a positive whole number of pixels")
+        if key != "longest_edge" and value > MAX_SIDE:  # the longest edge only bounds: images are never enlarged to it
+            raise OptionError(f"size[{key!r}] = {brief(value)} is over the limit of {MAX_SIDE} pixels")
     if known.get("shortest_edge", 0) > known.get("longest_edge", 0):
         raise OptionError(
             f"size: shortest_edge = {known['shortest_edge']} is above longest_edge = {known['longest_edge']}, "

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from PIL import Image
 
+from idefics.config.keys import asks_for_nothing
+from idefics.config.rules import brief
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.processor.fetch import open_image
 from idefics.processor.image import ImageProcessor
@@ -83,8 +85,10 @@ class SquareImageProcessor:
         for key, value in raw.items():
             if key in _FIXED and value not in _FIXED[key]:
                 raise ConfigError(f"image processor: {key} = {value!r}; this family's models are made for {_FIXED[key][0]!r}")
-            if key not in (*_options(cls), *_FIXED, *_INERT, "size") and value is not None:
-                raise ConfigError(f"image processor: the key {key!r} = {value!r} is unknown to this family of square images")
+            if key not in (*_options(cls), *_FIXED, *_INERT, "size") and not asks_for_nothing(value):
+                raise ConfigError(
+                    f"image processor: the key {key!r} = {brief(value)} is unknown to this family of square images"
+                )
         given = {key: raw[key] for key in _options(cls) if raw.get(key) is not None}
         size = raw.get("size")
         if size is not None:

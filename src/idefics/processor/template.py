@@ -19,6 +19,7 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from idefics.config.json_files import read_json
+from idefics.config.whole_files import read_whole
 from idefics.errors import ConfigError, TemplateError
 
 __all__ = ["IDEFICS2_TEMPLATE", "find_template", "render"]
@@ -74,7 +75,7 @@ def find_template(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_whole(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Encoding, processors
 from tokenizers import Tokenizer as Backend
 
 from idefics.config.json_files import read_json, write_json
+from idefics.config.whole_files import read_whole
 from idefics.errors import CheckpointNotFound, ConfigError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
 from idefics.processor.literal import MARK, reader_of
@@ -79,7 +80,7 @@ class Tokenizer:
         if not path.is_file():
             raise CheckpointNotFound(f"{path} does not exist; a tokenizer folder has a tokenizer.json")
         try:
-            source = path.read_text(encoding="utf-8")
+            source = read_whole(path).decode("utf-8")
             backend = Backend.from_str(source)
         except Exception as error:  # tokenizers raises a bare Exception
             raise ConfigError(f"{path} is not a readable tokenizer: {error}") from None

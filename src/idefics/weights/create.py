@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from idefics.config import Config
-from idefics.config.json_files import write_json
+from idefics.config.json_files import read_json, write_json
 from idefics.config.presets import preset
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
 from idefics.machine.byte_sizes import readable_bytes
@@ -117,7 +117,7 @@ def padded_tokenizer(source: Path, config: Config) -> Tokenizer:
     """
     if not source.is_file():
         raise CheckpointNotFound(f"{source} does not exist; give a folder with a tokenizer.json (--tokenizer)")
-    state = json.loads(source.read_text(encoding="utf-8"))
+    state = read_json(source)
     text, image = config.text_config, config.image_token_id
     eos = text.eos_token_id[0] if isinstance(text.eos_token_id, list) else text.eos_token_id
     fixed = {

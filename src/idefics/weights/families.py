@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from idefics.config import CONFIGS, Config, family_name
+from idefics.config.rules import brief
 from idefics.errors import ConfigError
 from idefics.model.base import VisionLanguageModel
 from idefics.model.idefics1 import Idefics1
@@ -65,8 +66,12 @@ def family_of(config: Config) -> Family:
     return FAMILIES[config.model_type]
 
 
-def read_config(raw: Mapping[str, Any]) -> Config:
+def read_config(raw: Mapping[str, Any], *, allow_unknown: bool = False) -> Config:
     """Reads the content of any family's `config.json`.
+
+    Args:
+        raw: the content.
+        allow_unknown: let keys pass that ask for something nobody here knows; they stand in `Config.unknown` then.
 
     Raises:
         ConfigError: of no family here, or refused by its config class.
@@ -74,11 +79,13 @@ def read_config(raw: Mapping[str, Any]) -> Config:
     model_type = family_name(raw)
     family = FAMILIES[model_type]
     architectures = raw.get("architectures") or []
-    if architectures and not set(architectures) & set(family.architectures):
+    known = isinstance(architectures, list) and any(name in family.architectures for name in architectures)
+    if architectures and not known:
         raise ConfigError(
-            f"config.architectures = {architectures!r}; of {model_type!r} only {', '.join(family.architectures)} is supported"
+            f"config.architectures = {brief(architectures)}; of {model_type!r} only {', '.join(family.architectures)} is "
+            "supported"
         )
-    return CONFIGS[model_type].from_dict(raw)
+    return CONFIGS[model_type].from_dict(raw, allow_unknown=allow_unknown)
 
 
 def build_on_meta(config: Config, *, backend: Backend = "auto") -> VisionLanguageModel:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from idefics.config import Config
 from idefics.config.json_files import read_json
+from idefics.config.keys import shown
 from idefics.errors import CheckpointError
 from idefics.machine.byte_sizes import readable_bytes
 from idefics.machine.memory import explain_out_of_memory, require_free_bytes
@@ -59,14 +60,14 @@ class Whole:
         return nn.Parameter(part)
 
 
-def load_config(folder: str | Path) -> Config:
-    """Reads a checkpoint's `config.json`.
+def load_config(folder: str | Path, *, allow_unknown: bool = False) -> Config:
+    """Reads a checkpoint's `config.json`; `allow_unknown` as in `read_config`.
 
     Raises:
         CheckpointNotFound: there is none.
         ConfigError: it cannot be honoured.
     """
-    return read_config(read_json(Path(folder) / "config.json"))
+    return read_config(read_json(Path(folder) / "config.json"), allow_unknown=allow_unknown)
 
 
 def load_model(
@@ -77,6 +78,7 @@ def load_model(
     backend: Backend = "auto",
     progress: Progress | None = None,
     division: Division | None = None,
+    allow_unknown: bool = False,
 ) -> VisionLanguageModel:
     """Loads a checkpoint, strictly, without ever holding its weights twice.
 
@@ -91,9 +93,11 @@ def load_model(
         backend: attention implementation.
         progress: told how far it is, after every tensor.
         division: what this process keeps; None for everything.
+        allow_unknown: let keys of `config.json` pass that ask for something nobody here knows.
 
     Warns:
-        UserWarning: the family's numbers do not fit the dtype that was asked for, or the stored one; weights are blank.
+        UserWarning: the family's numbers do not fit the dtype that was asked for, or the stored one; weights are blank;
+            unknown keys were let pass.
 
     Returns:
         The model in eval mode, its parameters trainable; `model.config.dtype` is the dtype it is in.
@@ -105,7 +109,9 @@ def load_model(
         OutOfMemory: a device is too small.
     """
     folder = Path(folder)
-    config = load_config(folder)
+    config = load_config(folder, allow_unknown=allow_unknown)
+    if config.unknown:
+        warnings.warn(f"{folder}: taken as if its config.json did not say {shown(config.unknown)}", UserWarning, stacklevel=2)
     placement = Placement(device)
     shards = Shards(folder)
     family = family_of(config)

@@ -6,7 +6,6 @@ is cheap and shows whether the files are whole; the tensors are mapped into memo
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from idefics.config.json_files import read_json
+from idefics.config.json_files import parse_json, read_json
 from idefics.errors import CheckpointError, CheckpointNotFound, UnsafeCheckpoint
 
 __all__ = ["DTYPES", "INDEX", "SINGLE", "Shards", "TensorEntry"]
@@ -152,7 +151,7 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
     if length > MAX_HEADER:
         raise CheckpointError(f"{path} is no safetensors file: a header of {length} bytes is over the limit of {MAX_HEADER}")
     try:
-        header = json.loads(blob)
+        header = parse_json(blob)
         header.pop("__metadata__", None)
         entries = {
             name: TensorEntry(
@@ -165,8 +164,10 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
             )
             for name, info in header.items()
         }
+        if any(entry.bytes < 0 or entry.start < 8 + length for entry in entries.values()):
+            raise ValueError("tensors before the first byte")
         promised = 8 + length + max((info["data_offsets"][1] for info in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         raise CheckpointError(
             f"{path} is corrupt: its {length}-byte header is not a table of tensors; download it again"
         ) from None

@@ -54,7 +54,7 @@ def test_without_keywords_it_is_the_references_default() -> None:
     ("change", "message"),
     [
         ({"image_token_id": 64}, "image_token_id = 64 is outside the vocabulary of 64"),
-        ({"vison_config": {}}, "does not know and so cannot honour: vison_config"),
+        ({"vison_config": {"patch_size": 14}}, "does not know and so cannot honour: vison_config"),
         ({"vision_config": {"hidden_size": 25}}, "hidden_size = 25 is not a multiple of num_attention_heads"),
         ({"text_config": {**PARTS["text_config"], "rope_scaling": {"type": "linear"}}}, "rope_scaling"),
         ({"text_config": [1]}, "text_config must be an object"),

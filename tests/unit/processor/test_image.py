@@ -68,7 +68,7 @@ print({'torch', 'PIL', 'numpy'} & set(sys.modules))"""
     "size",
     [{}, {"longest_edge": 980}, {"shortest_edge": 0, "longest_edge": 9}, {"shortest_edge": 9, "longest_edge": 8}, {"height": 3},
      448, {"shortest_edge": 1.5, "longest_edge": 9}, {"shortest_edge": True, "longest_edge": 9},
-     {"longest": 3, "shortest_edge": 3}],
+     {"longest": 3, "shortest_edge": 3}, {"height": 10**9, "width": 10**9}, {"shortest_edge": 10**9, "longest_edge": 10**9}],
 )  # fmt: skip
 def test_unusable_sizes(size: Any) -> None:
     with pytest.raises(OptionError, match="size"):
@@ -151,7 +151,14 @@ def test_published_file_and_back() -> None:
     assert json.loads(json.dumps(images.to_dict())) == raw
     assert ImageProcessor.from_dict(images.to_dict()) == images
     assert ImageProcessor.from_dict({}) == ImageProcessor()
-    later = {"data_format": "channels_first", "do_center_crop": None, "crop_size": None, "device": None, "new_knob": None}
+    later = {
+        "data_format": "channels_first",
+        "do_center_crop": None,
+        "crop_size": None,
+        "device": None,
+        "new_knob": None,
+        "newer": False,
+    }
     assert ImageProcessor.from_dict({**raw, **later}) == images
 
 

@@ -331,3 +331,14 @@ def test_free_bytes_where_the_kernel_hides_its_account(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 3 kB\nSwapFree: 2 kB\n")
     assert memory._available(tmp_path / "meminfo", swap=False) == 3 * 1024
     assert memory._available(tmp_path / "meminfo", swap=True) == 5 * 1024
+
+
+def test_keys_nobody_knows_are_refused_or_taken_with_a_warning(checkpoint: Make) -> None:
+    folder = checkpoint()
+    _edit_config(folder, some_new_key=None)
+    assert load_model(folder).config.unknown == {}
+    _edit_config(folder, attention_sinks=4)
+    with pytest.raises(ConfigError, match=r"attention_sinks = 4; .*--allow-unknown-config"):
+        load_model(folder)
+    with pytest.warns(UserWarning, match="as if its config.json did not say config.attention_sinks = 4"):
+        assert load_model(folder, allow_unknown=True).config.unknown == {"config.attention_sinks": 4}
