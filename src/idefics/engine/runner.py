@@ -139,14 +139,15 @@ class Runner(ImageEncoder):
         images: encoded ones; None makes room for `limits.image_bytes` of them.
 
     Attributes:
-        blocks: of the cache.
+        cache: keys and values of all sequences.
+        blocks: of it.
         graphs: steps of one token per answer, with static shapes; None where there are none.
     """
 
     def __init__(self, model: VisionLanguageModel, limits: Limits, images: ImageCache | None = None) -> None:
         super().__init__(model, ImageCache(limits.image_bytes) if images is None else images)
         self.blocks = agreed_least(model, cache_blocks(model, limits))  # or divided models would plan different passes
-        self._cache = PagedKVCache(
+        self.cache = PagedKVCache(
             model.config.text_config,
             blocks=self.blocks,
             size=limits.block,
@@ -156,12 +157,12 @@ class Runner(ImageEncoder):
         )
         self._stacked: tuple[list[Picture], Encoded] | None = None
         wanted = limits.graphs if limits.graphs is not None else model.device.type == "cuda"
-        self.graphs = DecodeGraphs(model, self._cache) if wanted and graphs_fit(model) else None
+        self.graphs = DecodeGraphs(model, self.cache) if wanted and graphs_fit(model) else None
 
     def wipe(self, blocks: Sequence[int]) -> None:
         """Zeros blocks that may hold what is no number."""
         if blocks:
-            self._cache.wipe(blocks)
+            self.cache.wipe(blocks)
 
     def rest(self) -> None:
         """Lets go of what only another pass over the same answers would use."""
@@ -207,7 +208,7 @@ class Runner(ImageEncoder):
             uploaded([ids], device),
             positions_BT=uploaded([positions], device),
             seen=self._seen(ordered),
-            cache=self._cache.pass_over(segments),
+            cache=self.cache.pass_over(segments),
         )
         chosen: list[int] = []
         counts: list[int] = []

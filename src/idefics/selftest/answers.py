@@ -5,8 +5,6 @@ Letters: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from idefics.engine.engine import Engine
@@ -14,7 +12,8 @@ from idefics.engine.limits import Limits
 from idefics.engine.sampling_params import sampling_params
 from idefics.model.layers.packed import named_weights
 from idefics.selftest.checks import Check, disagreements, distance, number
-from idefics.selftest.subject import Subject
+from idefics.selftest.dictation import BLOCK
+from idefics.selftest.subject import Subject, continued
 from idefics.weights.families import family_of
 
 __all__ = ["depends_on_image", "depends_on_order", "greedy_repeatable", "logits_finite", "weights_finite"]
@@ -60,20 +59,15 @@ def greedy_repeatable(subject: Subject) -> Check:
 
     Small blocks and passes, so that the prompt is read in pieces the first time and found in the cache the second.
     """
-    engine = Engine(subject.model, Limits(rows=2, tokens=7, block=2))
+    engine = Engine(subject.model, Limits(rows=2, tokens=7, block=BLOCK, graphs=subject.graphs))
     params = [sampling_params({}, {"max_new_tokens": ANSWER})]
     first, second = (engine.generate(subject.row(1), params)[0][0] for _ in range(2))
-    ids_T = subject.runs[1].ids_T[: subject.runs[1].prompt]
     answer = torch.tensor(first.token_ids, device=subject.device)
-    whole = torch.cat((ids_T, answer[:-1]))[None]
-    inputs = subject.row(1).to(subject.device)
-    seen = inputs.seen_BT
-    if seen is not None:
-        seen = torch.cat((seen, seen[:, -1:].expand(1, len(answer) - 1)), dim=1)
-    continued = replace(inputs, input_ids_BT=whole, attention_mask_BT=torch.ones_like(whole), seen_BT=seen)
-    positions_BT = torch.arange(whole.shape[1], device=subject.device)[None]
-    hidden_BTD = subject.model(whole, positions_BT=positions_BT, seen=subject.model.place(subject.alone[0], continued))
-    expected_TV = subject.model.logits(hidden_BTD[0, len(ids_T) - 1 :]).float()
+    whole = continued(subject.row(1), first.token_ids[:-1]).to(subject.device)
+    positions_BT = torch.arange(whole.input_ids_BT.shape[1], device=subject.device)[None]
+    seen = subject.model.place(subject.alone[0], whole)
+    hidden_BTD = subject.model(whole.input_ids_BT, positions_BT=positions_BT, seen=seen)
+    expected_TV = subject.model.logits(hidden_BTD[0, -len(answer) :]).float()
     off = disagreements(torch.nn.functional.one_hot(answer, expected_TV.shape[-1]), expected_TV, allowed=subject.allowed)
     logprobs_T = expected_TV.log_softmax(-1).gather(-1, answer.to(expected_TV.device)[:, None])[:, 0]
     error = float((torch.tensor(first.logprobs) - logprobs_T.cpu()).abs().max())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from idefics.config import Config
 
-__all__ = ["Check", "disagreements", "distance", "inapplicable", "judge", "number", "tolerance"]
+__all__ = ["Check", "disagreements", "distance", "inapplicable", "judge", "judge_logits", "number", "tolerance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,15 @@ def judge(name: str, measured: float, allowed: float, *, holds: str, broken: str
         allowed=f"<= {number(allowed)}",
         explanation=holds if passed else f"{broken} ({holds})",
     )
+
+
+def judge_logits(name: str, expected_XV: Tensor, found_XV: Tensor, *, allowed: float, holds: str, broken: str) -> Check:
+    """The check that logits are near those expected, and choose no other token where these are clear."""
+    measured = distance(found_XV, expected_XV)
+    flips = disagreements(found_XV, expected_XV, allowed=allowed) if measured < math.inf else 0
+    if flips:
+        measured, broken = math.inf, f"{broken}: {flips} position(s) choose another token"
+    return judge(name, measured, allowed, holds=holds, broken=broken)
 
 
 def inapplicable(name: str, reason: str) -> Check:

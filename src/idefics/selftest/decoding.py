@@ -16,7 +16,7 @@ from idefics.engine.prefill import Prefill
 from idefics.inputs import ModelInputs
 from idefics.model.cache import RowCache
 from idefics.parallel.device_map import layer_devices
-from idefics.selftest.checks import Check, disagreements, distance, inapplicable, judge, number
+from idefics.selftest.checks import Check, distance, inapplicable, judge_logits, number
 from idefics.selftest.subject import Run, Subject
 
 __all__ = [
@@ -31,12 +31,12 @@ __all__ = [
 def batch_equals_single(subject: Subject) -> Check:
     """Rows with no image, one and two, padded and continued together, against each whole and alone."""
     expected = [_continued(subject, run) for run in subject.runs]
-    return _compare(
-        subject,
+    return judge_logits(
         "batch equals single",
         torch.stack(expected),
         subject.batched.logits_BTV,
-        holds="logits of a text-only row and rows with one and two images, together and each alone",
+        allowed=subject.allowed,
+        holds="logits of a text-only row and rows with one and two images, padded as for beams and scores, and each alone",
         broken="an answer depends on what else is in the batch",
     )
 
@@ -60,11 +60,11 @@ def padding_inert(subject: Subject) -> Check:
     new_BT = torch.tensor([subject.new_ids] * 2, device=subject.device)
     found = torch.cat((prefill.logits_RV[:, None], prefill.extend(new_BT)), dim=1)
     expected = _continued(subject, subject.runs[1])
-    return _compare(
-        subject,
+    return judge_logits(
         "text padding is inert",
         torch.stack([expected] * 2),
         found,
+        allowed=subject.allowed,
         holds="logits of a prompt padded with junk on the left, on the right, and not at all",
         broken="padding is seen by tokens, so answers depend on the longest prompt of a batch",
     )
@@ -111,11 +111,11 @@ def cache_equals_full(subject: Subject) -> Check:
                 cache=cache,
             )[0]
         )
-    return _compare(
-        subject,
+    return judge_logits(
         "cache equals full forward",
         subject.model.logits(run.hidden_TD),
         subject.model.logits(torch.cat(pieces)),
+        allowed=subject.allowed,
         holds=f"logits of every position in {len(cuts) - 1} pieces of 1 to {max(b - a for a, b in pairwise(cuts))} tokens, "
         "and at once",
         broken="what was cached is not what a full pass sees (offset, position or mask)",
@@ -183,12 +183,3 @@ class PlantedCache(RowCache):
 def _continued(subject: Subject, run: Run) -> Tensor:
     """Logits after the prompt and after each appended token (1 + appended, V)."""
     return subject.model.logits(run.hidden_TD[run.prompt - 1 :])
-
-
-def _compare(subject: Subject, name: str, expected: Tensor, found: Tensor, *, holds: str, broken: str) -> Check:
-    """Distance of logits, and no other likeliest token where the expected logits are clear."""
-    measured = distance(found, expected)
-    flips = disagreements(found, expected, allowed=subject.allowed) if measured < math.inf else 0
-    if flips:
-        measured, broken = math.inf, f"{broken}: {flips} position(s) choose another token"
-    return judge(name, measured, subject.allowed, holds=holds, broken=broken)

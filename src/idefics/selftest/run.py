@@ -9,7 +9,7 @@ import torch
 
 from idefics.api import Idefics
 from idefics.errors import OutOfMemory
-from idefics.selftest import answers, decoding, files, sight, vision
+from idefics.selftest import answering, answers, decoding, files, sight, vision
 from idefics.selftest.checks import Check
 from idefics.selftest.subject import Subject
 
@@ -44,6 +44,10 @@ CHECKS: Mapping[str, Callable[[Subject], Check]] = {
     "positions count tokens, not padding": decoding.positions_count_tokens,
     "text padding is inert": decoding.padding_inert,
     "sliding window is respected": decoding.window_respected,
+    "answers together equal a full forward of each": answering.answers_equal_full,
+    "a second turn goes on where the first ended": answering.second_turn_equals_full,
+    "requests do not hear each other": answering.requests_apart,
+    "answers keep the sliding window": answering.paged_window_respected,
     "greedy decoding is repeatable": answers.greedy_repeatable,
 }
 

@@ -15,17 +15,25 @@ from PIL import Image
 from torch import Tensor, nn
 
 from idefics.api import Idefics
+from idefics.engine.intake import unpadded
 from idefics.engine.prefill import Prefill
 from idefics.inputs import ModelInputs, pixels_of
 from idefics.selftest.checks import distance, tolerance
+from idefics.selftest.dictation import Dictated, dictate, engine_for
 from idefics.selftest.pictures import draw
 
-__all__ = ["NEW_TOKENS", "Run", "Subject"]
+__all__ = ["NEW_TOKENS", "TEXTS", "TURN", "Run", "Subject", "continued"]
 
 TEXTS = ("No picture here.", "{i}What is in this picture?", "First{i}and then{i}are they the same?")
 PICTURES = ((), (0,), (0, 1))
-NEW_TOKENS = 3
+PICTURES_ANEW = (2, 0)
+"""Of the last prompt once more: the same ids, and in the first picture's place one of its size, so that the first is second."""
+
+NEW_TOKENS = 6
 """Tokens appended to every prompt, so that continuing is tested as well as reading."""
+
+TURN = 3
+"""Of these, the first answer's; a second prompt begins with the one after them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Batched:
-    """All prompts together through the engine.
+    """All prompts together through `Prefill`, padded, over a cache made to measure: as beams and scores are computed.
 
     Attributes:
         logits_BTV: after the prompt and after each appended token.
@@ -63,6 +71,7 @@ class Subject:
 
     Args:
         loaded: what `idefics.load` returned.
+        graphs: as of `Limits`, for its engines.
 
     Attributes:
         model, processor, defaults, config: of it.
@@ -71,8 +80,9 @@ class Subject:
         pictures: three drawings; the first and the last are of one size.
     """
 
-    def __init__(self, loaded: Idefics) -> None:
+    def __init__(self, loaded: Idefics, *, graphs: bool | None = None) -> None:
         self.loaded = loaded
+        self.graphs = graphs
         self.model = loaded.model
         self.processor = loaded.processor
         self.defaults: Mapping[str, Any] = loaded.defaults
@@ -114,7 +124,7 @@ class Subject:
     @cached_property
     def new_ids(self) -> list[int]:
         """The tokens that are appended: ordinary ones, each different."""
-        ids = self.processor.tokenizer.encode("red 7 yes or no", add_special_tokens=False)
+        ids = self.processor.tokenizer.encode("blue 3 on red 7 yes or no", add_special_tokens=False)
         return ids[-NEW_TOKENS:]
 
     @cached_property
@@ -125,11 +135,7 @@ class Subject:
 
     def whole(self, row: int) -> ModelInputs:
         """A prompt without padding, and the appended tokens."""
-        found = self.row(row)
-        new = torch.tensor([self.new_ids])
-        seen = None if found.seen_BT is None else torch.cat((found.seen_BT, found.seen_BT[:, -1:].expand_as(new)), 1)
-        ids = torch.cat((found.input_ids_BT, new), dim=1)
-        return replace(found, input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids), seen_BT=seen).to(self.device)
+        return continued(self.row(row), self.new_ids).to(self.device)
 
     def run(self, row: int, latents_NLD: Tensor | None) -> Run:
         """One prompt of the batch, alone, with these latents."""
@@ -183,8 +189,32 @@ class Subject:
         return tuple(self.run(row, self.latents(row)) for row in range(len(TEXTS)))
 
     @cached_property
+    def asked(self) -> tuple[ModelInputs, ...]:
+        """What an engine is asked: the prompts of the batch, and before the last the same with `PICTURES_ANEW`."""
+        anew = self.inputs([TEXTS[-1]], [[self.pictures[i] for i in PICTURES_ANEW]])
+        return self.row(0), self.row(1), anew, self.row(2)
+
+    @cached_property
+    def asked_runs(self) -> tuple[Run, ...]:
+        """Of what an engine is asked, each alone."""
+        anew = self.run(len(TEXTS) - 1, torch.cat([self.alone[i] for i in PICTURES_ANEW]))
+        return *self.runs[:2], anew, self.runs[2]
+
+    @cached_property
+    def answered(self) -> tuple[Dictated, Dictated]:
+        """All that is asked, together through one engine; then a second turn of each.
+
+        The first answers are the first `TURN` of the appended tokens. The second prompts are the first ones, these answers
+        and one token; the rest are the second answers.
+        """
+        turns = [continued(prompt, self.new_ids[: TURN + 1]) for prompt in self.asked]
+        lengths = [turn.input_ids_BT.shape[1] + NEW_TOKENS for turn in turns]
+        engine = engine_for(self.model, lengths, graphs=self.graphs)
+        return dictate(engine, self.asked, self.new_ids[:TURN]), dictate(engine, turns, self.new_ids[TURN + 1 :])
+
+    @cached_property
     def batched(self) -> Batched:
-        """The batch through the engine: prompts, one token, then the rest at once."""
+        """The batch: prompts, one token, then the rest at once."""
         with Positions(self.model) as spy:
             rows = len(TEXTS)
             prefill = Prefill(self.model, self.batch, rows=range(rows), rooms=[len(self.new_ids)] * rows)
@@ -208,14 +238,17 @@ class Subject:
 
     def row(self, row: int) -> ModelInputs:
         """One prompt with its images and no padding."""
-        found = self.batch.row(row)
-        keep = found.attention_mask_BT[0].bool()
-        return replace(
-            found,
-            input_ids_BT=found.input_ids_BT[:, keep],
-            attention_mask_BT=found.attention_mask_BT[:, keep],
-            seen_BT=None if found.seen_BT is None else found.seen_BT[:, keep],
-        )
+        return unpadded(self.batch.row(row))
+
+
+def continued(inputs: ModelInputs, ids: Sequence[int]) -> ModelInputs:
+    """One row without padding and what follows it, which looks at what its last token looks at."""
+    new_1T = torch.tensor([list(ids)])
+    seen_1T = inputs.seen_BT
+    if seen_1T is not None:
+        seen_1T = torch.cat((seen_1T, seen_1T[:, -1:].expand_as(new_1T)), dim=1)
+    ids_1T = torch.cat((inputs.input_ids_BT, new_1T), dim=1)
+    return replace(inputs, input_ids_BT=ids_1T, attention_mask_BT=torch.ones_like(ids_1T), seen_BT=seen_1T)
 
 
 class Positions:

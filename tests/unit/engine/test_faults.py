@@ -84,7 +84,7 @@ def test_images_that_encode_to_no_numbers_are_refused_before_anything_is_written
     assert "image" in str(error_of(found[numbers[0]]))
     assert said(found[numbers[1]]) == plain(model, good, 5)
     assert len(engine.runner.images._images) == 2, "what is no number is kept"
-    assert not any(buffer.isnan().any() for buffer in (*engine.runner._cache.keys, *engine.runner._cache.values))
+    assert not any(buffer.isnan().any() for buffer in (*engine.runner.cache.keys, *engine.runner.cache.values))
     assert_nothing_held(engine)
 
 
@@ -112,7 +112,7 @@ def test_what_is_no_number_leaves_with_a_prompt_that_was_not_read_to_its_end(
     engine = Engine(overflowing, small_cache(overflowing, 80))
     number = engine.add(texts(FORBIDDEN, *range(10, 45)), greedy(5))
     engine.step()
-    assert any(buffer.isnan().any() for buffer in engine.runner._cache.values), "nothing to be afraid of"
+    assert any(buffer.isnan().any() for buffer in engine.runner.cache.values), "nothing to be afraid of"
     end(engine, number)
     assert_others_are_right(engine, overflowing)
 
@@ -141,7 +141,7 @@ def test_wrong_guesses_that_are_no_numbers_stay_nobodys(
     number = engine.add(texts(5, 6), greedy(3, prompt_lookup_num_tokens=4))
     engine.step()
     engine.step()
-    assert any(buffer.isnan().any() for buffer in engine.runner._cache.values)
+    assert any(buffer.isnan().any() for buffer in engine.runner.cache.values)
     monkeypatch.undo()
     engine.cancel(number)
     assert_others_are_right(engine, overflowing)

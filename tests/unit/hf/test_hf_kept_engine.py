@@ -208,7 +208,7 @@ def test_training_has_the_memory_to_itself(model: Model, ask: Any) -> None:
     answer = ask(model)
     for drop in (model.train, model.eval, model.drop_engine, lambda: model.to("cpu")):
         ask(model)
-        cache = weakref.ref(model.engine.runner._cache)
+        cache = weakref.ref(model.engine.runner.cache)
         drop()
         gc.collect()
         assert cache() is None, drop
