@@ -145,15 +145,14 @@ def serve(
     at_once = Limits(
         rows=max_rows, tokens=max(max_pass_tokens, max_rows),
         image_bytes=_bytes("--image-cache-mb", image_cache_mb * 2**20),
-        cache_bytes=None if cache_gb is None else _bytes("--cache-gb", cache_gb * 1e9),
+        cache_bytes=None if cache_gb is None else _cache_bytes(cache_gb),
     )  # fmt: skip
     rule = AddressRule(private=allow_private_images, allowed=allow_image_host or ())
     from idefics.server.run import bound, run, tls_context
 
     # Before a large model is loaded in vain.
     tls = None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key)
-    at = bound(host, port)
-    with _ended_by_sigterm():
+    with bound(host, port) as at, _ended_by_sigterm():
         from idefics.server.app import create_app
         from idefics.server.link.engine_process import EngineProcess
         from idefics.server.logs import configure, event
@@ -178,11 +177,14 @@ def _loaded(
 ) -> tuple[ServedModel, ServedEngine]:
     """What the engine's process begins with."""
     loaded = open_model(model, images)
+    from idefics.engine.limits import cache_blocks
     from idefics.model.layers.packed import finish_packing
     from idefics.server.logs import configure
     from idefics.server.model import ServedEngine, ServedModel, spare_a_core
 
     configure(log_level)
+    if limits.cache_bytes is not None:
+        cache_blocks(loaded.model, limits)  # raises now rather than with the first request
     with memory_explained("packing the weights"):
         finish_packing(loaded.model)
     if model.threads is None:
@@ -207,6 +209,13 @@ def _bytes(option: str, value: float) -> int:
     if not math.isfinite(value):
         raise OptionError(f"{option} {value} is no size; give a number")
     return int(value)
+
+
+def _cache_bytes(gigabytes: float) -> int:
+    found = _bytes("--cache-gb", gigabytes * 1e9)
+    if found < 1:
+        raise OptionError(f"--cache-gb {gigabytes:g} keeps no keys and values; leave it out to take what is free")
+    return found
 
 
 def _host(host: str) -> str:

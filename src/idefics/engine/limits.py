@@ -56,6 +56,10 @@ class Limits:
         for name in ("rows", "tokens", "block"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.cache_bytes is not None and self.cache_bytes < 1:
+            raise OptionError(f"cache_bytes = {self.cache_bytes} keeps no keys and values; leave it out to take what is free")
+        if self.image_bytes < 0:
+            raise OptionError(f"image_bytes = {self.image_bytes} must not be negative")
         if self.tokens < self.rows:
             raise OptionError(f"tokens = {self.tokens} is below rows = {self.rows}: every answer needs one per pass")
 

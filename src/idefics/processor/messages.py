@@ -16,6 +16,8 @@ from idefics.errors import ImageCountError, TemplateError
 
 __all__ = ["fill_images", "normalise"]
 
+_DEPTH = 100
+_IGNORED = ("cache_control",)  # of others' APIs; beginnings are found again here without being told
 _CARRIERS = ("image", "url", "path", "base64")
 
 
@@ -91,6 +93,7 @@ def _part(part: Any, where: str, images: list[Any]) -> dict[str, Any]:
         result = {"type": "image"}
     else:
         raise TemplateError(f"{where}['type'] must be 'text', 'image' or 'image_url', not {_brief(kind)}")
+    fields = {key: value for key, value in fields.items() if _says_something(value) and key not in _IGNORED}
     if fields:
         raise TemplateError(f"{where} of type {kind!r} has unknown key(s): {', '.join(map(repr, sorted(map(str, fields))))}")
     return result
@@ -110,13 +113,20 @@ def _carried(kind: str, fields: dict[str, Any], where: str) -> Any:
     return fields.pop(found[0]) if found else None
 
 
-def _plain(value: Any, where: str) -> Any:
+def _says_something(value: Any) -> bool:
+    """Whether the value of a key that nobody knows asks for anything: null, false, 0 and what is empty do not."""
+    return not (value is None or (type(value) in (bool, int, float, str, list, tuple, dict) and not value))
+
+
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
+    if depth > _DEPTH:
+        raise TemplateError(f"{where[:60]}... holds lists and mappings more than {_DEPTH} deep within each other")
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {str(key): _plain(item, f"{where}[{key!r}]", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     raise TemplateError(f"{where} must be plain data (text, number, list, mapping), not {type(value).__name__}")
 
 

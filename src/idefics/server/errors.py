@@ -3,6 +3,7 @@
 ::
 
     ServerError           status  error_type; itself 500, internal: what nobody meant to happen
+    ├── TooDeep              400  validation
     ├── Invalid              422  validation
     ├── TooLarge             413  validation
     ├── Unauthorized         401  unauthorized
@@ -15,13 +16,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from idefics.errors import IdeficsError, InputError
 
 __all__ = [
-    "ClientGone", "Closing", "GenerationFailed", "Invalid", "Overloaded", "ServerError", "TimedOut", "TooLarge", "Unauthorized",
-    "as_server_error", "as_told_error",
+    "ClientGone", "Closing", "GenerationFailed", "Invalid", "Overloaded", "ServerError", "TimedOut", "TooDeep", "TooLarge",
+    "Unauthorized", "as_server_error", "as_told_error",
 ]  # fmt: skip
 
 
@@ -35,11 +38,18 @@ class ServerError(IdeficsError):
 
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "internal"
-    headers: ClassVar[dict[str, str]] = {}
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class TooDeep(ServerError):
+    """A body whose lists and objects stand so deep within each other that nobody means it."""
+
+    status = 400
+    kind = "validation"
 
 
 class Invalid(ServerError):
@@ -61,7 +71,7 @@ class Unauthorized(ServerError):
 
     status = 401
     kind = "unauthorized"
-    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class Overloaded(ServerError):
@@ -69,7 +79,7 @@ class Overloaded(ServerError):
 
     status = 429
     kind = "overloaded"
-    headers = {"Retry-After": "1"}  # noqa: RUF012
+    headers = MappingProxyType({"Retry-After": "1"})
 
 
 class Closing(ServerError):
@@ -77,7 +87,7 @@ class Closing(ServerError):
 
     status = 503
     kind = "unavailable"
-    headers = {"Retry-After": "10"}  # noqa: RUF012
+    headers = MappingProxyType({"Retry-After": "10"})
 
 
 class TimedOut(ServerError):

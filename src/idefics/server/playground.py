@@ -129,7 +129,7 @@ def page_paths() -> frozenset[str]:
 
 def playground_router(service: Service) -> APIRouter:
     """The page and its routes, for one served model."""
-    told = {413: "Too large", 422: "Not valid", 429: "Overloaded", 503: "Stopping", 504: "Time is over"}
+    told = {400: "Too deep", 413: "Too large", 422: "Not valid", 429: "Overloaded", 503: "Stopping", 504: "Time is over"}
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": TgiError, "description": text} for status, text in told.items()
     }

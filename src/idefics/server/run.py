@@ -143,6 +143,7 @@ class Server(uvicorn.Server):
         self._service = service
         # By then the time of every request in the engine is over; a step that is merely slow is not worth a restart.
         self._patience = service.limits.stuck_after + service.limits.deadline
+        self._overdue = 0  # ticks
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to listen."""
@@ -157,8 +158,10 @@ class Server(uvicorn.Server):
         bridge = self._service.bridge
         if bridge.fault is not None:
             self.fault = bridge.fault
-        elif bridge.step_seconds > self._patience:
-            self.fault = f"a step has taken more than {self._patience:g} s"
+        else:  # for a second: a process that was stopped itself hears what was said meanwhile first
+            self._overdue = self._overdue + 1 if bridge.step_seconds > self._patience else 0
+            if self._overdue > 10:
+                self.fault = f"the engine has taken more than {self._patience:g} s for a step, or to say that it is there"
         if self.fault is not None:
             log.critical("the server stops and must be started again: %s", self.fault)
             return True

@@ -24,6 +24,8 @@ from idefics.cli import main
         (["--max-image-mb", "inf"], "--max-image-mb inf is no size"),
         (["--image-cache-mb", "inf"], "--image-cache-mb inf is no size"),
         (["--cache-gb", "nan"], "--cache-gb nan is no size"),
+        (["--cache-gb", "0"], "--cache-gb 0 keeps no keys and values"),
+        (["--cache-gb", "-1"], "--cache-gb -1 keeps no keys and values"),
         (["--api-key", ""], "API key 1 of 1 is empty"),
         (["--host", "203.0.113.1"], "cannot be listened at"),
         (["--host", "no such host"], "cannot be listened at"),
@@ -53,3 +55,12 @@ def test_the_key_of_the_environment_is_one(monkeypatch: pytest.MonkeyPatch, caps
         main(["serve"])
     assert end.value.code == 1
     assert "API key 1 of 1, of 11 characters, holds blanks" in capsys.readouterr().err
+
+
+def test_a_cache_that_holds_no_block_is_told_before_anybody_asks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["serve", "--port", "0", "--cache-gb", "0.000001"])
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert "1000 B for keys and values on cpu do not hold one block of 16 tokens" in told
+    assert "raise cache_bytes" in told

@@ -71,3 +71,14 @@ def test_images_given_apart_fill_the_empty_places() -> None:
     assert fill_images([], []) == []
     with pytest.raises(ImageCountError, match=r"2 image placeholder.*1 image"):
         fill_images([None, "a", None], ["x"])
+
+
+def test_keys_that_say_nothing_are_left_out_and_deep_ones_are_no_data() -> None:
+    part = {"type": "text", "text": "a", "annotations": [], "index": 0, "cache_control": {"type": "ephemeral"}}
+    plain, _ = normalise([{"role": "user", "content": [part]}])
+    assert plain == [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(TemplateError, match="more than 100 deep"):
+        normalise([{"role": "user", "content": "a", "extra": deep}])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -205,6 +206,24 @@ def test_what_is_sent_to_all_processes_of_a_service_ends_the_server_alone() -> N
         assert asking.told().status_code == 200, "running requests may end"
         assert server.process.wait(60) == 0
         assert gone(engine)
+
+
+def test_an_engine_that_is_stopped_while_it_is_idle_is_noticed() -> None:
+    with fake_server(limits={"stuck_after": 1.0, "deadline": 60.0}) as server, httpx.Client() as client:
+
+        def health() -> int:
+            return client.get(f"{server.address}/health", timeout=5).status_code
+
+        (engine,) = engines_of(server)
+        for _ in range(15):
+            assert health() == 200, "an idle engine says that it is there"
+            time.sleep(0.2)
+        os.kill(engine, signal.SIGSTOP)
+        began = time.monotonic()
+        wait_until(lambda: health() == 503, seconds=10)
+        assert time.monotonic() < began + 4
+        os.kill(engine, signal.SIGCONT)
+        wait_until(lambda: health() == 200)
 
 
 def test_a_stopped_engine_is_stuck_and_leaves_with_the_server() -> None:

@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from idefics.server.errors import Invalid
+from idefics.server.errors import Invalid, TooDeep
 
 __all__ = ["Body", "Messages", "Nullable", "Strict", "Texts", "parsed"]
 
 VALUES = 100_000
 """Commas and opening brackets of a body at most: a chat that fills 32,000 tokens with shortest messages has half as many."""
+DEPTH = 100
+"""Of lists and objects within each other, far above what anybody writes and far below where Python's recursion ends."""
 KEYS = 100
 """Of an object whose keys are named by the API."""
 
@@ -28,15 +30,34 @@ def parsed(data: bytes) -> Any:
     every value but the first needs.
 
     Raises:
+        TooDeep: its lists and objects stand too deep within each other.
         Invalid: it is none, or holds too many values.
     """
-    values = sum(map(data.count, (b",", b"[", b"{")))
-    if values > VALUES:
-        raise Invalid(f"the body has {values} commas and opening brackets, over the limit of {VALUES}; send a shorter one")
+    commas, brackets = data.count(b","), data.count(b"[") + data.count(b"{")
+    if commas + brackets > VALUES:
+        told = f"the body has {commas + brackets} commas and opening brackets, over the limit of {VALUES}; send a shorter one"
+        raise Invalid(told)
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = json.loads(data)
+    except RecursionError:
+        content = None
+    except ValueError as error:
         raise Invalid(f"the body is not valid JSON: {error}") from None
+    else:
+        if brackets <= DEPTH or not _is_deep(content):
+            return content
+    raise TooDeep(f"the body's lists and objects stand more than {DEPTH} deep within each other; send a flatter one")
+
+
+def _is_deep(content: Any) -> bool:
+    """Whether lists and objects stand more than `DEPTH` deep within each other; without recursion."""
+    level = [content]
+    for _ in range(DEPTH + 1):
+        inner = [value for value in level if isinstance(value, dict | list)]
+        if not inner:
+            return False
+        level = [item for value in inner for item in (value.values() if isinstance(value, dict) else value)]
+    return True
 
 
 class Strict(BaseModel):
@@ -47,9 +68,14 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > KEYS:
+        if not isinstance(given, dict):
+            return given
+        if len(given) > KEYS:
             raise ValueError(f"{len(given)} keys are over the limit of {KEYS}; leave out those that the API does not name")
-        return given
+        if cls.model_config.get("extra") != "forbid":
+            return given
+        # What the API does not know is refused where it says something; null, false, 0 and what is empty ask for nothing.
+        return {key: value for key, value in given.items() if value or key in cls.model_fields}
 
 
 class Nullable(Strict):

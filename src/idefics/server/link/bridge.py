@@ -24,7 +24,7 @@ from idefics.processor.tokenizer import Tokenizer
 from idefics.server.errors import Closing, ServerError, as_server_error
 from idefics.server.link.answers import AnswerText
 from idefics.server.link.running import Message, Running, hand_over
-from idefics.server.link.worker import Add, Cancel, Command, Failed, Outcome, Report, Score, Scored, Stop
+from idefics.server.link.worker import BEAT_SECONDS, Add, Cancel, Command, Failed, Outcome, Report, Score, Scored, Stop
 from idefics.server.logs import REQUEST_ID
 from idefics.server.model import EngineState
 from idefics.server.prepare.requests import Prepared
@@ -33,6 +33,7 @@ __all__ = ["Bridge", "EngineLink"]
 
 log = logging.getLogger(__name__)
 GRACE = 2.0  # seconds that the engine gets to end the step it is in
+IDLE_SILENCE = 4 * BEAT_SECONDS  # after which an engine without work is not merely late to say that it is there
 
 
 class EngineLink(Protocol):
@@ -102,12 +103,14 @@ class Bridge:
         self._done = 0
         self._computes = False
         self._busy_since: float | None = None
+        self._heard_at = time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sender = threading.Thread(target=self._send, name="commands", daemon=True)
 
     def start(self) -> None:
         """Begins to work; called in the event loop that requests come from."""
         self._loop = asyncio.get_running_loop()
+        self._heard_at = time.monotonic()
         self._engine.start(self._heard, self._gone)
         self._sender.start()
 
@@ -132,9 +135,12 @@ class Bridge:
 
     @property
     def step_seconds(self) -> float:
-        """How long nothing has been heard of the engine though it has work; 0 without any."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        """How long nothing has been heard of the engine though it has work, or should have said that it has none."""
+        with self._lock:
+            now, since, heard_at = time.monotonic(), self._busy_since, self._heard_at
+        if since is not None:
+            return now - since
+        return now - heard_at if now - heard_at > IDLE_SILENCE else 0.0
 
     @property
     def state(self) -> EngineState:
@@ -304,15 +310,22 @@ class Bridge:
             self._fault = what
             log.critical(what)
         self._ended = True
-        self._busy_since = None
+        with self._lock:
+            self._busy_since = None
         self._tell(self._refuse_all)
 
     def _heard(self, report: Report) -> None:
         """Called in the thread that reads reports."""
         self._state = report.state
         with self._lock:
+            now = self._heard_at = time.monotonic()
+            # One that only says that it is there has not come on with a command that is on its way to it.
+            came_on = report.step_seconds is not None or report.commands > self._done
             self._done, self._computes = report.commands, report.busy
-            self._busy_since = time.monotonic() if self._computes or self._done < self._sent else None
+            if not (self._computes or self._done < self._sent):
+                self._busy_since = None
+            elif came_on or self._busy_since is None:
+                self._busy_since = now
         if report.fault is not None:
             self._fault = self._fault or report.fault
             self._ended = True

@@ -26,6 +26,7 @@ from idefics.server.prepare.guides import Grammar, Guides
 __all__ = ["Add", "Cancel", "Command", "Failed", "Outcome", "Report", "Score", "Scored", "Stop", "Taken", "Worker"]
 
 log = logging.getLogger(__name__)
+BEAT_SECONDS = 0.5  # between two reports of a worker that has nothing to do, which say that it is there
 FAILURES = 3  # steps in a row that fail for no request's fault, or of which nothing came; then the engine is given up
 
 
@@ -206,11 +207,11 @@ class Worker:
             self._report([], fault=f"the engine's loop ended: {type(error).__name__}")
 
     def _next(self) -> list[_Job] | None:
-        """What has come in, waited for if there is nothing else to do; None to stop."""
+        """What has come in, waited for a while if there is nothing else to do; None to stop."""
         inbox, busy = self._inbox, self._engine.busy
         with inbox.changed:
-            while not (inbox.jobs or busy or inbox.stopped):
-                inbox.changed.wait()
+            if not (inbox.jobs or busy or inbox.stopped):
+                inbox.changed.wait(BEAT_SECONDS)
             if inbox.stopped:
                 return None
             jobs, inbox.jobs = inbox.jobs, []
@@ -225,8 +226,11 @@ class Worker:
             outcomes = [outcome for job in jobs for outcome in self._done(job)]
             self._commands += len(jobs)
             self._report(outcomes)
+        had_none = not jobs
         del jobs  # with their pixels
         if not self._engine.busy:
+            if had_none:
+                self._report([])
             return True
         began = time.monotonic()
         try:

@@ -26,8 +26,9 @@ def asked_of_chat(body: ChatCompletionRequest, service: Service) -> Asked:
         Invalid: an option is out of range or not offered; it is named.
         InputError: the messages are unusable.
     """
-    _refuse("tools", body.tools, "this model calls no tools; leave `tools` out")
-    _refuse("tool_choice", body.tool_choice not in (None, "none", "auto"), "this model calls no tools; leave `tool_choice` out")
+    choice = None if body.tool_choice in ("none", "auto") else body.tool_choice
+    for name, given in (("tools", body.tools), ("tool_choice", choice)):
+        _refuse(name, given, f"this model calls no tools; leave `{name}` out")
     _refuse("store", body.store, "nothing is stored; leave `store` out")
     if body.max_tokens is not None and body.max_completion_tokens is not None and body.max_tokens != body.max_completion_tokens:
         raise Invalid("`max_tokens` and `max_completion_tokens` contradict each other; give one", param="max_tokens")

@@ -25,6 +25,7 @@ from idefics.server.service import Conversation, Place, Service, Written, served
 __all__ = ["openai_error", "openai_router"]
 
 _TYPES = {
+    400: ("invalid_request_error", None),
     401: ("invalid_request_error", "invalid_api_key"),
     413: ("invalid_request_error", "request_too_large"),
     422: ("invalid_request_error", None),

@@ -16,6 +16,7 @@ from idefics.processor.messages import normalise
 __all__ = ["Prompt", "prompt_of_markdown", "prompt_of_messages"]
 
 _BEGIN, _END = "![](", ")"
+_KEYS = ("role", "content", "name", "cache_control")  # the last asks for what is done for everybody
 _ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -89,7 +90,7 @@ def prompt_of_messages(messages: Sequence[Mapping[str, Any]], processor: Process
     rewritten = []
     for index, message in enumerate(plain):
         where = f"messages[{index}]"
-        extra = sorted(key for key in message if key not in ("role", "content", "name") and message[key] is not None)
+        extra = sorted(key for key, value in message.items() if key not in _KEYS and value)
         if extra:
             raise TemplateError(f"{where} has {extra[0]!r}, which this model cannot read; tools are not supported")
         role = message["role"]

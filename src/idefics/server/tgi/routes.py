@@ -43,6 +43,7 @@ def tgi_error(error: ServerError) -> dict[str, Any]:
 def tgi_router(service: Service) -> APIRouter:
     """The routes of one served model."""
     told = {
+        400: "Too deep",
         413: "Too large",
         422: "Not valid",
         424: "Generation failed",
