@@ -21,7 +21,7 @@ from torch import Tensor
 
 from idefics.api import Idefics
 from idefics.config.json_files import parse_json
-from idefics.config.whole_files import read_whole
+from idefics.config.whole_files import expanded, read_whole
 from idefics.errors import InputError, OptionError
 from idefics.parallel.launch import agreed_seed
 
@@ -60,7 +60,7 @@ def read_shots(path: str | Path) -> list[Shot]:
     Raises:
         InputError: the file or an example cannot be used; the example is named.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         text = read_whole(path).decode("utf-8-sig")
     except OSError as error:

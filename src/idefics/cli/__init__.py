@@ -6,18 +6,16 @@ Exit codes: 0 done, 1 an error (one line on stderr), 2 the command line was not 
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from idefics.cli.terminal import one_line, say
-from idefics.errors import IdeficsError
+from idefics.cli.streams import prepare_streams, told
 
 __all__ = ["COMMANDS", "main"]
 
@@ -43,12 +41,22 @@ class Commands(TyperGroup):
 
     debug = False
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Reads the program's own options; help and version are printed here, to a stdout that may be gone."""
+        with nullcontext() if self.debug else told():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; its help is printed here."""
+        with nullcontext() if self.debug else told():
+            return super().invoke(ctx)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Replaces the stand-in of the command that was asked for by the command."""
         name, stand_in, rest = super().resolve_command(ctx, args)
         if name not in COMMANDS:
             return name, stand_in, rest
-        return name, _load(name, debug=self.debug), rest
+        return name, _load(name), rest
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: without the program's name; None takes the process's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    prepare_streams()
     end = given.index("--") if "--" in given else len(given)
     commands: Any = typer.main.get_command(_application())
     commands.debug = DEBUG in given[:end]
@@ -97,33 +103,10 @@ def _program(
     del version, debug
 
 
-def _load(name: str, *, debug: bool) -> Any:
+def _load(name: str) -> Any:
     module, _, function = COMMANDS[name][0].partition(":")
     from idefics.cli.options import spread
 
-    command = spread(getattr(import_module(module), function))
     single = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    single.command(name)(command if debug else _guarded(command))
+    single.command(name)(spread(getattr(import_module(module), function)))
     return typer.main.get_command(single)
-
-
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The same command with errors told in one line and exit codes as in this file's head."""
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        try:
-            command(**values)
-            sys.stdout.flush()
-        except IdeficsError as error:
-            say(f"error: {one_line(error)}")
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # Python would complain once more when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
-
-    return run

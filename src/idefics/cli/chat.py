@@ -15,7 +15,9 @@ from idefics.cli.images import parts_of_line
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions
 from idefics.cli.session import Session
+from idefics.cli.streams import as_text, stdin_lines
 from idefics.cli.terminal import one_line, say, write
+from idefics.config.whole_files import expanded
 from idefics.engine.sampling_params import sampling_params
 from idefics.errors import IdeficsError, InputError, OptionError, TemplateError
 
@@ -65,12 +67,12 @@ def chat(
     session = Session(opened, options)
     session.attach(image or ())
     talk = Talk(session)
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         say(f"{opened.name} is ready; /help lists the commands")
         with _history():
             talk.run(_typed())
     else:
-        talk.run(line.rstrip("\n") for line in sys.stdin)
+        talk.run(stdin_lines())
         if talk.failed:
             raise typer.Exit(1)
 
@@ -139,7 +141,7 @@ class Talk:
                 self.session.waiting = before
 
     def _ask(self, text: str) -> bool:
-        reply = self.session.ask(text, write)
+        reply = self.session.ask(as_text(text, "the question"), write)
         if reply.text or not reply.interrupted:
             write("\n")
         if reply.interrupted:
@@ -210,7 +212,7 @@ def _history() -> Iterator[None]:
     except ImportError:
         yield
         return
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "idefics"
+    state = Path(os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")) / "idefics"
     path = state / "history"
     with suppress(OSError):  # the first time, or not ours to read: history is a comfort
         readline.read_history_file(path)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from idefics.config.whole_files import expanded
 from idefics.errors import CheckpointNotFound
 
 __all__ = ["download"]
@@ -29,7 +30,7 @@ def download(
 
     Config, tokenizer and safetensors only; an interrupted download goes on where it stopped.
     """
-    if Path(model).expanduser().exists():
+    if expanded(model).exists():
         raise CheckpointNotFound(f"{model} is here already; download takes a Hub id (owner/name)")
     from idefics.weights.files import resolve
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from typer import Argument, Option
 from idefics.cli.images import Attachment, attach
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions, ShotOptions
+from idefics.cli.streams import as_text, stdin_text
 from idefics.cli.terminal import one_voice, write
 from idefics.engine.sampling_params import sampling_params
 from idefics.errors import InputError, OptionError
@@ -64,7 +64,7 @@ def generate(
         raise OptionError("--shots writes the prompt itself and --raw takes it as it is; leave one of them out")
     if question == "-" and tensor_parallel is not None:
         raise OptionError("stdin cannot be read by several processes at once; give --tensor-parallel the question in words")
-    prompt = sys.stdin.read() if question == "-" else question
+    prompt = stdin_text("the question") if question == "-" else as_text(question, "the question")
     if not prompt.strip():
         raise InputError("the question is empty")
     attached = [attach(source) for source in image or ()]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from idefics.config.whole_files import expanded
 from idefics.errors import ImageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def reference(source: str) -> str:
         return path[1:] if sys.platform == "win32" else path
     if _URL.match(source):
         return source
-    return str(Path(source).expanduser()) if source.startswith("~") else source
+    return str(expanded(source)) if source.startswith("~") else source
 
 
 def parts_of_line(line: str) -> tuple[str, list[str]]:
@@ -116,7 +117,7 @@ def _references(line: str) -> Iterator[tuple[int, int, str]]:
         spaced = _with_bare_spaces(line, words[index : index + _LONGEST_NAME])
         if spaced is not None:
             past = spaced
-            yield word.start(), spaced, str(Path(line[word.start() : spaced]).expanduser())
+            yield word.start(), spaced, str(expanded(line[word.start() : spaced]))
             continue
         bare = _bare(word[0])
         if bare is not None:
@@ -157,6 +158,6 @@ def _with_bare_spaces(line: str, words: list[re.Match[str]]) -> int | None:
 
 def _is_file(name: str) -> bool:
     try:
-        return Path(name).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such user
+        return expanded(name).is_file()
+    except (OSError, ValueError):  # too long, a null byte
         return False

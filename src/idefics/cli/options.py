@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 from typer import Option
 
+from idefics.cli.streams import as_text
 from idefics.config.json_files import parse_json
 from idefics.errors import OptionError
 
@@ -150,7 +151,10 @@ class SamplingOptions:
 
     def given(self) -> dict[str, Any]:
         """What was asked for, as keyword arguments of `generate`."""
-        return {name: value for name, value in vars(self).items() if value is not None and value != []}
+        asked = {name: value for name, value in vars(self).items() if value is not None and value != []}
+        if self.stop:
+            asked["stop"] = [as_text(stop, "--stop") for stop in self.stop]
+        return asked
 
 
 def spread(function: Callable[..., None]) -> Callable[..., None]:

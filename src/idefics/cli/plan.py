@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from idefics.cli.images import reference
 from idefics.cli.options import ImageOptions
+from idefics.cli.streams import as_text
 from idefics.errors import ImageError, OptionError, OutOfMemory
 from idefics.machine.byte_sizes import byte_size
 from idefics.plan import (
@@ -74,6 +75,7 @@ def plan(
     if sizes is not None:
         available = (sum(sizes), f"on {len(sizes)} GPUs")
     planned_for = subject(EMBEDDED_NAME if model is None else model)
+    text = None if text is None else as_text(text, "--text")
     counted, how = _text(planned_for, text, text_tokens, images=len(image or ()))
     made = make_plan(
         planned_for.config,

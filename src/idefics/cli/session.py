@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from idefics.cli.images import Attachment, attach
 from idefics.config.json_files import parse_json
-from idefics.config.whole_files import read_whole
+from idefics.config.whole_files import expanded, read_whole
 from idefics.errors import ImageError, InputError
 
 __all__ = ["Reply", "Session"]
@@ -124,8 +124,8 @@ class Session:
         Raises:
             InputError: the file exists and this session did not write it, or it cannot be written.
         """
-        path = path.expanduser()
-        if path.exists() and path.resolve() not in self._written:
+        path = expanded(path)
+        if self._is_taken(path):
             raise InputError(f"{path} exists already; choose another name")
         if path.suffix.lower() == ".json":
             records = [turn.record() for turn in self.turns]
@@ -133,10 +133,17 @@ class Session:
         else:
             content = "\n\n".join(map(_readable, self.turns))
         try:
-            path.write_text(content + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+            # Names of images may hold what is no UTF-8; escaped so, JSON gives them back.
+            path.write_text(content + "\n", encoding="utf-8", errors="backslashreplace")
+        except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
+            raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
         self._written.add(path.resolve())
+
+    def _is_taken(self, path: Path) -> bool:
+        try:
+            return path.exists() and path.resolve() not in self._written
+        except OSError:
+            return False  # too long a name, say: writing will tell
 
     def load(self, path: Path) -> None:
         """Goes on with a conversation that was saved as `.json`, in place of this one.
@@ -145,7 +152,7 @@ class Session:
             InputError: no such file, or not such a file.
             ImageError: one of its images is gone.
         """
-        path = path.expanduser()
+        path = expanded(path)
         try:
             records = parse_json(read_whole(path))["messages"]
             turns = [_turn(record) for record in records]

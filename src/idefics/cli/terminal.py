@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ def write(text: str, *, end: str = "") -> None:
 
 def say(text: str) -> None:
     """Tells the user something that is no answer."""
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody can be told that nobody can be told
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

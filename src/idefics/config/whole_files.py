@@ -8,7 +8,7 @@ import stat
 import time
 from pathlib import Path
 
-__all__ = ["MAX_TEXT_BYTES", "TooLarge", "TooSlow", "read_whole"]
+__all__ = ["MAX_TEXT_BYTES", "TooLarge", "TooSlow", "expanded", "read_whole"]
 
 MAX_TEXT_BYTES = 256 * 2**20
 """Largest text that is read as a setting, a template or an example: some twenty times the largest tokenizer known."""
@@ -24,6 +24,14 @@ class TooLarge(OSError):
 
 class TooSlow(OSError):
     """Nothing came, or not all of it, within the time."""
+
+
+def expanded(name: str | Path) -> Path:
+    """A path with `~` made the home folder; as it is where nobody has that home, so that it is told as not existing."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def read_whole(path: Path, *, most: int = MAX_TEXT_BYTES) -> bytes:

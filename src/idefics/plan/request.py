@@ -26,6 +26,7 @@ from types import MappingProxyType
 
 from idefics.config import Config
 from idefics.config.presets import preset, preset_names
+from idefics.config.whole_files import expanded
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
 from idefics.processor.base import Images
 from idefics.processor.families import load_processor, processor_class
@@ -186,7 +187,7 @@ def subject(model: str | Path) -> Subject:
         CheckpointNotFound: none of these.
         ConfigError: a folder's config cannot be honoured.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         return _checkpoint(str(model), folder)
     from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve

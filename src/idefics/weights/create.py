@@ -20,6 +20,7 @@ from torch import Tensor
 from idefics.config import Config
 from idefics.config.json_files import read_json, write_json
 from idefics.config.presets import preset
+from idefics.config.whole_files import expanded
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
 from idefics.machine.byte_sizes import readable_bytes
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
@@ -78,7 +79,7 @@ def create_checkpoint(
         config = dataclasses.replace(config, dtype=str(chosen).removeprefix("torch."))
     if max_shard_bytes < 1:
         raise OptionError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
-    out = Path(out).expanduser()
+    out = expanded(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} is {'a file' if out.is_file() else 'not empty'}; give a folder that is empty or new")
     processor = _processor(config, tokenizer)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from idefics.api import Idefics
+from idefics.weights.files import EMBEDDED
 
 
 def refused(ran: Any, *said: str) -> None:
@@ -40,6 +44,16 @@ def _truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(path))  # a socket's name may not be long
+
+
+def _endless_hole(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -49,10 +63,17 @@ def _truncated(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "empty"),
         (_truncated, "truncated"),
         (_bomb, "limit"),
+        (os.mkfifo, "did not end within 0.05 s"),
+        (lambda path: path.symlink_to("/dev/zero"), "more bytes than the limit"),
+        (lambda path: path.symlink_to("/proc/self/status"), "not an image"),
+        (lambda path: path.symlink_to("/dev/null"), "empty"),
+        (_socket, "cannot be read"),
+        (_endless_hole, "bytes, over the limit of 1073741824"),
     ],
-    ids=["missing", "folder", "text", "empty", "truncated", "bomb"],
+    ids=["missing", "folder", "text", "empty", "truncated", "bomb", "pipe", "zero", "proc", "null", "socket", "hole"],
 )
-def test_images(run: Any, tmp_path: Path, make: Callable[[Path], Any], said: str) -> None:
+def test_images(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Any], said: str) -> None:
+    monkeypatch.setattr("idefics.config.whole_files.PATIENCE", 0.05)
     path = tmp_path / "image.jpg"
     make(path)
     # No such model either: what is wrong with images is said before any model is looked for.
@@ -76,7 +97,7 @@ def test_placeholders(run: Any, tiny_checkpoint: Path, picture: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--top-p", "2"], "top_p must be above 0 and at most 1, not 2"),
+        (["--top-p", "2"], "top_p must be from 0 to 1, not 2"),
         (["--num-beams", "2", "--top-k", "3"], "num_beams=2 contradicts"),
         (["--n", "2"], "same"),
         (["--num-beams", "2", "--temperature", "0.5"], "num_beams=2 contradicts"),
@@ -184,3 +205,42 @@ def test_base_models_have_no_chat(run: Any, tmp_path: Path) -> None:
     base = write_tiny_checkpoint(tmp_path, end_of_utterance=False)
     refused(run("chat", "-m", base, stdin="hello\n"), "no chat template")
     assert run("generate", "-m", base, "hello", "--max-new-tokens", "2").code == 0
+
+
+def test_an_image_from_a_pipe(run: Any, tmp_path: Path, picture: Path) -> None:
+    """As a shell's `<(command)` hands it over."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.write_bytes(picture.read_bytes()))
+    writer.start()
+    try:
+        assert run("generate", "--image", path, "What?", "--max-new-tokens", "1").code == 0
+    finally:
+        writer.join()
+
+
+def test_unknown_keys_of_a_config(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "some_new_key": None}))
+    assert run("generate", "-m", folder, "What?", "--max-new-tokens", "1").err == ""
+    (folder / "config.json").write_text(json.dumps({**config, "attention_sinks": 4}))
+    refused(run("generate", "-m", folder, "What?"), "attention_sinks = 4", "--allow-unknown-config")
+    ran = run("generate", "-m", folder, "What?", "--max-new-tokens", "1", "--allow-unknown-config")
+    assert ran.code == 0
+    assert ran.err.startswith("warning: ")
+    assert "did not say config.attention_sinks = 4" in ran.err
+
+
+def test_half_of_the_weights_never_arrived(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    size = (folder / "model.safetensors").stat().st_size
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(size // 2)
+        file.truncate(size)
+    ran = run("generate", "-m", folder, "What?", "--max-new-tokens", "1")
+    assert ran.err.startswith("warning: ")
+    assert "hold zeros where numbers should be" in ran.err
+    assert "`idefics verify`" in ran.err
