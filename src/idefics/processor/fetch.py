@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from idefics.config.whole_files import read_whole
 from idefics.errors import ImageError
-from idefics.processor.modes import array_to_image, to_rgb
+from idefics.processor.modes import NAME, array_to_image, name_of, to_rgb
 from idefics.processor.quiet import quiet
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "TIMEOUT", "is_image", "is_image_reference", "load_image", "open_image", "upright_image"]
@@ -71,9 +71,12 @@ def upright_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Imag
         # An orientation that cannot be read is no orientation; the pixels are fine.
         upright = image
     try:
-        return to_rgb(upright, alpha="drop")
+        rgb = to_rgb(upright, alpha="drop")
     except ImageError as error:
         raise ImageError(f"{_name(source)}: {error}") from None
+    if rgb is not source:  # theirs stays as it is
+        rgb.info[NAME] = name_of(image)
+    return rgb
 
 
 def open_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
@@ -179,6 +182,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
     _check_pixels(image, name)
     _decoded(image, name)
     _check_pixels(image, name)  # some formats hold an image of another, which may be larger than they say
+    image.info[NAME] = name
     return image
 
 
@@ -245,7 +249,7 @@ def _name(source: Any) -> str:
     if isinstance(source, bytes | bytearray):
         return f"the image of {len(source)} bytes"
     if isinstance(source, Image.Image):
-        return str(getattr(source, "filename", "") or f"the {source.mode} image")
+        return name_of(source) or f"the {source.mode} image"
     return str(source) if isinstance(source, Path) else f"a value of type {type(source).__name__}"
 
 

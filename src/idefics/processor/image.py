@@ -21,7 +21,7 @@ from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.machine.cpus import in_parallel, usable_cpus
 from idefics.processor.batch import BatchFeature
 from idefics.processor.fetch import open_image
-from idefics.processor.modes import to_rgb
+from idefics.processor.modes import named, to_rgb
 from idefics.processor.resizing import resized
 from idefics.processor.settings import check_options, image_settings_of
 from idefics.processor.sizes import Box, check_size, processed_sizes, resized_size, sub_image_boxes, with_longest_edge
@@ -257,11 +257,12 @@ class ImageProcessor:
     def _parts(self, image: Image.Image) -> list[tuple[Image.Image, Box]]:
         if not isinstance(image, Image.Image):
             raise ImageError(f"a Pillow image is due, not {type(image).__name__}; load_image() makes one")
-        if image.mode != "RGB" and not self.do_convert_rgb:
-            raise ImageError(f"the image is of mode {image.mode} and do_convert_rgb is off; convert it to RGB")
-        rgb = to_rgb(image, alpha="white")
-        rgb.load()  # a file that is not decoded yet must not be by two threads
-        return [(rgb, box) for box in sub_image_boxes(*rgb.size, do_image_splitting=self.do_image_splitting)]
+        with named(image):
+            if image.mode != "RGB" and not self.do_convert_rgb:
+                raise ImageError(f"the image is of mode {image.mode} and do_convert_rgb is off; convert it to RGB")
+            rgb = to_rgb(image, alpha="white")
+            rgb.load()  # a file that is not decoded yet must not be by two threads
+            return [(rgb, box) for box in sub_image_boxes(*rgb.size, do_image_splitting=self.do_image_splitting)]
 
     def _levels(self, image: Image.Image, box: Box, *, threads: int) -> NDArray[np.uint8]:
         if box != (0, 0, *image.size):

@@ -9,6 +9,8 @@ One deliberate difference: greyscale with more than 8 bits is *scaled* to 8 bits
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +19,10 @@ from PIL import Image
 from idefics.errors import ImageError
 from idefics.processor.quiet import quiet
 
-__all__ = ["Alpha", "array_to_image", "to_rgb"]
+__all__ = ["NAME", "Alpha", "array_to_image", "name_of", "named", "to_rgb"]
 
+NAME = "idefics_name"
+"""Key of `Image.info` under which images that we read carry what they were read from; Pillow's own conversions keep it."""
 Alpha = Literal["drop", "white"]
 
 _WIDE = 65535
@@ -42,6 +46,27 @@ def to_rgb(image: Image.Image, *, alpha: Alpha) -> Image.Image:
         return _grey_to_8_bit(image).convert("RGB")
     with quiet():  # of palettes with several transparent colours, which are as good as any
         return _colours_to_rgb(image, alpha)
+
+
+def name_of(image: Image.Image) -> str:
+    """What an image was read from, as far as it knows: a path, a URL; empty where it does not."""
+    return str(image.info.get(NAME) or getattr(image, "filename", ""))
+
+
+@contextmanager
+def named(image: Image.Image) -> Iterator[None]:
+    """What is wrong with an image is told with the name that it carries, if it does.
+
+    Raises:
+        ImageError: as raised within, after the name.
+    """
+    try:
+        yield
+    except ImageError as error:
+        name = name_of(image)
+        if not name or str(error).startswith(name):
+            raise
+        raise ImageError(f"{name}: {error}") from None
 
 
 def _colours_to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -18,7 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import idefics
 from idefics.api import Idefics
+from idefics.errors import ImageError
 from idefics.weights.files import EMBEDDED
 
 
@@ -244,3 +247,20 @@ def test_half_of_the_weights_never_arrived(run: Any, tmp_path: Path) -> None:
     assert ran.err.startswith("warning: ")
     assert "hold zeros where numbers should be" in ran.err
     assert "`idefics verify`" in ran.err
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
+def test_a_refused_picture_is_called_by_its_name_on_every_surface(run: Any, tmp_path: Path, mode: str) -> None:
+    thin, well = tmp_path / "thin.png", tmp_path / "well.png"
+    Image.new(mode, (300, 1)).save(thin)  # cannot be cut in four
+    Image.new(mode, (300, 300)).save(well)
+    said = f"{thin}: an image of 300x1 pixels cannot be split"
+    refused(run("generate", "--split", "--image", well, "--image", thin, "What?"), said)
+    refused(run("chat", "--split", "--image", thin, stdin="What?\n"), said)
+    model = idefics.load(split=True)
+    for pictures in ([well, str(thin)], [Image.open(well), Image.open(thin)], [well, idefics.load_image(str(thin))]):
+        with pytest.raises(ImageError, match=re.escape(said)):
+            model.generate("What?", images=pictures)
+    processor = idefics.AutoProcessor.from_pretrained(EMBEDDED, do_image_splitting=True)
+    with pytest.raises(ImageError, match=re.escape(said)):
+        processor(text="<image><image>What?", images=[idefics.load_image(str(well)), idefics.load_image(str(thin))])

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from idefics.cli import COMMANDS, _guarded
+from idefics.cli import COMMANDS
 from idefics.cli.options import ImageOptions, SamplingOptions, spread
+from idefics.cli.streams import told
 from idefics.cli.terminal import write
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import ConfigError
@@ -71,8 +72,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         def command() -> None:
             raise error
 
-        with pytest.raises(typer.Exit) as ended:
-            _guarded(command)()
+        with pytest.raises(typer.Exit) as ended, told():
+            command()
         return ended.value.exit_code
 
     assert fails(ConfigError("two\nlines")) == 1

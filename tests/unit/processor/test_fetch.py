@@ -24,6 +24,7 @@ from golden.make_processor_golden import picture
 from idefics.errors import ImageError
 from idefics.processor import fetch
 from idefics.processor.fetch import is_image, is_image_reference, load_image, open_image
+from idefics.processor.modes import name_of
 
 URL = "https://example.org/photo.png"
 
@@ -308,3 +309,12 @@ def test_a_real_download_over_the_loopback(photo: Image.Image, monkeypatch: pyte
         assert "HTTP 404" in error_of(f"{url}/b.png", timeout=10)
         server.shutdown()
     assert "could not be fetched" in error_of(f"{url}/a.png", timeout=10)
+
+
+def test_an_image_knows_what_it_was_read_from(tmp_path: Path) -> None:
+    for name, mode in (("grey.png", "L"), ("wide.png", "I;16"), ("plain.png", "RGB"), ("clear.png", "RGBA")):
+        path = tmp_path / name
+        Image.new(mode, (3, 1)).save(path)
+        assert name_of(open_image(path)) == name_of(load_image(str(path))) == str(path)
+        assert name_of(load_image(open_image(path)).convert("L")) == str(path)
+    assert name_of(load_image(Image.new("RGB", (3, 1)))) == ""
