@@ -10,33 +10,13 @@ import torch
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.sampling_params import sampling_params
-from idefics.model.layers.packed import named_weights
 from idefics.selftest.checks import Check, disagreements, distance, number
 from idefics.selftest.dictation import BLOCK
 from idefics.selftest.subject import Subject, continued
-from idefics.weights.families import family_of
 
-__all__ = ["depends_on_image", "depends_on_order", "greedy_repeatable", "logits_finite", "weights_finite"]
+__all__ = ["depends_on_image", "depends_on_order", "greedy_repeatable", "logits_finite"]
 
 ANSWER = 4
-
-
-def weights_finite(subject: Subject) -> Check:
-    """No tensor holds NaN or an infinity."""
-    table = family_of(subject.config).table
-    bad = []
-    for name, parameter in named_weights(subject.model):
-        least, most = torch.aminmax(parameter.detach())  # NaN goes through; nothing the size of a weight is allocated
-        if not (torch.isfinite(least) and torch.isfinite(most)):
-            bad.append(table.published(name))
-    shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-    return Check(
-        name="weights are finite",
-        passed=not bad,
-        measured=f"{len(bad)} bad tensors",
-        allowed="0",
-        explanation=f"NaN or infinite values in {shown}; download or convert again" if bad else "every stored value",
-    )
 
 
 def logits_finite(subject: Subject) -> Check:

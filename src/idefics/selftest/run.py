@@ -9,7 +9,7 @@ import torch
 
 from idefics.api import Idefics
 from idefics.errors import OutOfMemory
-from idefics.selftest import answering, answers, decoding, files, sight, vision
+from idefics.selftest import answering, answers, decoding, files, sight, vision, weights
 from idefics.selftest.checks import Check
 from idefics.selftest.subject import Subject
 
@@ -26,7 +26,9 @@ CHECKS: Mapping[str, Callable[[Subject], Check]] = {
     "special tokens round trip": files.special_tokens_round_trip,
     "text after an image starts anew": files.segments_start_anew,
     "chat template renders": files.chat_template_renders,
-    FINITE: answers.weights_finite,  # before all that compute with them
+    "weights are there": weights.weights_arrived,
+    FINITE: weights.weights_finite,  # before all that compute with them
+    "packed layers compute what their weights do": weights.packed_equals_plain,
     "patch positions follow the published rule": vision.patch_positions,
     "partial patches are ignored": vision.partial_patches_ignored,
     "pixel padding is inert": vision.pixel_padding_inert,

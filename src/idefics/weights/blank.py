@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from idefics.errors import CheckpointError
 from idefics.weights.shards import TensorEntry
 
-__all__ = ["Blank", "blank_weights"]
+__all__ = ["Blank", "blank_weights", "half_blank"]
 
 PAGE = 4096
 """Bytes looked at in one place."""
@@ -22,6 +24,8 @@ STRIDE = 8 * 2**20
 """Bytes between two looks into a large tensor: below the pieces of 10 MB and more that downloaders fetch."""
 FEWEST = 4
 """Looks into a tensor, however small."""
+ROWS = 256
+"""Of a matrix in memory, at equal distances: what is missing is missing in one piece."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,19 @@ def blank_weights(entries: Iterable[TensorEntry]) -> Blank:
     for file in sorted({entry.file for entry in matrices}):
         found += _blank_in(file, [entry for entry in matrices if entry.file == file])
     return Blank(tuple(found), len(matrices))
+
+
+def half_blank(weight: Tensor) -> bool:
+    """Whether half or more of a matrix in memory is zeros; vectors are passed over, as `blank_weights` does.
+
+    >>> import torch
+    >>> half_blank(torch.cat((torch.ones(3, 4), torch.zeros(3, 4)))), half_blank(torch.zeros(9))
+    (True, False)
+    """
+    if max(weight.shape, default=0) * 2 > weight.numel():
+        return False
+    rows = weight[:: max(1, len(weight) // ROWS)]
+    return 2 * int(rows.count_nonzero()) <= rows.numel()
 
 
 def _blank_in(path: Path, entries: Collection[TensorEntry]) -> list[str]:

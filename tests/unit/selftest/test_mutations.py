@@ -22,8 +22,9 @@ from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.paged_cache import PagedPass
 from idefics.model.decoder import Decoder
 from idefics.model.layers.attention import attention
+from idefics.model.layers.packed import PackedLinear, pack
 from idefics.processor.idefics2 import Idefics2Processor
-from idefics.selftest import answering, answers, decoding, files, sight, vision
+from idefics.selftest import answering, answers, decoding, files, sight, vision, weights
 from mutations import registry
 
 BROKEN, caught_by = registry()
@@ -208,10 +209,34 @@ def partial_patches_fill_a_patch(_, patch):
     patch.setattr(idefics.model.idefics2, "patchify", padded)
 
 
-@caught_by(answers.weights_finite, answers.logits_finite, decoding.batch_equals_single, vision.images_isolated)
+@caught_by(weights.weights_finite, answers.logits_finite, decoding.batch_equals_single, vision.images_isolated)
 def nan_weight(loaded, _):
     loaded.model.vision_model.encoder.layers[0].mlp.fc1.weight.data[2, 3] = torch.nan
     loaded.model.text_model.layers[0].self_attn.q_proj.weight.data[0, 0] = torch.nan
+
+
+@caught_by(weights.weights_arrived)
+def half_a_weight_never_arrived(loaded, _):
+    weight = loaded.model.text_model.layers[1].mlp.down_proj.weight.data
+    weight[len(weight) // 2 :] = 0
+
+
+@caught_by(weights.packed_equals_plain)
+def packed_layers_forget_what_follows_them(loaded, patch):
+    pack(loaded.model)
+    product = PackedLinear._product
+    patch.setattr(PackedLinear, "_product", lambda self, x: product(self, x).relu())
+
+
+@caught_by(weights.packed_equals_plain)
+def packed_layers_are_joined_in_wrong_order(loaded, patch):
+    product = PackedLinear._product
+
+    def swapped(self, x):
+        return torch.cat(product(self, x).split(self.sizes, dim=-1)[::-1], dim=-1)
+
+    pack(loaded.model)
+    patch.setattr(PackedLinear, "_product", swapped)
 
 
 @caught_by(answers.depends_on_image)
