@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import http.server
 import io
 import shutil
@@ -24,6 +25,7 @@ from fakes import generation_defaults, tiny_config, tiny_processor
 from idefics.engine.limits import Limits
 from idefics.server.app import create_app
 from idefics.server.images.addresses import AddressRule
+from idefics.server.images.decoders import Decoders
 from idefics.server.limits import ServerLimits
 from idefics.server.link.engine_thread import EngineThread
 from idefics.server.model import ServedEngine, ServedModel
@@ -58,6 +60,7 @@ def fake_app(
     """The application over a fake engine and the tiny processor; without chats that of a base model."""
     model = tiny_model(chats=chats)
     link = EngineThread(engine, model.processor.tokenizer)
+    options = {"decoders": shared_decoders(), **options}
     return create_app(model, link, limits=limits, images=AddressRule(private=private), **options)
 
 
@@ -79,6 +82,12 @@ def embedded_engine(limits: Limits, dtype: str | None = None) -> tuple[ServedMod
     """What the process of an `EngineProcess` makes."""
     model = idefics.load(dtype=dtype)
     return ServedModel.of(model), ServedEngine(model.model, limits)
+
+
+@functools.cache
+def shared_decoders() -> Decoders:
+    """Processes that decode images for all tests of a process, as each begins in a quarter of a second."""
+    return Decoders(ServerLimits())
 
 
 def script(text: str = " the red image") -> list[int]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LevelMaker", "PreparedImage", "prepared"]
+__all__ = ["LevelMaker", "PreparedImage", "prepared", "prepared_of"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ def prepared(
         ImageError: an image cannot be used.
         InputError: an image was prepared with another splitting.
     """
-    import torch
-
     given = [image for row in rows for image in row]
     for image in given:
         if isinstance(image, PreparedImage) and len(image.parts) != parts:
@@ -72,7 +70,14 @@ def prepared(
     # One image may stand in several places; decoding is not for two threads at once.
     sources = list({id(image): image for image in given if not isinstance(image, PreparedImage)}.values())
     opened = in_parallel(open_image, sources, workers=workers)
-    values_CG = torch.from_numpy(maker.level_values)
-    made = [Levels(levels_CHW=torch.from_numpy(one), values_CG=values_CG) for one in maker.levels(opened, workers=workers)]
-    ready = {id(source): PreparedImage(tuple(made[parts * i : parts * (i + 1)])) for i, source in enumerate(sources)}
+    made = prepared_of(maker.levels(opened, workers=workers), maker).parts
+    ready = {id(source): PreparedImage(made[parts * i : parts * (i + 1)]) for i, source in enumerate(sources)}
     return [[image if isinstance(image, PreparedImage) else ready[id(image)] for image in row] for row in rows]
+
+
+def prepared_of(levels: Sequence[NDArray[np.uint8]], maker: LevelMaker) -> PreparedImage:
+    """The image whose sub-images' bytes `maker` has made, here or elsewhere."""
+    import torch
+
+    values_CG = torch.from_numpy(maker.level_values)
+    return PreparedImage(tuple(Levels(levels_CHW=torch.from_numpy(one), values_CG=values_CG) for one in levels))

@@ -20,6 +20,7 @@ from idefics.server.http.guard import OPEN_PATHS, Guard
 from idefics.server.http.keys import checked_keys
 from idefics.server.http.sse import Json
 from idefics.server.images.addresses import AddressRule
+from idefics.server.images.decoders import Decoders
 from idefics.server.limits import ServerLimits
 from idefics.server.link.bridge import EngineLink
 from idefics.server.model import ServedModel
@@ -43,6 +44,7 @@ def create_app(
     images: AddressRule | None = None,
     api_keys: Iterable[str] = (),
     cors: Iterable[str] = (),
+    decoders: Decoders | None = None,
 ) -> FastAPI:
     """An ASGI application that serves one model.
 
@@ -53,12 +55,13 @@ def create_app(
         images: where images may be fetched from; None: public addresses.
         api_keys: one of which requests must bear; none means that anybody may ask.
         cors: origins of pages whose scripts may ask; none by default.
+        decoders: processes in which images are decoded, if several applications share them; closed by whoever made them.
 
     Raises:
         OptionError: no client could send one of the keys, or any would.
     """
     limits, keys = limits or ServerLimits(), checked_keys(api_keys)
-    service = Service(model, engine, limits, images or AddressRule())
+    service = Service(model, engine, limits, images or AddressRule(), decoders)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -80,19 +83,21 @@ def create_app(
     app.include_router(openai_router(service))
     app.include_router(playground_router(service))
 
-    unhealthy: dict[int | str, dict[str, Any]] = {503: {"model": TgiError, "description": "The engine is stuck or dead"}}
+    unhealthy: dict[int | str, dict[str, Any]] = {
+        503: {"model": TgiError, "description": "The engine or what prepares requests is stuck or dead"}
+    }
 
     @app.get(
         "/health",
         tags=["operation"],
-        summary="Whether the engine gets on with its work",
+        summary="Whether the server gets on with its work",
         response_class=Response,
         responses=unhealthy,
     )
     @app.get("/ping", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def health() -> Response:
-        if service.bridge.healthy and not service.bridge.closing:
+        if service.healthy:
             return Response()
         return Json({"error": "unhealthy", "error_type": "healthcheck"}, status_code=503)
 

@@ -27,6 +27,10 @@ class ServerLimits:
         request_pixels: of all images of a request together.
         jpeg_scans: of one JPEG. Encoders write 1, or 6 to 18 that refine each other (progressive).
         scan_pixels: pixels times scans of all JPEGs of a request together.
+        decode_seconds: that decoding and resizing one image may take, after which its process is killed. The slowest honest
+            image, a progressive JPEG of 50 megapixels, takes 4.
+        request_decode_seconds: that the images of a request may take so together.
+        decode_memory: bytes that it may take, on top of an idle process. 50 megapixels with alpha, turned upright, take 0.6 GB.
         held_pixel_bytes: of all requests' prepared images together, up to the end of their answers; more come back (429). An
             engine in a process of its own holds them once more.
         image_seconds: in which an image must have been fetched, redirects included.
@@ -39,7 +43,7 @@ class ServerLimits:
         grammar_bytes: of a JSON schema or regular expression.
         deadline: seconds from a request's arrival to its end.
         send_seconds: that a client may leave a piece of its answer unread.
-        workers: threads that prepare images and prompts.
+        workers: threads that prepare prompts, and as many processes that decode images.
         stuck_after: seconds of one step, or without a word though there is work, after which the engine counts as stuck.
         drain: seconds that running requests get when the server stops.
     """
@@ -56,6 +60,9 @@ class ServerLimits:
     request_pixels: int = 200_000_000
     jpeg_scans: int = 32
     scan_pixels: int = 2_000_000_000
+    decode_seconds: float = 10.0
+    request_decode_seconds: float = 30.0
+    decode_memory: int = 2**30
     held_pixel_bytes: int = 2**32
     image_seconds: float = 20.0
     redirects: int = 3

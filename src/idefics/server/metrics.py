@@ -41,15 +41,22 @@ class Metrics:
         state: of the engine.
         open_requests: how many requests are in the server.
         healthy: whether the engine gets on.
+        prepares: whether what prepares requests does.
     """
 
-    def __init__(self, state: Callable[[], EngineState], open_requests: Callable[[], int], healthy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        state: Callable[[], EngineState],
+        open_requests: Callable[[], int],
+        healthy: Callable[[], bool],
+        prepares: Callable[[], bool],
+    ) -> None:
         self._registry = CollectorRegistry()
         self._histograms = {
             name: Histogram(name, told, buckets=buckets, registry=self._registry)
             for name, (told, buckets) in _HISTOGRAMS.items()
         }
-        self._counts = _Counts(state, open_requests, healthy)
+        self._counts = _Counts(state, open_requests, healthy, prepares)
         self._registry.register(self._counts)
 
     def observe(self, name: str, value: float) -> None:
@@ -83,12 +90,21 @@ class _Counts(Collector):
         "idefics_generated_tokens": ("Tokens generated", None),
         "idefics_image_bytes": ("Encoded bytes of all images received", None),
         "idefics_http_responses": ("Responses by status", "status"),
+        "idefics_decoders_killed": ("Processes that decode images, killed or lost, by what for", "reason"),
+        "idefics_compilers_killed": ("Processes that compile grammars, killed or lost, by what for", "reason"),
     }
 
-    def __init__(self, state: Callable[[], EngineState], open_requests: Callable[[], int], healthy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        state: Callable[[], EngineState],
+        open_requests: Callable[[], int],
+        healthy: Callable[[], bool],
+        prepares: Callable[[], bool],
+    ) -> None:
         self._state = state
         self._open_requests = open_requests
         self._healthy = healthy
+        self._prepares = prepares
         self._lock = threading.Lock()
         self._values: Counter[tuple[str, str]] = Counter()
 
@@ -125,6 +141,7 @@ class _Counts(Collector):
             "idefics_kv_cache_blocks_held": ("Blocks that running answers hold", state.blocks_held),
             "idefics_image_cache_bytes": ("Bytes of encoded images kept", state.image_bytes),
             "idefics_engine_healthy": ("1 while the engine gets on with its work", int(self._healthy())),
+            "idefics_preparing_healthy": ("1 while what prepares requests comes back from it", int(self._prepares())),
         }
         counts = {
             "idefics_prefix_cache_tokens": ("Tokens of prompts that the engine began with", state.admitted_tokens),

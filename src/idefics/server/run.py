@@ -99,6 +99,7 @@ def run(
     raise_file_limit()
     service: Service = app.state.service
     server = Server(config, service)
+    service.warm()
     with at, _stopped_in_order(server):
         at.listen(QUEUED)
         listening(at.getsockname()[1])

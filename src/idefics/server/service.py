@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from idefics.errors import IdeficsError
 from idefics.server.errors import ClientGone, Closing, GenerationFailed, Overloaded, ServerError, as_told_error
 from idefics.server.images.addresses import AddressRule
+from idefics.server.images.decoders import Decoders
 from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
 from idefics.server.link.answers import Said
@@ -148,12 +149,22 @@ class Service:
         engine: where the engine works.
         limits: of requests.
         rule: where images may be fetched from.
+        decoders: where they are decoded; None: in processes of its own.
     """
 
-    def __init__(self, model: ServedModel, engine: EngineLink, limits: ServerLimits, rule: AddressRule) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        engine: EngineLink,
+        limits: ServerLimits,
+        rule: AddressRule,
+        decoders: Decoders | None = None,
+    ) -> None:
         self.model = model
         self.limits = limits
         self.images = ImageSource(limits, rule)
+        self._own_decoders = decoders is None
+        self._decoders = decoders or Decoders(limits, lambda reason: self.metrics.count("idefics_decoders_killed", reason))
         self.preparer = Preparer(
             model.processor,
             model.defaults,
@@ -161,15 +172,30 @@ class Service:
             longest_image=model.longest_image,
             limits=limits,
             images=self.images,
+            decoders=self._decoders,
         )
         self.open = 0
-        self.metrics = Metrics(lambda: self.bridge.state, lambda: self.open, lambda: self.bridge.healthy)
+        self.metrics = Metrics(lambda: self.bridge.state, lambda: self.open, lambda: self.bridge.healthy, lambda: self.prepares)
         self.bridge = Bridge(engine, model.processor.tokenizer, stuck_after=limits.stuck_after, stepped=self.metrics.stepped)
 
     def start(self) -> None:
         """Begins to work; called in the event loop."""
         self.bridge.start()
         event(log, "ready", model=self.model.name, device=self.model.device, dtype=self.model.dtype)
+
+    def warm(self) -> None:
+        """Begins the processes that requests need, which otherwise begin with the first."""
+        self._decoders.warm()
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the threads and processes that prepare requests come back from what they do."""
+        return self.preparer.healthy and self._decoders.healthy
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are answered."""
+        return self.bridge.healthy and not self.bridge.closing and self.prepares
 
     async def drain(self) -> None:
         """Takes no more requests, and lets those that run end within the limit; the rest fail."""
@@ -183,6 +209,8 @@ class Service:
         elif self.bridge.alive:
             await self.bridge.close(drain=0)
         self.preparer.close()
+        if self._own_decoders:
+            self._decoders.close()
         await self.images.close()
         event(log, "stopped")
 

@@ -34,7 +34,7 @@ def busy_workers(app: Any) -> Iterator[None]:
     done = threading.Event()
     preparer = app.state.service.preparer
     for _ in range(app.state.service.limits.workers):
-        preparer._workers.submit(done.wait)
+        preparer._crew._threads.submit(done.wait)
     try:
         yield
     finally:

@@ -10,26 +10,29 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+import held_decoder
 from fake_engine import FakeEngine
 from fakes import generation_defaults, tiny_idefics, tiny_processor
 from idefics.engine.limits import Limits
 from idefics.errors import ImageError
 from idefics.processor.prepared import PreparedImage
 from idefics.server.errors import Invalid, Overloaded
+from idefics.server.images import decoders as decoders_module
 from idefics.server.images.addresses import AddressRule
 from idefics.server.images.budget import PixelBudget
-from idefics.server.images.decoder import Decoder
+from idefics.server.images.decoders import Decoders, Decoding
 from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
 from idefics.server.model import ServedEngine
 from idefics.server.prepare.prompts import Prompt
 from idefics.server.prepare.requests import Asked, Preparer
-from serving import data_url, fake_app, image_host, png, script, serving, wait_until
+from serving import data_url, fake_app, image_host, png, script, serving, shared_decoders, wait_until
 
 
 @asynccontextmanager
@@ -42,11 +45,17 @@ async def source(**limits: Any) -> AsyncIterator[ImageSource]:
 
 
 @asynccontextmanager
-async def preparer(**limits: Any) -> AsyncIterator[Preparer]:
+async def preparer(decoders: Decoders | None = None, **limits: Any) -> AsyncIterator[Preparer]:
     processor, bounds = tiny_processor(), ServerLimits(**limits)
     async with source(**limits) as images:
         made = Preparer(
-            processor, generation_defaults(processor), positions=512, longest_image=72, limits=bounds, images=images
+            processor,
+            generation_defaults(processor),
+            positions=512,
+            longest_image=72,
+            limits=bounds,
+            images=images,
+            decoders=decoders or shared_decoders(),
         )
         try:
             yield made
@@ -202,8 +211,8 @@ def test_data_urls_do_not_hold_up_the_event_loop(payload: str) -> None:
 
 def test_equal_references_are_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    real = Decoder.image
-    monkeypatch.setattr(Decoder, "image", lambda self, data, where: made.append(where) or real(self, data, where))
+    real = Decoding.image
+    monkeypatch.setattr(Decoding, "image", lambda self, encoded, where: made.append(where) or real(self, encoded, where))
 
     async def run() -> None:
         async with preparer() as ready:
@@ -279,28 +288,37 @@ def test_who_leaves_leaves_nothing_with_the_workers() -> None:
     asyncio.run(run())
 
 
-def test_images_of_who_has_left_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoding, go_on, made = threading.Event(), threading.Event(), []
-    real = Decoder.image
+@contextmanager
+def held_decoders(until: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> Iterator[Decoders]:
+    """Processes that decode once the file exists; beside it they leave a file for every image that they begin with."""
+    monkeypatch.setenv(held_decoder.UNTIL, str(until))
+    with monkeypatch.context() as patch:
+        patch.setattr(decoders_module, "_made", held_decoder.made)
+        made = Decoders(ServerLimits(**limits))
+    try:
+        yield made
+    finally:
+        made.close()
 
-    def slow(self: Decoder, data: bytes, where: str) -> Any:
-        made.append(where)
-        decoding.set()
-        go_on.wait(60)
-        return real(self, data, where)
 
-    async def run() -> None:
-        async with preparer(workers=1) as ready:
+def test_images_of_who_has_left_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(decoders: Decoders) -> None:
+        async with preparer(decoders, workers=1) as ready:
             task = asyncio.ensure_future(ready.prepare(asked(*(data_url(png(20 + i, 20)) for i in range(5)))))
-            await asyncio.to_thread(decoding.wait, 60)
+            await asyncio.to_thread(wait_until, (tmp_path / "image 1 of 5").exists)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            go_on.set()
-            await ready.in_worker(lambda: None)
+            began = time.monotonic()
+            (tmp_path / "image 1 of 1").unlink(missing_ok=True)
+            other = asyncio.ensure_future(ready.prepare(asked(data_url(png()))))
+            await asyncio.to_thread(wait_until, (tmp_path / "image 1 of 1").exists)
+            assert time.monotonic() - began < 5, "whom nobody waits for holds a process"
+            (tmp_path / "go").touch()
+            assert (await other).prompt_tokens
 
-    monkeypatch.setattr(Decoder, "image", slow)
-    asyncio.run(run())
-    assert made == ["image 1 of 5"]
+    with held_decoders(tmp_path / "go", monkeypatch, workers=1) as decoders:
+        asyncio.run(run(decoders))
+    assert not (tmp_path / "image 2 of 5").exists()
 
 
 def test_prepared_images_are_bounded_until_nobody_holds_them() -> None:
@@ -327,32 +345,28 @@ def test_prepared_images_are_bounded_until_nobody_holds_them() -> None:
     asyncio.run(run())
 
 
-def test_a_queue_of_photos_does_not_hold_up_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, statuses = threading.Event(), []
-    real = Decoder.image
-
-    def slow(self: Decoder, data: bytes, where: str) -> Any:
-        go_on.wait(60)
-        return real(self, data, where)
+def test_a_queue_of_photos_does_not_hold_up_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses: list[int] = []
 
     def show(number: int) -> None:
         body = {"inputs": f"![]({data_url(png(20 + number, 20))})a"}
         statuses.append(httpx.post(f"{address}/generate", json=body, timeout=60).status_code)
 
-    monkeypatch.setattr(Decoder, "image", slow)
     engine = FakeEngine(script("the red image " * 40), step_seconds=0.005)
-    app = fake_app(engine, limits=ServerLimits(workers=2))
     body = {"inputs": "a", "parameters": {"max_new_tokens": 400}}
-    with serving(app) as address, httpx.stream("POST", f"{address}/generate_stream", json=body, timeout=60) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        photos = [threading.Thread(target=show, args=(number,)) for number in range(5)]
-        for thread in photos:
-            thread.start()
-        wait_until(lambda: app.state.service.open >= 5)
-        assert '"finish_reason"' in [line for line in lines if line][-1]
-        assert not statuses
-        go_on.set()
-        for thread in photos:
-            thread.join(60)
-        assert statuses == [200] * 5
+    with held_decoders(tmp_path / "go", monkeypatch) as decoders:
+        app = fake_app(engine, limits=ServerLimits(workers=2), decoders=decoders)
+        with serving(app) as address, httpx.stream("POST", f"{address}/generate_stream", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            photos = [threading.Thread(target=show, args=(number,)) for number in range(5)]
+            for thread in photos:
+                thread.start()
+            wait_until(lambda: app.state.service.open >= 5)
+            assert '"finish_reason"' in [line for line in lines if line][-1]
+            assert httpx.post(f"{address}/tokenize", json={"inputs": "a" * 3_000}, timeout=60).status_code == 200
+            assert not statuses
+            (tmp_path / "go").touch()
+            for thread in photos:
+                thread.join(60)
+            assert statuses == [200] * 5

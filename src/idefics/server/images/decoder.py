@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass, replace
 
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from idefics.errors import ImageError
 from idefics.processor.fetch import upright_image
@@ -12,7 +13,7 @@ from idefics.processor.quiet import quiet
 from idefics.server.images.jpeg import scans
 from idefics.server.limits import ServerLimits
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "Left", "begun"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow reads forty more, which nobody sends and strangers can play with: some are envelopes of others, one is a program."""
@@ -20,17 +21,45 @@ _TIFF_SCANS = 100
 """Of each JPEG in a TIFF, after which libtiff gives up. Large TIFFs hold many, so their scans in all tell nothing."""
 
 
+def begun() -> None:
+    """Makes a process ready to decode: its plugins are loaded, and it works in one thread, as there are several of them."""
+    Image.init()
+    if "AVIF" in Image.OPEN:
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """What a request's images may still cost.
+
+    Attributes:
+        pixels: as `ServerLimits.request_pixels`.
+        scan_pixels: as `ServerLimits.scan_pixels`.
+    """
+
+    pixels: int
+    scan_pixels: int
+
+    @classmethod
+    def of(cls, limits: ServerLimits) -> Left:
+        """What it is before the first."""
+        return cls(pixels=limits.request_pixels, scan_pixels=limits.scan_pixels)
+
+
 class Decoder:
     """Decodes the images of one request as the processor reads them, once their headers promise no more than allowed.
 
     Args:
         limits: of pixels and scans.
+        left: of them, for this request; None: all.
+
+    Attributes:
+        left: after the images so far.
     """
 
-    def __init__(self, limits: ServerLimits) -> None:
+    def __init__(self, limits: ServerLimits, left: Left | None = None) -> None:
         self._limits = limits
-        self._pixels = limits.request_pixels
-        self._scan_pixels = limits.scan_pixels
+        self.left = Left.of(limits) if left is None else left
 
     def image(self, data: bytes, where: str) -> Image.Image:
         """One image, upright and RGB.
@@ -78,8 +107,8 @@ class Decoder:
     def _check_pixels(self, pixels: int, told: str, where: str) -> None:
         if pixels > self._limits.image_pixels:
             raise ImageError(f"{where} has {told} pixels, over the limit of {self._limits.image_pixels}; make it smaller first")
-        self._pixels -= pixels
-        if self._pixels < 0:
+        self.left = replace(self.left, pixels=self.left.pixels - pixels)
+        if self.left.pixels < 0:
             raise ImageError(
                 f"the images of this request have over {self._limits.request_pixels} pixels together; make them smaller"
             )
@@ -92,8 +121,8 @@ class Decoder:
         self._charge(count, pixels)
 
     def _charge(self, count: int, pixels: int) -> None:
-        self._scan_pixels -= count * pixels
-        if self._scan_pixels < 0:
+        self.left = replace(self.left, scan_pixels=self.left.scan_pixels - count * pixels)
+        if self.left.scan_pixels < 0:
             raise ImageError(
                 f"the JPEGs of this request have over {self._limits.scan_pixels} pixels times scans together; "
                 "save them as baseline JPEGs, or make them smaller"

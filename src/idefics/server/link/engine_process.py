@@ -76,10 +76,11 @@ class EngineProcess:
     def kill(self) -> None:
         """Ends the process, whatever it does."""
         self._child.kill()
+        self._child.code()
 
     def _how(self) -> str:
         """How the process ended, if it says so."""
-        code = self._child.code
+        code = self._child.code()
         return "it does not say how" if code is None else f"exit code {code}"
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import contextvars
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -21,14 +16,14 @@ from idefics.inputs import ModelInputs, image_digest
 from idefics.processor.base import Processor
 from idefics.processor.literal import MARK, unmarked
 from idefics.processor.prepared import PreparedImage
-from idefics.server.errors import ClientGone, Invalid
+from idefics.server.errors import Invalid
 from idefics.server.images.budget import PixelBudget
-from idefics.server.images.data_urls import data_bytes
-from idefics.server.images.decoder import Decoder
+from idefics.server.images.decoders import Decoders
 from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
 from idefics.server.prepare.guides import Grammar, Guides
 from idefics.server.prepare.prompts import Prompt, prompt_of_messages
+from idefics.server.processes.crew import Crew
 
 __all__ = ["Asked", "Prepared", "Preparer", "Tokenized"]
 
@@ -113,6 +108,7 @@ class Preparer:
         longest_image: edge in pixels that the model was made for.
         limits: of the server.
         images: where images come from.
+        decoders: where they are decoded; closed by whoever made them.
     """
 
     def __init__(
@@ -124,6 +120,7 @@ class Preparer:
         longest_image: int,
         limits: ServerLimits,
         images: ImageSource,
+        decoders: Decoders,
     ) -> None:
         self.processor = processor
         self._defaults = defaults
@@ -134,8 +131,8 @@ class Preparer:
         self._guides = Guides(processor.tokenizer)
         # A text of more characters than this cannot fit, whatever they are, and need not be read to know it.
         self._characters = positions * max(map(len, processor.tokenizer.backend.get_vocab()))
-        self._workers = ThreadPoolExecutor(max_workers=limits.workers, thread_name_prefix="prepare")
-        self._free = asyncio.Semaphore(limits.workers)
+        self._crew = Crew(limits.workers, "prepare")
+        self._decoders = decoders
         self._budget = PixelBudget(limits.held_pixel_bytes)
 
     async def prepare(self, asked: Asked) -> Prepared:
@@ -155,12 +152,9 @@ class Preparer:
             # Tokens do not depend on pixels: what cannot fit is refused before an image costs anything.
             brief = len(asked.prompt.text) <= BRIEF_TEXT and len(references) <= BRIEF_IMAGES
             await self.in_worker(lambda: self._check_tokens(asked, params), brief=brief)
-        gone = threading.Event()
-        try:
-            async with self._images.fetched(references) as fetched:
-                inputs, image_bytes = await self.in_worker(lambda: self._make(asked, fetched, params, gone))
-        finally:
-            gone.set()  # a worker that has begun cannot be stopped from here
+        async with self._images.fetched(references) as fetched:
+            ready, image_bytes = await self._ready(references, fetched, self._adjusted(asked))
+        inputs = await self.in_worker(lambda: self._make(asked, ready, params))
         tokens = inputs.input_ids_BT.shape[1]
         return Prepared(
             asked=asked,
@@ -195,38 +189,17 @@ class Preparer:
         return await self.in_worker(lambda: self._tokens(asked))
 
     async def in_worker(self, work: Callable[[], Result], *, brief: bool = False) -> Result:
-        """Runs something slow beside the event loop; something brief right here, as handing it over would take longer.
+        """Runs something slow beside the event loop; something brief right here, as handing it over would take longer."""
+        return work() if brief else await self._crew.do(work)
 
-        Work waits for a free worker here and not in the workers' queue, which keeps what it holds though nobody wants it any
-        more. A worker is free again when its work is done, even if that work was abandoned.
-        """
-        if brief:
-            return work()
-        loop = asyncio.get_running_loop()
-        await self._free.acquire()
-        done: asyncio.Future[Result] = loop.create_future()
-
-        def settle(job: Future[Result]) -> None:
-            self._free.release()
-            if done.done():
-                return
-            if job.cancelled():  # the server stops
-                done.cancel()
-            elif (error := job.exception()) is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(job.result())
-
-        def ended(job: Future[Result]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(settle, job)
-
-        self._workers.submit(contextvars.copy_context().run, work).add_done_callback(ended)
-        return await done
+    @property
+    def healthy(self) -> bool:
+        """Whether what is begun comes back."""
+        return not self._crew.busy_for(self._limits.stuck_after)
 
     def close(self) -> None:
-        """Lets go of the threads; what they do is finished, what waits is not begun."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        """Lets go of the threads."""
+        self._crew.close()
 
     def _adjusted(self, asked: Asked) -> Processor:
         return self.processor.adjusted(max_image_size=asked.max_image_size, split=asked.split)
@@ -266,10 +239,7 @@ class Preparer:
         cut = 0 if asked.truncate is None else self._cut(torch.tensor(ids), asked.truncate)
         self._room(params, len(ids) - cut)
 
-    def _make(
-        self, asked: Asked, fetched: Mapping[str, bytes], params: SamplingParams, gone: threading.Event
-    ) -> tuple[ModelInputs, int]:
-        """Inputs, and the encoded images' bytes."""
+    def _make(self, asked: Asked, ready: Mapping[str, PreparedImage], params: SamplingParams) -> ModelInputs:
         if asked.grammar is not None:
             if len(asked.grammar.source) > self._limits.grammar_bytes:
                 raise Invalid(
@@ -278,31 +248,27 @@ class Preparer:
                     param="grammar",
                 )
             self._guides.of(asked.grammar, answers=1, ends=params.eos_token_id)  # the engine makes its own
-        processor = self._adjusted(asked)
-        ready, image_bytes = self._ready(asked.prompt.references, fetched, processor, gone)
-        inputs = processor.inputs([asked.prompt.text], [[ready[reference] for reference in asked.prompt.references]])
-        if asked.truncate is not None:
-            inputs = self._truncated(inputs, asked.truncate)
-        return inputs, image_bytes
+        for image in ready.values():
+            for part in image.parts:
+                image_digest(part)  # which the engine would otherwise have to make between two steps
+        rows = [[ready[reference] for reference in asked.prompt.references]]
+        inputs = self._adjusted(asked).inputs([asked.prompt.text], rows)
+        return inputs if asked.truncate is None else self._truncated(inputs, asked.truncate)
 
-    def _ready(
-        self, references: Sequence[str], fetched: Mapping[str, bytes], processor: Processor, gone: threading.Event
+    async def _ready(
+        self, references: Sequence[str], fetched: Mapping[str, bytes], processor: Processor
     ) -> tuple[dict[str, PreparedImage], int]:
         """The images by reference, decoded and prepared one after the other, and the encoded ones' bytes."""
         ready: dict[str, PreparedImage] = {}
-        decoder, image_bytes = Decoder(self._limits), 0
+        decoding, image_bytes = self._decoders.of_request(processor.image_processor, self._limits), 0
         for number, reference in enumerate(references, 1):
             if reference in ready:
                 continue
-            if gone.is_set():
-                raise ClientGone("nobody waits for the answer any more")
-            data = fetched[reference] if reference in fetched else data_bytes(reference, self._limits.image_bytes)
-            image_bytes += len(data)
-            prepared = processor.prepare(decoder.image(data, f"image {number} of {len(references)}"))
-            self._budget.take(prepared)
-            for part in prepared.parts:
-                image_digest(part)  # which the engine would otherwise have to make between two steps
-            ready[reference] = prepared
+            where = f"image {number} of {len(references)}"
+            image, size = await decoding.image(fetched.get(reference, reference), where)
+            self._budget.take(image)
+            ready[reference] = image
+            image_bytes += size
         return ready, image_bytes
 
     def _truncated(self, inputs: ModelInputs, tokens: int) -> ModelInputs:

@@ -63,7 +63,7 @@ class Child:
             raise
         finally:
             theirs.close()
-        atexit.register(self.kill)
+        atexit.register(self._end)
         with contextlib.suppress(OSError):  # it has ended, which whoever reads from it sees
             send(self.pipe, work)
 
@@ -72,19 +72,21 @@ class Child:
         """Whether it has not ended."""
         return self._process.poll() is None
 
-    @property
-    def code(self) -> int | None:
-        """Its exit code, or the signal that ended it as a negative number, if it has ended within a while or does."""
+    def code(self, seconds: float = LEAVING) -> int | None:
+        """Its exit code, or the signal that ended it as a negative number, if it ends within so many seconds."""
         try:
-            return self._process.wait(LEAVING)
+            return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
-    def kill(self) -> bool:
-        """Ends it, whatever it does; False if it does not come to an end."""
-        atexit.unregister(self.kill)
+    def kill(self) -> None:
+        """Ends it, whatever it does; `code` waits for it."""
+        atexit.unregister(self._end)
         self._process.kill()
-        return self.code is not None
+
+    def _end(self) -> None:
+        self.kill()
+        self.code()
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def send(pipe: Connection, message: object) -> None:
     _Pickler(out, protocol=5, buffer_callback=stays).dump(message)
     pipe.send_bytes(pickle.dumps([buffer.raw().nbytes for buffer in large]) + out.getvalue())
     for buffer in large:
-        pipe.send_bytes(buffer)
+        pipe.send_bytes(buffer.raw())  # flat: of a table only the rows would be counted
 
 
 def receive(pipe: Connection) -> Any:
