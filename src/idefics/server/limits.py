@@ -41,9 +41,12 @@ class ServerLimits:
         stop_characters: of one stop string.
         top_tokens: alternatives reported with each token.
         grammar_bytes: of a JSON schema or regular expression.
+        grammar_seconds: that compiling one may take, after which its process is killed. Honest ones take milliseconds.
+        grammar_memory: bytes that it may take, on top of an idle process.
         deadline: seconds from a request's arrival to its end.
         send_seconds: that a client may leave a piece of its answer unread.
         workers: threads that prepare prompts, and as many processes that decode images.
+        compilers: processes that compile grammars.
         stuck_after: seconds of one step, or without a word though there is work, after which the engine counts as stuck.
         drain: seconds that running requests get when the server stops.
     """
@@ -72,9 +75,12 @@ class ServerLimits:
     stop_characters: int = 1_000
     top_tokens: int = 20
     grammar_bytes: int = 2**16
+    grammar_seconds: float = 3.0
+    grammar_memory: int = 2**29
     deadline: float = 600.0
     send_seconds: float = 60.0
     workers: int = 2
+    compilers: int = 2
     stuck_after: float = 120.0
     drain: float = 60.0
 

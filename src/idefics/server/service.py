@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+from idefics.engine.sampling_params import sampling_params
 from idefics.errors import IdeficsError
 from idefics.server.errors import ClientGone, Closing, GenerationFailed, Overloaded, ServerError, as_told_error
 from idefics.server.images.addresses import AddressRule
@@ -20,6 +21,7 @@ from idefics.server.link.running import Running
 from idefics.server.logs import event
 from idefics.server.metrics import Metrics
 from idefics.server.model import ServedModel
+from idefics.server.prepare.compilers import Compilers
 from idefics.server.prepare.requests import Asked, Prepared, Preparer
 
 __all__ = ["Conversation", "Place", "Service", "Written", "served_error"]
@@ -165,6 +167,12 @@ class Service:
         self.images = ImageSource(limits, rule)
         self._own_decoders = decoders is None
         self._decoders = decoders or Decoders(limits, lambda reason: self.metrics.count("idefics_decoders_killed", reason))
+        self._compilers = Compilers(
+            model.processor.tokenizer,
+            sampling_params(model.defaults, {}).eos_token_id,
+            limits,
+            lambda reason: self.metrics.count("idefics_compilers_killed", reason),
+        )
         self.preparer = Preparer(
             model.processor,
             model.defaults,
@@ -173,6 +181,7 @@ class Service:
             limits=limits,
             images=self.images,
             decoders=self._decoders,
+            compilers=self._compilers,
         )
         self.open = 0
         self.metrics = Metrics(lambda: self.bridge.state, lambda: self.open, lambda: self.bridge.healthy, lambda: self.prepares)
@@ -186,11 +195,12 @@ class Service:
     def warm(self) -> None:
         """Begins the processes that requests need, which otherwise begin with the first."""
         self._decoders.warm()
+        self._compilers.warm()
 
     @property
     def prepares(self) -> bool:
         """Whether the threads and processes that prepare requests come back from what they do."""
-        return self.preparer.healthy and self._decoders.healthy
+        return self.preparer.healthy and self._decoders.healthy and self._compilers.healthy
 
     @property
     def healthy(self) -> bool:
@@ -209,6 +219,7 @@ class Service:
         elif self.bridge.alive:
             await self.bridge.close(drain=0)
         self.preparer.close()
+        self._compilers.close()
         if self._own_decoders:
             self._decoders.close()
         await self.images.close()

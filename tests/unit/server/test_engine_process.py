@@ -28,7 +28,7 @@ from idefics.errors import IdeficsError, ImageCountError, InputError, OptionErro
 from idefics.inputs import Levels, ModelInputs, image_digest
 from idefics.server.link.engine_process import EngineProcess
 from idefics.server.link.worker import Add
-from idefics.server.prepare.guides import Grammar
+from idefics.server.prepare.grammars import Grammar
 from idefics.server.processes.messages import receive, send
 from serving import wait_until
 

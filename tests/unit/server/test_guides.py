@@ -12,8 +12,10 @@ import torch
 from fakes import tiny_idefics
 from idefics.engine.sampling_params import sampling_params
 from idefics.server.errors import Invalid
+from idefics.server.prepare import grammars as grammars_module
 from idefics.server.prepare import guides as guides_module
-from idefics.server.prepare.guides import Grammar, Guide, Guides, json_grammar
+from idefics.server.prepare.grammars import Grammar, json_grammar
+from idefics.server.prepare.guides import Guide, Guides
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -115,7 +117,7 @@ def test_a_grammar_is_read_once_and_its_guides_go_their_own_ways(monkeypatch: py
     first, other = (guides.of(Grammar("regex", "ab|cd"), answers=1, ends=[2])[0] for _ in range(2))
     first(torch.zeros(len(tokenizer)), [], [a])
     assert torch.isfinite(other(torch.zeros(len(tokenizer)), [], [])[[a, c]]).all()
-    monkeypatch.setattr(guides_module, "LLMatcher", None)
+    monkeypatch.setattr(grammars_module, "LLMatcher", None)
     (again,) = guides.of(Grammar("regex", "ab|cd"), answers=1, ends=[2])
     assert not torch.isfinite(again(torch.zeros(len(tokenizer)), [], [])[b])
     with pytest.raises(AttributeError):  # another end is another grammar
@@ -124,3 +126,18 @@ def test_a_grammar_is_read_once_and_its_guides_go_their_own_ways(monkeypatch: py
     for number in range(2 * guides_module.KEPT):
         guides.of(Grammar("regex", "a" * (number + 1)), answers=1, ends=[2])
     assert len(guides._read) == guides_module.KEPT
+
+
+def test_an_answer_whose_grammar_costs_too_much_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_idefics(std=0.2)
+    params = sampling_params(model.defaults, {"max_new_tokens": 20})
+    guides = Guides(model.processor.tokenizer).of(Grammar("regex", "[a-z ]{500}"), answers=1, ends=params.eos_token_id)
+    other = model.engine.add(model.processor.inputs(["a"], [[]]), params)
+    number = model.engine.add(model.processor.inputs(["the red"], [[]]), params, guides=guides)
+    monkeypatch.setattr(guides_module, "SECONDS", 0.0)
+    events = [event for event in iter(model.engine.step, []) if event]
+    ended = [event for step in events for event in step if event.row == number]
+    assert [event.finish for event in ended] == ["error"]
+    assert isinstance(ended[0].error, Invalid)  # type: ignore[union-attr]
+    assert "following it took over 0 s of an answer's time" in str(ended[0].error)  # type: ignore[union-attr]
+    assert [event for step in events for event in step if event.row == other][-1].finish in ("eos", "length")

@@ -30,6 +30,7 @@ from idefics.server.images.decoders import Decoders, Decoding
 from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
 from idefics.server.model import ServedEngine
+from idefics.server.prepare.compilers import Compilers
 from idefics.server.prepare.prompts import Prompt
 from idefics.server.prepare.requests import Asked, Preparer
 from serving import data_url, fake_app, image_host, png, script, serving, shared_decoders, wait_until
@@ -56,6 +57,7 @@ async def preparer(decoders: Decoders | None = None, **limits: Any) -> AsyncIter
             limits=bounds,
             images=images,
             decoders=decoders or shared_decoders(),
+            compilers=Compilers(processor.tokenizer, (2,), bounds),
         )
         try:
             yield made

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,8 @@ from idefics.server.errors import GenerationFailed, ServerError, TimedOut, as_se
 from idefics.server.link.answers import StopWatch
 from idefics.server.logs import REQUEST_ID
 from idefics.server.model import EngineLike, EngineState
-from idefics.server.prepare.guides import Grammar, Guides
+from idefics.server.prepare.grammars import Grammar
+from idefics.server.prepare.guides import Guides
 
 __all__ = ["Add", "Cancel", "Command", "Failed", "Outcome", "Report", "Score", "Scored", "Stop", "Taken", "Worker"]
 
@@ -168,6 +170,7 @@ class Worker:
         self._tell = tell
         self._guides = Guides(tokenizer)
         self._inbox = _Inbox()
+        self._compiling: deque[_Job] = deque()  # under the inbox's lock
         self._asked: dict[int, _Asked] = {}  # by the engine's numbers
         self._numbers: dict[int, int] = {}  # outside to engine
         self._commands = 0
@@ -175,25 +178,45 @@ class Worker:
         self._busy = False
 
     def post(self, command: Command) -> None:
-        """Leaves a command; from one other thread. A grammar is compiled here, so that steps do not wait for it."""
+        """Leaves a command; from one other thread. A grammar is compiled apart: neither steps nor commands wait for it."""
         if isinstance(command, Stop):
             with self._inbox.changed:
                 self._inbox.stopped = True
                 self._inbox.changed.notify()
             return
-        job = _Job(command)
-        if isinstance(command, Add) and command.grammar is not None:
-            params = command.params
-            try:
-                job.guides = self._guides.of(command.grammar, answers=params.candidates, ends=params.eos_token_id)
-            except Exception as error:
-                job.refused = _logged(error, command.request_id)
+        job, grammar = _Job(command), command.grammar if isinstance(command, Add) else None
+        if isinstance(command, Add) and grammar is not None:
+            job.guides = self._guides.known(grammar, answers=command.params.candidates, ends=command.params.eos_token_id)
         with self._inbox.changed:
             if isinstance(command, Cancel):
-                for waiting in self._inbox.jobs:
+                for waiting in (*self._inbox.jobs, *self._compiling):
                     waiting.unwanted |= waiting.command.number == command.number
+            if grammar is not None and job.guides is None:
+                self._compiling.append(job)
+                if len(self._compiling) == 1:
+                    threading.Thread(target=self._compile, name="grammars", daemon=True).start()
+                return
             self._inbox.jobs.append(job)
             self._inbox.changed.notify()
+
+    def _compile(self) -> None:
+        """Compiles the grammars that wait for it, in a thread of its own, and leaves their commands."""
+        job = self._compiling[0]
+        while True:
+            command = job.command
+            if isinstance(command, Add) and command.grammar is not None and not job.unwanted:
+                params = command.params
+                try:
+                    job.guides = self._guides.of(command.grammar, answers=params.candidates, ends=params.eos_token_id)
+                except Exception as error:
+                    job.refused = _logged(error, command.request_id)
+            with self._inbox.changed:
+                self._compiling.popleft()
+                self._inbox.jobs.append(job)
+                self._inbox.changed.notify()
+                if not self._compiling:
+                    return
+                job = self._compiling[0]
 
     def run(self) -> None:
         """Works until it is told to stop, or the engine must be given up, which the last report then says."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from idefics.server.errors import Invalid
 from idefics.server.openai.schemas import ChatCompletionRequest, Completing, CompletionRequest, ResponseFormat
-from idefics.server.prepare.guides import Grammar, json_grammar, named_schema
+from idefics.server.prepare.grammars import Grammar, json_grammar, named_schema
 from idefics.server.prepare.prompts import Prompt, prompt_of_markdown
 from idefics.server.prepare.requests import Asked
 from idefics.server.service import Service

@@ -21,7 +21,8 @@ from idefics.server.images.budget import PixelBudget
 from idefics.server.images.decoders import Decoders
 from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
-from idefics.server.prepare.guides import Grammar, Guides
+from idefics.server.prepare.compilers import Compilers
+from idefics.server.prepare.grammars import Grammar
 from idefics.server.prepare.prompts import Prompt, prompt_of_messages
 from idefics.server.processes.crew import Crew
 
@@ -109,6 +110,7 @@ class Preparer:
         limits: of the server.
         images: where images come from.
         decoders: where they are decoded; closed by whoever made them.
+        compilers: where grammars are tried; likewise.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Preparer:
         limits: ServerLimits,
         images: ImageSource,
         decoders: Decoders,
+        compilers: Compilers,
     ) -> None:
         self.processor = processor
         self._defaults = defaults
@@ -128,11 +131,11 @@ class Preparer:
         self._longest_image = longest_image
         self._limits = limits
         self._images = images
-        self._guides = Guides(processor.tokenizer)
         # A text of more characters than this cannot fit, whatever they are, and need not be read to know it.
         self._characters = positions * max(map(len, processor.tokenizer.backend.get_vocab()))
         self._crew = Crew(limits.workers, "prepare")
         self._decoders = decoders
+        self._compilers = compilers
         self._budget = PixelBudget(limits.held_pixel_bytes)
 
     async def prepare(self, asked: Asked) -> Prepared:
@@ -152,9 +155,11 @@ class Preparer:
             # Tokens do not depend on pixels: what cannot fit is refused before an image costs anything.
             brief = len(asked.prompt.text) <= BRIEF_TEXT and len(references) <= BRIEF_IMAGES
             await self.in_worker(lambda: self._check_tokens(asked, params), brief=brief)
+        if asked.grammar is not None:
+            await self._compilers.check(asked.grammar, params.eos_token_id)
         async with self._images.fetched(references) as fetched:
             ready, image_bytes = await self._ready(references, fetched, self._adjusted(asked))
-        inputs = await self.in_worker(lambda: self._make(asked, ready, params))
+        inputs = await self.in_worker(lambda: self._make(asked, ready))
         tokens = inputs.input_ids_BT.shape[1]
         return Prepared(
             asked=asked,
@@ -239,15 +244,7 @@ class Preparer:
         cut = 0 if asked.truncate is None else self._cut(torch.tensor(ids), asked.truncate)
         self._room(params, len(ids) - cut)
 
-    def _make(self, asked: Asked, ready: Mapping[str, PreparedImage], params: SamplingParams) -> ModelInputs:
-        if asked.grammar is not None:
-            if len(asked.grammar.source) > self._limits.grammar_bytes:
-                raise Invalid(
-                    f"grammar is not valid: {len(asked.grammar.source)} characters are over the limit of "
-                    f"{self._limits.grammar_bytes}",
-                    param="grammar",
-                )
-            self._guides.of(asked.grammar, answers=1, ends=params.eos_token_id)  # the engine makes its own
+    def _make(self, asked: Asked, ready: Mapping[str, PreparedImage]) -> ModelInputs:
         for image in ready.values():
             for part in image.parts:
                 image_digest(part)  # which the engine would otherwise have to make between two steps

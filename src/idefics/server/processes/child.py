@@ -5,14 +5,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 from idefics.errors import OptionError
 from idefics.server.processes.messages import receive, send
@@ -44,7 +46,7 @@ class Child:
     """
 
     def __init__(self, role: str, work: Callable[[Connection], None], environment: Mapping[str, str] | None = None) -> None:
-        if b"__main__" in pickle.dumps(work, protocol=5):
+        if any(function.__module__ == "__main__" for function in _functions(work)):
             raise OptionError(
                 "another process cannot find a function of the program that runs (__main__); "
                 "put it into a module of its own and import it from there"
@@ -87,6 +89,15 @@ class Child:
     def _end(self) -> None:
         self.kill()
         self.code()
+
+
+def _functions(work: Any) -> Iterator[Any]:
+    """Those that `work` is made of."""
+    if isinstance(work, partial):
+        for each in (work.func, *work.args):
+            yield from _functions(each)
+    elif isinstance(work, FunctionType):
+        yield work
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from idefics.server.errors import Invalid, ServerError
 from idefics.server.http.routes import is_brief, place_of, taking_route
 from idefics.server.http.sse import STREAMED, EventStream, Json, guarded_events
 from idefics.server.link.answers import Said
-from idefics.server.prepare.guides import Grammar, json_grammar, named_schema
+from idefics.server.prepare.grammars import Grammar, json_grammar, named_schema
 from idefics.server.prepare.prompts import prompt_of_markdown
 from idefics.server.prepare.requests import Asked, Tokenized
 from idefics.server.service import Conversation, Service, Written, served_error

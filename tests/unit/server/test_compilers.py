@@ -1,0 +1,163 @@
+"""What a grammar of a stranger's may cost: a time and a memory, in a process that ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from fake_engine import FakeEngine
+from fakes import tiny_processor
+from idefics.server.errors import Invalid
+from idefics.server.limits import ServerLimits
+from idefics.server.prepare.compilers import Compilers
+from idefics.server.prepare.grammars import Grammar
+from serving import fake_app, script, serving, wait_until
+
+BOUNDS = {"grammar_seconds": 0.3, "grammar_memory": 2**28, "compilers": 1}
+PATTERNS = {"type": "string", "allOf": [{"pattern": f".*a{number}.*"} for number in range(16)]}
+
+
+@pytest.fixture(scope="module")
+def compilers() -> Iterator[Compilers]:
+    made = Compilers(tiny_processor().tokenizer, (2,), ServerLimits(**BOUNDS))
+    yield made
+    made.close()
+
+
+def check(compilers: Compilers, grammar: Grammar) -> None:
+    asyncio.run(compilers.check(grammar, (2,)))
+
+
+def schema(given: Any) -> Grammar:
+    return Grammar("json", json.dumps(given))
+
+
+def nested(depth: int) -> Any:
+    given: Any = {"type": "integer"}
+    for _ in range(depth):
+        given = {"type": "array", "items": given}
+    return given
+
+
+def product(keyword: str, groups: int, members: int) -> Any:
+    names = [[f"p{group}_{member}" for member in range(members)] for group in range(groups)]
+    held = [[{"properties": {name: {"type": "integer"}}, "required": [name]} for name in group] for group in names]
+    return {"type": "object", "allOf": [{keyword: group} for group in held]}
+
+
+TREE = {"type": "object", "properties": {"left": {"$ref": "#/$defs/t"}, "right": {"$ref": "#/$defs/t"}}}
+NOT_WORTH_IT = {
+    "allOf of patterns": schema(PATTERNS),
+    "allOf of patterns in an array": schema({"type": "array", "items": PATTERNS}),
+    "a large multiple": schema({"type": "integer", "multipleOf": 9_999_991}),
+    "multiples of multiples": schema({"allOf": [{"type": "integer", "multipleOf": number} for number in (997, 991, 983)]}),
+    "itself": schema({"$ref": "#"}),
+    "each other": schema({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+    "a product of anyOf": schema(product("anyOf", 10, 4)),
+    "a product of oneOf": schema(product("oneOf", 10, 4)),
+    "not": schema({"type": "string", "not": {"pattern": "a"}}),
+    "if": schema({"if": {"type": "string"}, "then": {"minLength": 3}}),
+    "patterns of properties that overlap": schema({"patternProperties": {"^a{1,50}.*b": {}, "^a{1,51}.*b": {}}}),
+    "nested deeply": schema(nested(300)),
+    "a range of endless numbers": schema({"type": "integer", "minimum": -(10**300), "maximum": 10**300}),
+    "looking ahead": Grammar("regex", "(?=.*a)(?=.*b)c"),
+    "looking behind": Grammar("regex", "(?<!a)b"),
+    "parentheses": Grammar("regex", "(" * 30_000 + ")" * 30_000),
+    "more than may be sent": Grammar("regex", "a" * 70_000),
+}
+CHEAP = {
+    "long strings": schema({"type": "string", "minLength": 1_000_000, "maxLength": 1_000_000_000}),
+    "many items": schema({"type": "array", "minItems": 10_000, "items": {"type": "integer"}}),
+    "a large enum": schema({"enum": [f"value {number}" for number in range(3_000)]}),
+    "a tree": schema({"$defs": {"t": TREE}, "$ref": "#/$defs/t"}),
+    "nested counts": Grammar("regex", "(a{1,1000}){1,1000}"),
+    "nested counts of classes": Grammar("regex", r"((\p{L}{1,1000}){1,1000}){1,1000}x"),
+    "alternatives": Grammar("regex", "|".join(f"word{number}" for number in range(5_000))),
+    "states": Grammar("regex", ".*a.{1000}"),
+}
+
+
+@pytest.mark.parametrize("grammar", NOT_WORTH_IT.values(), ids=NOT_WORTH_IT.keys())
+def test_what_costs_too_much_is_refused_in_time(compilers: Compilers, grammar: Grammar) -> None:
+    began = time.monotonic()
+    with pytest.raises(Invalid, match=r"^grammar is not valid: "):
+        check(compilers, grammar)
+    assert time.monotonic() - began < 10
+    check(compilers, Grammar("regex", "a|b"))
+
+
+@pytest.mark.parametrize("grammar", CHEAP.values(), ids=CHEAP.keys())
+def test_what_looks_large_and_is_not_is_taken(compilers: Compilers, grammar: Grammar) -> None:
+    check(compilers, grammar)
+
+
+def test_the_bounds_are_named(compilers: Compilers) -> None:
+    with pytest.raises(Invalid, match=r"took over 0\.3 s to compile; make it simpler"):
+        check(compilers, NOT_WORTH_IT["a large multiple"])
+    small = Compilers(tiny_processor().tokenizer, (2,), ServerLimits(compilers=1, grammar_memory=2**23, grammar_seconds=60))
+    with pytest.raises(Invalid, match="took more than 8388608 bytes of memory to compile; make it simpler"):
+        check(small, schema(PATTERNS))
+    small.close()
+
+
+def test_a_grammar_is_tried_once(compilers: Compilers, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(compilers, Grammar("regex", "tried once"))
+    monkeypatch.setattr(compilers, "_pool", None)
+    check(compilers, Grammar("regex", "tried once"))
+    with pytest.raises(AttributeError):
+        check(compilers, Grammar("regex", "never tried"))
+
+
+def test_nobody_waits_for_a_grammar_of_strangers() -> None:
+    limits = ServerLimits(workers=1, compilers=2, grammar_seconds=1.0)
+    app = fake_app(FakeEngine(script()), limits=limits)
+    grammars = [{"type": "json", "value": given} for given in (PATTERNS, {"type": "integer", "multipleOf": 9_999_991})]
+    answers: list[httpx.Response] = []
+
+    def ask(grammar: Any) -> None:
+        body = {"inputs": "a", "parameters": {"grammar": grammar}}
+        answers.append(httpx.post(f"{address}/generate", json=body, timeout=60))
+
+    with serving(app) as address, httpx.Client(timeout=60) as client:
+        asking = [threading.Thread(target=ask, args=(grammar,)) for grammar in grammars]
+        for thread in asking:
+            thread.start()
+        wait_until(lambda: app.state.service.open == 2)
+        assert client.post(f"{address}/generate", json={"inputs": "a" * 2_000}).status_code == 422
+        assert client.post(f"{address}/generate", json={"inputs": "a " * 200}).status_code == 200
+        assert not answers, "others wait until the grammars are given up"
+        assert client.get(f"{address}/health").status_code == 200
+        for thread in asking:
+            thread.join()
+        for answer in answers:
+            assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+            assert "to compile; make it simpler" in answer.json()["error"]
+        chat = {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema"}}
+        chat["response_format"] |= {"json_schema": {"name": "a", "schema": {"$ref": "#"}}}  # type: ignore[operator]
+        told = client.post(f"{address}/v1/chat/completions", json=chat)
+        assert (told.status_code, told.json()["error"]["type"]) == (400, "invalid_request_error")
+        assert "no answer can follow it" in told.json()["error"]["message"]
+        assert "idefics_compilers_killed_total{reason=" in client.get(f"{address}/metrics").text
+
+
+def test_who_leaves_ends_the_compiling() -> None:
+    async def go() -> None:
+        task = asyncio.ensure_future(made.check(schema(PATTERNS), (2,)))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.wait_for(made.check(Grammar("regex", "a|b"), (2,)), 20)
+
+    killed: list[str] = []
+    made = Compilers(tiny_processor().tokenizer, (2,), ServerLimits(compilers=1, grammar_seconds=600.0), killed.append)
+    asyncio.run(made.check(Grammar("regex", "a"), (2,)))
+    asyncio.run(go())
+    made.close()
+    assert killed == ["left"]
