@@ -26,6 +26,7 @@ from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.load import load_placed
 from idefics.processor.base import Processor
+from idefics.processor.characters import require_characters
 from idefics.processor.detokenizer import TextStream
 from idefics.processor.families import load_processor
 from idefics.processor.messages import fill_images, normalise
@@ -250,6 +251,8 @@ class Idefics:
             raise InputError("continuations must be a list of texts, not one text")
         if any(self.processor.image_token in continuation for continuation in continuations):
             raise InputError(f"a continuation holds {self.processor.image_token}; images belong to the prompt")
+        for continuation in continuations:
+            require_characters(continuation, "a continuation")
         row = _rows(images, [prompt], single=True)[0]
         text = self._prompt(prompt, len(row), raw)
         inputs = self._inputs([text], [row], max_image_size=max_image_size, split=split)
@@ -261,6 +264,7 @@ class Idefics:
     def _prompt(self, text: str, images: int, raw: bool | None) -> str:
         if not isinstance(text, str):
             raise InputError(f"a prompt is a text, not {type(text).__name__}")
+        require_characters(text, "the prompt")
         placeholders = text.count(self.processor.image_token)
         chat = not raw if raw is not None else placeholders == 0 and self.processor.chat_template is not None
         if placeholders and placeholders != images:

@@ -12,7 +12,8 @@
     │   ├── ImageError           an image that cannot be opened, fetched or used
     │   ├── ImageCountError      images and `<image>` placeholders do not match; both numbers are named
     │   ├── TemplateError        messages or a chat template that cannot be rendered
-    │   └── OptionError          unknown, out of range or contradictory generation options
+    │   └── OptionError          unknown, out of range or contradictory options
+    │       └── NotOffered           what the Hugging Face library offers and this package does not
     ├── NumericsError        NaN or infinite values where numbers were due
     └── OutOfMemory          the machine is too small for the request; says what to reduce
 
@@ -30,6 +31,7 @@ __all__ = [
     "ImageCountError",
     "ImageError",
     "InputError",
+    "NotOffered",
     "NumericsError",
     "OptionError",
     "OutOfMemory",
@@ -94,7 +96,20 @@ class TemplateError(InputError):
 
 
 class OptionError(InputError):
-    """A generation option that is unknown, out of range or contradicts another."""
+    """An option that is unknown, out of range or contradicts another."""
+
+
+class NotOffered(OptionError, AttributeError):
+    """What the Hugging Face library offers and this package does not. Both load the same folders.
+
+    Args:
+        what: was asked for.
+        instead: what does the like here.
+    """
+
+    def __init__(self, what: str, *, instead: str = "") -> None:
+        there = f" ({instead})" if instead else ""
+        super().__init__(f"{what} is not offered here{there}; transformers offers it and loads the same folder")
 
 
 class NumericsError(IdeficsError, ArithmeticError):

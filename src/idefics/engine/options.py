@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from idefics.errors import OptionError
+from idefics.errors import NotOffered, OptionError
 
 __all__ = ["ABSENT", "ALIASES", "OPTIONS", "Absent", "Kind", "Option", "not_taken", "plain"]
 
@@ -80,6 +80,11 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def _words(value: Any) -> tuple[tuple[Any, ...], ...]:
     return tuple(tuple(map(plain, plain(word))) for word in value)
+
+
+def _writable(text: str) -> bool:
+    """Whether no half of a surrogate pair is in a text."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 WHOLE = Kind(words="a whole number", read=_whole)
@@ -252,8 +257,8 @@ OPTIONS: Mapping[str, Option] = {
         Option(
             name="stop",
             kind=TEXTS,
-            rule="non-empty strings",
-            holds=lambda value: all(isinstance(text, str) and text for text in value),
+            rule="non-empty strings of whole characters",
+            holds=lambda value: all(isinstance(text, str) and text and _writable(text) for text in value),
             neutral=((),),
             aliases=("stop_strings", "stop_sequences"),
             command="--stop",
@@ -306,6 +311,7 @@ ABSENT: Mapping[str, Absent] = {
     "prefix_allowed_tokens_fn": Absent((), instead=_CALLED),
     "assistant_model": Absent((), instead="prompt_lookup_num_tokens guesses from the text so far"),
     "past_key_values": Absent((), instead="the engine finds beginnings that it knows by itself"),
+    "inputs": Absent((), instead="input_ids takes the prompts"),
     "inputs_embeds": Absent(()),
     "negative_prompt_ids": Absent(()),
     "negative_prompt_attention_mask": Absent(()),
@@ -343,13 +349,13 @@ def not_taken(name: str, value: Any) -> NoReturn:
     """Refuses an option of the reference's that is not offered, in one sentence for all of them, or an unknown one.
 
     Raises:
-        OptionError: always.
+        NotOffered: it is the reference's.
+        OptionError: it is unknown.
     """
     import difflib
 
     if name in ABSENT:
-        instead = f" ({ABSENT[name].instead})" if ABSENT[name].instead else ""
-        raise OptionError(f"{name}={value!r} is not offered here{instead}; transformers offers it and loads the same folder")
+        raise NotOffered(f"{name}={value!r}", instead=ABSENT[name].instead)
     close = difflib.get_close_matches(name, [*OPTIONS, *ALIASES], n=1)
     there = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(OPTIONS)}"
     raise OptionError(f"unknown generation option {name!r}{there}")

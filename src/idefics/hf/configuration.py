@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from idefics import config as own
 from idefics.config.json_files import write_json
 from idefics.errors import ConfigError
-from idefics.hf.hub import folder_of, refuse
+from idefics.hf.hub import HUB, folder_of, left_over
 from idefics.weights.load import load_config
 
 __all__ = ["Idefics2Config", "IdeficsConfig", "Spelled"]
@@ -56,7 +56,7 @@ class Spelled(own.Config):
             ConfigError: it is another family's, or cannot be honoured.
         """
         folder = folder_of(pretrained_model_name_or_path, options, weights=False)
-        refuse(f"{cls.__name__}.from_pretrained", options)
+        left_over(f"{cls.__name__}.from_pretrained", options, there=HUB)
         return cls.of(load_config(folder))
 
     @classmethod

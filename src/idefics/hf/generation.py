@@ -14,6 +14,7 @@ from idefics.engine.options import not_taken
 from idefics.engine.request import Completion, StopCheck
 from idefics.engine.sampling_params import SamplingParams, sampling_params, unknown_defaults
 from idefics.errors import OptionError
+from idefics.hf.generation_settings import settings_in
 from idefics.hf.outputs import GenerateOutput
 from idefics.inputs import ModelInputs
 from idefics.processor.detokenizer import TextStream
@@ -60,7 +61,7 @@ def generate(
     Raises:
         InputError: inputs or options cannot be used.
     """
-    chosen = _mapping(generation_config)
+    chosen = settings_in(generation_config)
     return_dict_in_generate |= bool(chosen.pop("return_dict_in_generate", False))
     for name in unknown_defaults(chosen):
         not_taken(name, chosen[name])
@@ -106,17 +107,6 @@ def _streamed(
 
 def _answers(params: SamplingParams) -> int:
     return 1 if params.num_beams > 1 else params.candidates
-
-
-def _mapping(generation_config: Any) -> dict[str, Any]:
-    if generation_config is None:
-        return {}
-    # What differs from the reference's defaults, where the object can say: release 4 has some that are not None.
-    told = getattr(generation_config, "to_diff_dict", None) or getattr(generation_config, "to_dict", None)
-    found = generation_config if told is None else told()
-    if not isinstance(found, Mapping):
-        raise OptionError(f"generation_config must be a mapping, not {type(found).__name__}")
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _stop(params: SamplingParams, tokenizer: Any) -> StopCheck:

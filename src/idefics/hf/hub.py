@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from idefics.errors import OptionError
+from idefics.hf.elsewhere import asks_for_nothing, not_offered
 from idefics.weights.files import resolve
 
-__all__ = ["folder_of", "one_of", "refuse"]
+__all__ = ["HUB", "folder_of", "left_over", "one_of"]
 
-_HUB = ("revision", "cache_dir", "token", "use_auth_token", "local_files_only")
+HUB = ("revision", "cache_dir", "token", "use_auth_token", "local_files_only")
+"""What leads to a checkpoint's files."""
 # Scripts pass these, and no value of them could change anything: no remote code is ever run, only safetensors are read,
-# never into a second copy, and there is one tokenizer.
-_MOOT = ("trust_remote_code", "use_safetensors", "low_cpu_mem_usage", "use_fast")
+# never into a second copy, a download that broke off goes on by itself, and there is one tokenizer.
+_MOOT = (
+    "trust_remote_code",
+    "use_safetensors",
+    "low_cpu_mem_usage",
+    "use_fast",
+    "resume_download",
+    "weights_only",
+    "_fast_init",
+)
 
 
 T = TypeVar("T")
@@ -31,7 +41,7 @@ def folder_of(model: str | Path, options: dict[str, Any], *, weights: bool = Tru
     Raises:
         CheckpointNotFound: no such folder, id or revision, or no network.
     """
-    hub = {name: options.pop(name) for name in _HUB if name in options}
+    hub = {name: options.pop(name) for name in HUB if name in options}
     for name in _MOOT:
         options.pop(name, None)
     return resolve(
@@ -44,17 +54,23 @@ def folder_of(model: str | Path, options: dict[str, Any], *, weights: bool = Tru
     )
 
 
-def refuse(what: str, options: Mapping[str, Any], *, later: Mapping[str, str] | None = None) -> None:
-    """Raises an `OptionError` that names every option left over.
+def left_over(what: str, options: Mapping[str, Any], *, there: Iterable[str]) -> None:
+    """Refuses every option that nobody took, unless it asks for nothing.
 
     Args:
         what: who was called.
         options: what nobody took.
-        later: advice for options that people will try.
+        there: options that there are.
+
+    Raises:
+        NotOffered: one of the reference's that is not offered.
+        OptionError: an unknown one.
     """
-    if options:
-        advice = "; ".join(f"{name}: {text}" for name, text in (later or {}).items() if name in options)
-        raise OptionError(f"{what} does not know {', '.join(sorted(options))}" + (f" ({advice})" if advice else ""))
+    asking = {name: value for name, value in options.items() if not asks_for_nothing(name, value)}
+    for name, value in asking.items():
+        not_offered(name, value)
+    if asking:
+        raise OptionError(f"{what} does not know {', '.join(sorted(asking))}; there are {', '.join(sorted(there))}")
 
 
 def one_of(name: str, value: T | None, other_name: str, other: T | None) -> T | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,7 @@ class Idefics2ForConditionalGeneration(PretrainedModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,  # noqa: ARG002 (the reference's; see below)
         return_dict: bool | None = None,
+        **options: Any,
     ) -> CausalLMOutput | tuple[Tensor, ...]:
         """Logits of every position, and the loss of the labels.
 
@@ -56,10 +59,12 @@ class Idefics2ForConditionalGeneration(PretrainedModel):
             labels: (B, T) ids to predict (shifted here); -100 and the image token are not counted, nor is padding.
             use_cache: has no effect: `generate` keeps a cache of its own, and no call here takes one.
             return_dict: False returns a tuple of what there is.
+            options: of the reference, where they ask for nothing (`output_attentions=False`, `past_key_values=None`, ...).
 
         Raises:
             InputError: image tokens and images differ in number, row by row.
         """
+        self._check_options(options)
         latents = image_hidden_states
         if latents is not None and pixel_values is not None:
             raise OptionError("pixel_values and image_hidden_states are the same images twice; give one")
@@ -96,6 +101,7 @@ class IdeficsForVisionText2Text(PretrainedModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,  # noqa: ARG002 (the reference's; see below)
         return_dict: bool | None = None,
+        **options: Any,
     ) -> CausalLMOutput | tuple[Tensor, ...]:
         """Logits of every position, and the loss of the labels.
 
@@ -108,6 +114,7 @@ class IdeficsForVisionText2Text(PretrainedModel):
             labels: (B, T) ids to predict (shifted here); -100 is not counted, nor is padding.
             use_cache: has no effect: `generate` keeps a cache of its own, and no call here takes one.
             return_dict: False returns a tuple of what there is.
+            options: of the reference, where they ask for nothing (`output_attentions=False`, `past_key_values=None`, ...).
 
         Returns:
             `image_hidden_states` are (B, N, L, F): latents, or all features without resampler; zero for images that no
@@ -116,6 +123,7 @@ class IdeficsForVisionText2Text(PretrainedModel):
         Raises:
             InputError: shapes do not agree, or a token sees several images.
         """
+        self._check_options(options)
         inputs, used_BN = images_apart(
             input_ids, attention_mask, pixel_values=pixel_values, image_attention_mask=image_attention_mask
         )

@@ -17,8 +17,10 @@ from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.errors import InputError, OptionError
 from idefics.hf.configuration import Spelled
+from idefics.hf.elsewhere import refuse_attribute, refuse_reference_names
 from idefics.hf.generation import Streamer, generate
-from idefics.hf.hub import folder_of, one_of, refuse
+from idefics.hf.generation_settings import GenerationSettings
+from idefics.hf.hub import HUB, folder_of, left_over, one_of
 from idefics.hf.kept_engine import KeptEngine
 from idefics.hf.outputs import CausalLMOutput
 from idefics.inputs import ModelInputs
@@ -35,11 +37,6 @@ from idefics.weights.save import save_model
 __all__ = ["PretrainedModel", "output"]
 
 _BACKENDS: dict[str | None, Backend] = {None: "auto", "sdpa": "sdpa", "flash_attention_2": "sdpa", "eager": "reference"}
-_LATER = {
-    "quantization_config": "quantised checkpoints are not read by this version",
-    "load_in_4bit": "quantised loading is not part of this version",
-    "load_in_8bit": "quantised loading is not part of this version",
-}
 
 
 class PretrainedModel(nn.Module, ABC):
@@ -57,13 +54,13 @@ class PretrainedModel(nn.Module, ABC):
 
     Attributes:
         model: the network (see `idefics.model.base`).
-        generation_config: content of the checkpoint's `generation_config.json`.
+        generation_config: content of the checkpoint's `generation_config.json`, by attributes too; what is written to it
+            holds for later calls of `generate` and is saved.
         config_class: of its configuration.
         image_inputs: names of the inputs that carry images.
     """
 
     model: VisionLanguageModel
-    generation_config: dict[str, Any]
     config_class: ClassVar[type[Spelled]]
     image_inputs: ClassVar[tuple[str, ...]]
 
@@ -72,9 +69,10 @@ class PretrainedModel(nn.Module, ABC):
         self._kept = KeptEngine()
         spelled = self.config_class.of(config)
         self.model = family_of(spelled).model(spelled, backend=_backend(attn_implementation))
+        _guard(self.model)
         initialize(self.model, seed=torch.initial_seed() % 2**31)
         text = spelled.text_config
-        self.generation_config = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
+        self.generation_config = GenerationSettings(eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
 
     @classmethod
     def from_pretrained(
@@ -104,8 +102,7 @@ class PretrainedModel(nn.Module, ABC):
             IdeficsError: see `idefics.errors`.
         """
         folder = folder_of(pretrained_model_name_or_path, options)
-        off = [name for name in _LATER if options.get(name) in (None, False)]
-        refuse("from_pretrained", {name: value for name, value in options.items() if name not in off}, later=_LATER)
+        left_over("from_pretrained", options, there=(*HUB, "torch_dtype", "dtype", "device_map", "attn_implementation"))
         chosen = one_of("torch_dtype", dtype_named(torch_dtype), "dtype", dtype_named(dtype))
         attention = one_of("attn_implementation", attn_implementation, "_attn_implementation", _attn_implementation)
         place = f"cuda:{device_map}" if isinstance(device_map, int) else device_map
@@ -122,18 +119,33 @@ class PretrainedModel(nn.Module, ABC):
             backend=_backend(attention),
             progress=None,
         )
-        self.generation_config = dict(generation_defaults(folder, self.model.config))
+        _guard(self.model)
+        self.generation_config = GenerationSettings(generation_defaults(folder, self.model.config))
         return self.eval()
 
-    def save_pretrained(self, save_directory: str | Path, *, max_shard_size: int | str = 5_000_000_000) -> None:
+    def save_pretrained(self, save_directory: str | Path, *, max_shard_size: int | str = 5_000_000_000, **options: Any) -> None:
         """Writes the published layout: weights, `config.json`, `generation_config.json`.
 
         Args:
             save_directory: made if missing.
             max_shard_size: bytes of weights per file at most, as a number or `"5GB"`.
+            options: of the reference, where they ask for nothing (`safe_serialization=True`, `push_to_hub=False`, ...).
+
+        Raises:
+            OptionError: an unknown option, or one that asks for something; nothing is written.
         """
+        left_over("save_pretrained", options, there=("max_shard_size",))
         save_model(self.model, Path(save_directory), max_shard_bytes=byte_size(max_shard_size, name="max_shard_size"))
         write_json(Path(save_directory) / "generation_config.json", self.generation_config)
+
+    @property
+    def generation_config(self) -> GenerationSettings:
+        """Settings of `generate` where a call names no others."""
+        return self._generation
+
+    @generation_config.setter
+    def generation_config(self, given: Any) -> None:
+        self._generation = GenerationSettings.of(given)
 
     @property
     def config(self) -> Spelled:
@@ -171,6 +183,10 @@ class PretrainedModel(nn.Module, ABC):
         """
         self._kept.drop()
 
+    def __getattr__(self, name: str) -> Any:
+        refuse_attribute(type(self).__name__, name)
+        return super().__getattr__(name)
+
     def train(self, mode: bool = True) -> Self:
         """As every module's; drops the engine, whose memory training can use."""
         self.drop_engine()
@@ -197,9 +213,12 @@ class PretrainedModel(nn.Module, ABC):
         """
 
     def _check_names(self, images: Mapping[str, Tensor | None]) -> None:
-        refuse(
-            f"{type(self).__name__}.inputs", {name: value for name, value in images.items() if name not in self.image_inputs}
-        )
+        unknown = {name: value for name, value in images.items() if name not in self.image_inputs}
+        left_over(f"{type(self).__name__}.inputs", unknown, there=("input_ids", "attention_mask", *self.image_inputs))
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        there = ("input_ids", "attention_mask", "position_ids", *self.image_inputs, "labels", "use_cache", "return_dict")
+        left_over(f"{type(self).__name__}.forward", options, there=there)
 
     def generate(
         self,
@@ -254,10 +273,16 @@ def output(
 ) -> CausalLMOutput | tuple[Tensor, ...]:
     """By name, or, if `return_dict` is False, a tuple of what there is."""
     out = CausalLMOutput(loss=loss, logits=logits, image_hidden_states=image_hidden_states)
-    return tuple(out[:]) if return_dict is False else out
+    return out.to_tuple() if return_dict is False else out
+
+
+def _guard(model: VisionLanguageModel) -> None:
+    """Has the parts say what they are called by, where somebody calls them as the reference's."""
+    for module in (model, *model.children()):
+        module.register_forward_pre_hook(refuse_reference_names, with_kwargs=True)
 
 
 def _backend(attn_implementation: str | None) -> Backend:
-    if attn_implementation not in _BACKENDS:
+    if not isinstance(attn_implementation, str | None) or attn_implementation not in _BACKENDS:
         raise OptionError(f"attn_implementation={attn_implementation!r} is not one of eager, sdpa, flash_attention_2")
     return _BACKENDS[attn_implementation]

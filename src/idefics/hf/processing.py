@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from idefics.errors import OptionError
+from idefics.hf.elsewhere import asks_for_nothing
 from idefics.hf.hub import folder_of
 from idefics.processor import idefics1, idefics2
 from idefics.processor.image import ImageProcessor
 from idefics.processor.square_image import SquareImageProcessor
 
 __all__ = ["Idefics2ImageProcessor", "Idefics2Processor", "IdeficsImageProcessor", "IdeficsProcessor"]
+
+
+_OF_MODELS = ("torch_dtype", "dtype", "device_map", "attn_implementation", "_attn_implementation")
 
 
 class _FromFolder(Protocol):
@@ -25,8 +29,13 @@ class _FromPretrained(_FromFolder):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Reads a folder or Hub id; other options override fields, e.g. `size=` or `image_size=`."""
-        return cls.from_folder(folder_of(pretrained_model_name_or_path, options, weights=False), **options)
+        """Reads a folder or Hub id; other options override fields, e.g. `size=` or `image_size=`.
+
+        What is meant for a model and passed to both (`torch_dtype`, `device_map`, ...) has no effect.
+        """
+        folder = folder_of(pretrained_model_name_or_path, options, weights=False)
+        left = {name: value for name, value in options.items() if name not in _OF_MODELS}
+        return cls.from_folder(folder, **{name: value for name, value in left.items() if not asks_for_nothing(name, value)})
 
 
 class _Settable:

@@ -16,6 +16,11 @@ class BatchFeature(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"no {name!r} among these inputs; there are {', '.join(self) or 'none'}") from None
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """These inputs."""
+        return self
+
     def to(self, device: Any = None, dtype: Any = None) -> BatchFeature:
         """Moves every tensor to `device`, casting floating ones (pixels, never ids or masks) to `dtype`; in place.
 

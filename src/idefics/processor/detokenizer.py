@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from idefics.errors import OptionError
+from idefics.processor.characters import require_characters
 from idefics.processor.tokenizer import Tokenizer, clean_up_spaces
 
 __all__ = ["TextStream"]
@@ -60,6 +61,8 @@ class TextStream:
         self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(self._stop):
             raise OptionError("an empty stop string would end every text at once")
+        for one in self._stop:
+            require_characters(one, "a stop string")
         # Context: ids whose text has been passed on, or any text at all, as only a decoder's first token is special to it.
         self._settled = tokenizer.encode("a", add_special_tokens=False) if inside else []
         self._before = self._length(self._settled)

@@ -1,7 +1,8 @@
 """Images from wherever the user has them: the only file of the package that touches the network for images.
 
-Sources: a path, an http(s) URL, a data URL, a base64 string, encoded bytes, a Pillow image, an array. `file:` URLs are
-refused: a server that passes on what its clients send must never be talked into reading its own disk by a URL.
+Sources: a path, an http(s) URL, a data URL, a base64 string, encoded bytes, an open file, a Pillow image, an array, and a
+row of `datasets`, `{"bytes": ..., "path": ...}`. `file:` URLs are refused: a server that passes on what its clients send
+must never be talked into reading its own disk by a URL.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,8 @@ def load_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
     Idefics2 processor. `open_image` followed by `ImageProcessor` is the other one.
 
     Args:
-        source: path, http(s) URL, data URL, base64 string, encoded bytes, Pillow image, array or tensor.
+        source: path, http(s) URL, data URL, base64 string, encoded bytes, file opened for reading bytes (read from its
+            beginning), Pillow image, array or tensor, or a mapping with any of these as `bytes` or `path`.
         timeout: seconds that a download may take; None waits for ever.
 
     Raises:
@@ -91,32 +95,66 @@ def open_image(source: Any, *, timeout: float | None = TIMEOUT) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _decoded(source, _name(source))
-    if isinstance(source, bytes | bytearray):
+    if isinstance(source, bytes | bytearray | memoryview):
         return _decode(bytes(source), _name(source))
     if isinstance(source, str):
         return _open_string(source, timeout)
-    if isinstance(source, Path):
-        return _open_path(source)
+    if isinstance(source, os.PathLike):
+        return _open_path(Path(os.fsdecode(source)))
+    if _is_file(source):
+        return _decode(_content(source), _name(source))
+    if _is_row(source):
+        found = source.get("path") if source.get("bytes") is None else source["bytes"]
+        if found is None:
+            raise ImageError(f"{_name(source)} has neither bytes nor a path: its image is missing")
+        return open_image(found, timeout=timeout)
     if hasattr(source, "__array__"):
         if hasattr(source, "detach"):
             source = source.detach().cpu()
             source = source.double() if source.is_floating_point() else source  # numpy has no bfloat16
         return array_to_image(source)
     raise ImageError(
-        f"{_name(source)} is not an image: give a path, an http(s) or data URL, a base64 string, a Pillow image or an array"
+        f"{_name(source)} is not an image: give a path, an http(s) or data URL, a base64 string, bytes, an open file, "
+        "a Pillow image or an array"
     )
 
 
 def is_image(value: Any) -> bool:
-    """Whether `value` can only be an image: pixels, encoded bytes or a `Path`, never a string."""
-    return isinstance(value, Image.Image | bytes | bytearray | Path) or (
-        hasattr(value, "__array__") and not isinstance(value, str)
+    """Whether `value` can only be an image: pixels, encoded bytes, a file, a `Path` or a row of these, never a string."""
+    return (
+        isinstance(value, Image.Image | bytes | bytearray | memoryview | os.PathLike)
+        or _is_file(value)
+        or _is_row(value)
+        or (hasattr(value, "__array__") and not isinstance(value, str))
     )
 
 
 def is_image_reference(value: Any) -> bool:
     """Whether `value` is a string that names an image by itself: an http(s) or data URL and nothing else."""
     return isinstance(value, str) and _REFERENCE.fullmatch(value) is not None
+
+
+def _is_file(value: Any) -> bool:
+    return hasattr(value, "read") and not isinstance(value, type)
+
+
+def _is_row(value: Any) -> bool:
+    """Whether it is an image as `datasets` hands it over undecoded."""
+    return isinstance(value, Mapping) and bool(value) and set(value) <= {"bytes", "path"}
+
+
+def _content(file: Any) -> bytes:
+    """What an open file holds, from its beginning; it can be read again."""
+    name = _name(file)
+    try:
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)
+        data = file.read()
+    except (OSError, ValueError) as error:  # it is closed, not for reading, or text
+        raise ImageError(f"{name} cannot be read: {_one_line(error)}; open it for reading bytes (mode 'rb')") from None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(f"{name} gives {type(data).__name__}, not bytes; open it with mode 'rb'")
+    return bytes(data)
 
 
 def _open_string(source: str, timeout: float | None) -> Image.Image:
@@ -246,11 +284,17 @@ def _download(url: str, timeout: float | None) -> bytes:
 def _name(source: Any) -> str:
     if isinstance(source, str):
         return source if len(source) <= 100 else f"{source[:60]}... ({len(source)} characters)"
-    if isinstance(source, bytes | bytearray):
+    if isinstance(source, bytes | bytearray | memoryview):
         return f"the image of {len(source)} bytes"
     if isinstance(source, Image.Image):
         return name_of(source) or f"the {source.mode} image"
-    return str(source) if isinstance(source, Path) else f"a value of type {type(source).__name__}"
+    if isinstance(source, os.PathLike):
+        return os.fsdecode(source)
+    if _is_file(source):
+        return str(getattr(source, "name", "") or f"the {type(source).__name__}")
+    if _is_row(source) and source.get("path"):
+        return _name(source["path"])
+    return f"a value of type {type(source).__name__}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from idefics.errors import ConfigError, InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.batch import BatchFeature
+from idefics.processor.characters import require_characters
 from idefics.processor.fetch import upright_image
 from idefics.processor.image import ImageProcessor, Pixels
 from idefics.processor.rows import arrange, unswap
@@ -179,6 +180,8 @@ class Idefics2Processor(Processor):
         """
         text, images = unswap(text, images)
         texts, rows = arrange(text, images, placeholder=IMAGE_TOKEN)
+        for one in texts or ():
+            require_characters(one, "a text")
         worker = self.image_processor.with_options(size=size, do_image_splitting=do_image_splitting)
         out = BatchFeature()
         if texts is not None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from idefics.errors import ImageCountError, TemplateError
+from idefics.processor.characters import require_characters
 
 __all__ = ["fill_images", "normalise"]
 
@@ -32,6 +33,7 @@ def normalise(messages: Any) -> tuple[list[dict[str, Any]], list[Any]]:
 
     Raises:
         TemplateError: names the message, and the part and key in it.
+        InputError: a text holds half a surrogate pair.
 
     >>> normalise([{"role": "user", "content": [{"type": "image", "url": "a.png"}, {"type": "text", "text": "Hi"}]}])
     ([{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'Hi'}]}], ['a.png'])
@@ -67,18 +69,19 @@ def _message(message: Any, where: str, images: list[Any]) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise TemplateError(f"{where}['role'] must be a text such as 'user' or 'assistant', not {role!r}")
     if isinstance(content, str):
-        parts: list[dict[str, Any]] = [{"type": "text", "text": content}]
+        parts: list[dict[str, Any]] = [_text(content, f"{where}['content']")]
     elif isinstance(content, Sequence) and not isinstance(content, bytes) and content:
         parts = [_part(part, f"{where}['content'][{j}]", images) for j, part in enumerate(content)]
     else:
         raise TemplateError(f"{where}['content'] must be a text or a list of at least one part, not {_brief(content)}")
+    require_characters(role, f"{where}['role']")
     extra = {str(key): _plain(value, f"{where}[{key!r}]") for key, value in message.items() if key not in ("role", "content")}
     return {"role": role, "content": parts, **extra}
 
 
 def _part(part: Any, where: str, images: list[Any]) -> dict[str, Any]:
     if isinstance(part, str):
-        return {"type": "text", "text": part}
+        return _text(part, where)
     if not isinstance(part, Mapping):
         raise TemplateError(f"{where} must be a mapping with 'type', not {type(part).__name__}")
     fields = {key: value for key, value in part.items() if value is not None}  # tables fill absent keys with None
@@ -87,7 +90,7 @@ def _part(part: Any, where: str, images: list[Any]) -> dict[str, Any]:
         text = fields.pop("text", None)
         if not isinstance(text, str):
             raise TemplateError(f"{where}['text'] must be a text, not {_brief(text)}")
-        result = {"type": "text", "text": text}
+        result = _text(text, f"{where}['text']")
     elif kind in ("image", "image_url"):
         images.append(_carried(kind, fields, where))
         result = {"type": "image"}
@@ -97,6 +100,11 @@ def _part(part: Any, where: str, images: list[Any]) -> dict[str, Any]:
     if fields:
         raise TemplateError(f"{where} of type {kind!r} has unknown key(s): {', '.join(map(repr, sorted(map(str, fields))))}")
     return result
+
+
+def _text(text: str, where: str) -> dict[str, Any]:
+    require_characters(text, where)
+    return {"type": "text", "text": text}
 
 
 def _carried(kind: str, fields: dict[str, Any], where: str) -> Any:
@@ -121,6 +129,8 @@ def _says_something(value: Any) -> bool:
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
     if depth > _DEPTH:
         raise TemplateError(f"{where[:60]}... holds lists and mappings more than {_DEPTH} deep within each other")
+    if isinstance(value, str):
+        require_characters(value, where)
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):

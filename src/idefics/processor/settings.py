@@ -71,6 +71,7 @@ def check_options(given: Iterable[str], known: Iterable[str], *, what: str) -> N
     Raises:
         OptionError: names them, and those that there are.
     """
-    unknown = sorted(set(given) - set(known))
+    there = set(known)
+    unknown = sorted(set(given) - there)
     if unknown:
-        raise OptionError(f"unknown {what} option(s): {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        raise OptionError(f"unknown {what} option(s): {', '.join(unknown)}; there are {', '.join(sorted(there))}")

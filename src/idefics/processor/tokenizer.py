@@ -18,6 +18,7 @@ from idefics.config.json_files import read_json, write_json
 from idefics.config.whole_files import read_whole
 from idefics.errors import CheckpointNotFound, ConfigError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
+from idefics.processor.characters import require_characters
 from idefics.processor.literal import MARK, reader_of
 
 __all__ = ["Tokenizer", "clean_up_spaces"]
@@ -144,6 +145,7 @@ class Tokenizer:
 
     def read(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
         """The tokens of one text with their places in it; marks in it are read as `idefics.processor.literal` says."""
+        require_characters(text.replace(MARK, ""), "a text")
         if MARK in text:
             reader, text = reader_of(self.backend, text)
             return reader.encode(text, add_special_tokens=add_special_tokens)
@@ -228,6 +230,7 @@ class Tokenizer:
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a token, or a list of ids of several; an unknown token gets the id of `unk_token`."""
         if isinstance(tokens, str):
+            require_characters(tokens, "a token")
             found = self.backend.token_to_id(tokens)
             return self.unk_token_id if found is None else found
         return [self.convert_tokens_to_ids(token) for token in tokens]

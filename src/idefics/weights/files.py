@@ -17,6 +17,9 @@ EMBEDDED = Path(__file__).parents[1] / "assets" / "idefics2-nano"
 EMBEDDED_NAME = EMBEDDED.name
 """What it is called wherever a folder or a Hub id could stand."""
 
+MAIN = "main"
+"""The revision that everything has, folders too: what loaders pass who were told none."""
+
 # Never pickle, no other frameworks' weights, no subfolders (other precisions, demos).
 DESCRIBING = ("*.json", "*.jinja")
 WANTED = (*DESCRIBING, "*.safetensors", "tokenizer.model")
@@ -55,7 +58,7 @@ def resolve(
 
     Raises:
         CheckpointNotFound: no such folder, id or revision; access refused; no network. Says which, and what to do.
-        OptionError: a revision of a local folder or of the embedded model, or `to` for one of these.
+        OptionError: a revision but main of a local folder or of the embedded model, or `to` for one of these.
     """
     if model is None or (model == EMBEDDED_NAME and not Path(model).is_dir()):
         return _embedded(revision=revision, to=to)
@@ -66,7 +69,7 @@ def resolve(
     except RuntimeError:
         raise CheckpointNotFound(f"there is no folder {model}: no such user") from None
     if folder.is_dir():
-        if revision is not None:
+        if revision not in (None, MAIN):
             raise OptionError(f"revision = {revision!r} was given, but {model} is a local folder, which has none")
         if to is not None:
             raise OptionError(f"{model} is a local folder already; copy it to {to} yourself")
@@ -95,7 +98,7 @@ def resolve(
 
 
 def _embedded(*, revision: str | None, to: str | Path | None) -> Path:
-    if revision is not None:
+    if revision not in (None, MAIN):
         raise OptionError(f"revision = {revision!r} was given, but the embedded model has none; name a Hub id")
     if to is not None:
         raise OptionError(f"the embedded model is no download; copy {EMBEDDED} to {to} yourself")

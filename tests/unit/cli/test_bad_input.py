@@ -109,7 +109,7 @@ def test_placeholders(run: Any, tiny_checkpoint: Path, picture: Path) -> None:
         (["--device", "cpu", "--device-map", "auto"], "contradict"),
         (["--device-map", "{"], "JSON"),
         (["--max-new-tokens", "100000"], "512 positions"),
-        (["--revision", "main"], "revision"),
+        (["--revision", "v2"], "revision"),
     ],
 )
 def test_options(run: Any, tiny_checkpoint: Path, words: list[str], said: str) -> None:

@@ -160,13 +160,15 @@ def test_device_maps_that_do_not_fit(tiny_checkpoint: Path, device_map: Any, mes
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantization_config": object()}, "does not know quantization_config .*quantised checkpoints are not read"),
-        ({"load_in_4bit": True, "max_memory": {}}, "does not know load_in_4bit, max_memory"),
+        ({"quantization_config": object()}, "quantization_config=.* is not offered here .quantised checkpoints are not read"),
+        ({"load_in_4bit": True, "max_memory": {}}, "load_in_4bit=True is not offered here"),
+        ({"tourch_dtype": "auto"}, "does not know tourch_dtype; there are attn_implementation, .*torch_dtype"),
+        ({"attn_implementation": {"text_config": "eager"}}, "is not one of eager, sdpa"),
         ({"torch_dtype": "int8"}, "dtype 'int8' is not one of auto, float32"),
         ({"torch_dtype": "float16", "dtype": "bfloat16"}, r"torch_dtype=torch\.float16 and dtype=torch\.bfloat16 contradict"),
         ({"_attn_implementation": "paged"}, "attn_implementation='paged' is not one of eager, sdpa, flash_attention_2"),
         ({"_attn_implementation": "sdpa", "attn_implementation": "eager"}, "contradict each other"),
-        ({"revision": "main"}, "is a local folder"),
+        ({"revision": "v2"}, "is a local folder"),
         ({"token": "a", "use_auth_token": "b"}, "contradict each other"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -178,7 +180,8 @@ def test_options_that_are_refused(tiny_checkpoint: Path, options: dict[str, Any]
 
 def test_options_that_say_what_is_so_anyway(tiny_checkpoint: Path) -> None:
     usual = {"low_cpu_mem_usage": True, "trust_remote_code": True, "use_safetensors": True, "local_files_only": True}
-    off = {"quantization_config": None, "load_in_4bit": False, "revision": None, "token": None, "cache_dir": None}
+    off = {"quantization_config": None, "load_in_4bit": False, "revision": "main", "token": None, "cache_dir": None}
+    off |= {"config": None, "force_download": False, "subfolder": "", "offload_folder": None, "output_loading_info": False}
     assert AutoModelForVision2Seq.from_pretrained(tiny_checkpoint, **usual, **off).dtype == torch.float32
     assert AutoProcessor.from_pretrained(tiny_checkpoint, use_fast=False).image_seq_len == 4
 
@@ -238,3 +241,55 @@ def test_only_a_model_downloads_weights(tiny_checkpoint: Path, monkeypatch: pyte
 def test_the_package_offers_the_names_of_the_cards() -> None:
     for name in ("AutoProcessor", "AutoModelForVision2Seq", "Idefics2Config", "load_image"):
         assert getattr(idefics, name).__module__.startswith("idefics.")
+
+
+@pytest.mark.parametrize(
+    "options", [{"safe_serialization": True, "is_main_process": True}, {"push_to_hub": False, "variant": None}]
+)
+def test_saving_takes_what_is_so_anyway(
+    tmp_path: Path, model: Idefics2ForConditionalGeneration, options: dict[str, Any]
+) -> None:
+    model.save_pretrained(tmp_path, **options)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("options", [{"push_to_hub": True}, {"safe_serialization": False}, {"state_dict": {}}, {"max_size": 3}])
+def test_saving_refuses_what_it_would_not_do(
+    tmp_path: Path, model: Idefics2ForConditionalGeneration, options: dict[str, Any]
+) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        model.save_pretrained(tmp_path, **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_processor_takes_what_is_meant_for_its_model(tiny_checkpoint: Path, processor: Idefics2Processor) -> None:
+    loaded = AutoProcessor.from_pretrained(
+        tiny_checkpoint, torch_dtype=torch.float16, device_map="auto", revision="main", quantization_config=None
+    )
+    assert loaded.image_processor == processor.image_processor
+    with pytest.raises(OptionError, match=r"unknown image option.*: sizes; there are do_convert_rgb, .*size"):
+        AutoProcessor.from_pretrained(tiny_checkpoint, sizes={})
+
+
+def test_generation_settings_are_attributes_that_last(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = AutoModelForVision2Seq.from_pretrained(tiny_checkpoint)
+    settings = model.generation_config
+    assert settings.eos_token_id == settings["eos_token_id"]
+    assert settings.max_new_tokens is None
+    settings.max_new_tokens = 3
+    settings.eos_token_id = []
+    ids = torch.tensor([[1, 5]])
+    assert model.generate(ids).shape == (1, 5)
+    model.save_pretrained(tmp_path)
+    assert AutoModelForVision2Seq.from_pretrained(tmp_path).generation_config == settings
+    model.generation_config = {"max_new_tokens": 2, "eos_token_id": None}
+    assert model.generate(ids).shape == (1, 4)
+    for name, value, message in (
+        ("temprature", 0.5, "did you mean 'temperature'"),
+        ("max_new_tokens", 0, "at least 1"),
+        ("penalty_alpha", 0.6, "penalty_alpha=0.6 is not offered here"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            setattr(model.generation_config, name, value)
+    with pytest.raises(AttributeError, match="no generation option 'temprature'; there are max_new_tokens, "):
+        _ = model.generation_config.temprature

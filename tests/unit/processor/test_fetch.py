@@ -318,3 +318,53 @@ def test_an_image_knows_what_it_was_read_from(tmp_path: Path) -> None:
         assert name_of(open_image(path)) == name_of(load_image(str(path))) == str(path)
         assert name_of(load_image(open_image(path)).convert("L")) == str(path)
     assert name_of(load_image(Image.new("RGB", (3, 1)))) == ""
+
+
+def test_files_bytes_and_rows_of_datasets_are_pictures(photo: Image.Image, tmp_path: Path) -> None:
+    data = encoded(photo)
+    path = tmp_path / "photo.png"
+    path.write_bytes(data)
+    file = io.BytesIO(data)
+    file.read()
+    with path.open("rb") as opened:
+        for source in (
+            file,
+            file,
+            opened,
+            bytearray(data),
+            memoryview(data),
+            {"bytes": data, "path": None},
+            {"bytes": None, "path": str(path)},
+            {"path": path},
+            {"bytes": file},
+            PurePathLike(path),
+        ):
+            assert is_image(source)
+            assert load_image(source).tobytes() == photo.tobytes()
+
+
+class PurePathLike:
+    """A path of another library's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+
+def test_files_and_rows_that_hold_no_picture(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("no picture")
+    with path.open() as text, pytest.raises(ImageError, match=r"words.txt gives str, not bytes; open it with mode 'rb'"):
+        load_image(text)
+    with pytest.raises(ImageError, match=r"words.txt cannot be read: .*closed"):
+        load_image(text)
+    with path.open("wb") as written, pytest.raises(ImageError, match=r"words.txt cannot be read"):
+        load_image(written)
+    for row in ({"bytes": None, "path": None}, {"path": None}):
+        with pytest.raises(ImageError, match="neither bytes nor a path"):
+            load_image(row)
+    assert not is_image({"bytes": b"", "url": "x"})
+    with pytest.raises(ImageError, match="of type dict is not an image"):
+        load_image({"url": "x"})

@@ -72,8 +72,9 @@ def test_a_file_and_a_revision_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointNotFound, match="is a file; give the folder it lies in"):
         resolve(tmp_path / "model.safetensors")
-    with pytest.raises(OptionError, match=r"revision = 'main' was given, but .* is a local folder"):
-        resolve(tmp_path, revision="main")
+    assert resolve(tmp_path, revision="main") == tmp_path, "what everything has"
+    with pytest.raises(OptionError, match=r"revision = 'v2' was given, but .* is a local folder"):
+        resolve(tmp_path, revision="v2")
 
 
 def test_options_reach_the_hub_and_only_what_is_needed_is_fetched(hub: dict[str, Any], tmp_path: Path) -> None:
@@ -151,7 +152,8 @@ def test_the_embedded_model_by_none_or_by_name(tmp_path: Path, monkeypatch: pyte
         resolve(None)
     (tmp_path / "shipped").mkdir()
     assert resolve(None) == resolve(files.EMBEDDED_NAME) == tmp_path / "shipped"
-    for options, message in (({"revision": "main"}, "the embedded model has none"), ({"to": tmp_path}, "is no download")):
+    assert resolve(None, revision="main") == tmp_path / "shipped"
+    for options, message in (({"revision": "v2"}, "the embedded model has none"), ({"to": tmp_path}, "is no download")):
         with pytest.raises(OptionError, match=message):
             resolve(None, **options)
     (tmp_path / files.EMBEDDED_NAME).mkdir()
