@@ -233,8 +233,8 @@ def test_a_longest_edge_for_a_checkpoint_of_fixed_size(tmp_path: Path, pictures:
 
 
 def test_load_refuses_clearly(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="revision = 'main' was given, but the embedded model has none"):
-        idefics.load(revision="main")
+    with pytest.raises(OptionError, match="revision = 'v2' was given, but the embedded model has none"):
+        idefics.load(revision="v2")
     with pytest.raises(CheckpointNotFound, match="missing"):
         idefics.load(tmp_path / "missing")
     folder = write_tiny_checkpoint(tmp_path / "tiny")
