@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from oracle import Pair, assert_gradients_agree, assert_within_rounding, pair
+from oracle import Pair, assert_gradients_agree, assert_within_rounding, greedy_pair, pair
 from torch.nn import functional as F
 
 from gated import (
@@ -24,7 +25,9 @@ from gated import (
     reference_inputs,
     seen,
     tiny_config,
+    tiny_model,
 )  # fmt: skip
+from idefics.errors import InputError
 from idefics.model.gated_cross_attention import View, route
 from idefics.model.logits import positions
 
@@ -186,6 +189,37 @@ def test_image_hidden_states(models: Pair) -> None:
     for row, own in enumerate(images):
         torch.testing.assert_close(found[row, : len(own)], expected[row, : len(own)], atol=1e-5, rtol=1e-5)
         assert not found[row, len(own) :].any(), "what nobody sees is not encoded"
+
+
+@pytest.mark.parametrize("size", [(56, 56), (84, 42), (30, 30), (31, 28), (14, 70)], ids=str)
+@torch.inference_mode()
+def test_images_of_other_sizes_by_interpolated_positions(models: Pair, size: tuple[int, int]) -> None:
+    rows, images = EDGES["mixed image counts"]
+    inputs = reference_inputs(rows, images)
+    pixels = torch.randn(*inputs["pixel_values"].shape[:3], *size, generator=torch.Generator().manual_seed(3))
+    inputs["pixel_values"] = pixels
+    theirs = models.reference(**inputs, interpolate_pos_encoding=True)
+    ours = models.ours(**inputs, interpolate_pos_encoding=True)
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(ours.logits[real], theirs.logits[real], atol=TOLERANCE, rtol=0)
+    assert (ours.logits[real] - models.ours(**reference_inputs(rows, images)).logits[real]).abs().max() > 0.1
+    expected, found = greedy_pair(models, inputs, interpolate_pos_encoding=True, max_new_tokens=4)
+    assert found == expected
+    with pytest.raises(InputError, match="interpolate_pos_encoding=True"):
+        models.ours(**inputs)
+
+
+@torch.inference_mode()
+def test_prompts_with_images_of_several_sizes_share_a_pass() -> None:
+    model = tiny_model(seed=1)
+    batches = []
+    for size in (28, 56):
+        inputs = model_inputs([[BOS, *block(2), 5]], [pictures(2)])
+        images = tuple(torch.randn(3, size, size, generator=torch.Generator().manual_seed(n)) for n in range(2))
+        batches.append(dataclasses.replace(inputs, images_CHW=images, interpolated=True))
+    alone = [model.encode_images(inputs.images_CHW) for inputs in batches]
+    mixed = model.encode_images([image for pair in zip(*(b.images_CHW for b in batches), strict=True) for image in pair])
+    torch.testing.assert_close(mixed, torch.stack(alone, 1).flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
 def test_the_prompts_hold_what_is_said_of_them() -> None:

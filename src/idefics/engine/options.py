@@ -311,6 +311,7 @@ ABSENT: Mapping[str, Absent] = {
     "prefix_allowed_tokens_fn": Absent((), instead=_CALLED),
     "assistant_model": Absent((), instead="prompt_lookup_num_tokens guesses from the text so far"),
     "past_key_values": Absent((), instead="the engine finds beginnings that it knows by itself"),
+    "interpolate_pos_encoding": Absent(instead="images of any size are placed by this model"),
     "inputs": Absent((), instead="input_ids takes the prompts"),
     "inputs_embeds": Absent(()),
     "negative_prompt_ids": Absent(()),

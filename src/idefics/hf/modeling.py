@@ -85,11 +85,22 @@ class IdeficsForVisionText2Text(PretrainedModel):
 
     config_class = IdeficsConfig
     image_inputs = ("pixel_values", "image_attention_mask")
+    input_options = ("interpolate_pos_encoding",)
 
-    def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Tensor | None) -> ModelInputs:
-        """The engine's inputs; `images` are `pixel_values` and `image_attention_mask`."""
+    def inputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        interpolate_pos_encoding: bool = False,
+        **images: Tensor | None,
+    ) -> ModelInputs:
+        """The engine's inputs; `images` are `pixel_values` and `image_attention_mask`.
+
+        With `interpolate_pos_encoding` images may have any size, such as a processor with another `image_size` makes.
+        """
         self._check_names(images)
-        return images_apart(input_ids, attention_mask, **images)[0]
+        return images_apart(input_ids, attention_mask, **images, interpolated=interpolate_pos_encoding)[0]
 
     def forward(
         self,
@@ -101,6 +112,7 @@ class IdeficsForVisionText2Text(PretrainedModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,  # noqa: ARG002 (the reference's; see below)
         return_dict: bool | None = None,
+        interpolate_pos_encoding: bool = False,
         **options: Any,
     ) -> CausalLMOutput | tuple[Tensor, ...]:
         """Logits of every position, and the loss of the labels.
@@ -114,6 +126,8 @@ class IdeficsForVisionText2Text(PretrainedModel):
             labels: (B, T) ids to predict (shifted here); -100 is not counted, nor is padding.
             use_cache: has no effect: `generate` keeps a cache of its own, and no call here takes one.
             return_dict: False returns a tuple of what there is.
+            interpolate_pos_encoding: take images of another size than the tower was made for, such as a processor with
+                another `image_size` makes, by positions between those of its table.
             options: of the reference, where they ask for nothing (`output_attentions=False`, `past_key_values=None`, ...).
 
         Returns:
@@ -125,7 +139,11 @@ class IdeficsForVisionText2Text(PretrainedModel):
         """
         self._check_options(options)
         inputs, used_BN = images_apart(
-            input_ids, attention_mask, pixel_values=pixel_values, image_attention_mask=image_attention_mask
+            input_ids,
+            attention_mask,
+            pixel_values=pixel_values,
+            image_attention_mask=image_attention_mask,
+            interpolated=interpolate_pos_encoding,
         )
         self.model.check(inputs)
         latents = self.model.encode_images(inputs.images_CHW) if inputs.images_CHW else None

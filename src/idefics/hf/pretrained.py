@@ -58,11 +58,13 @@ class PretrainedModel(nn.Module, ABC):
             holds for later calls of `generate` and is saved.
         config_class: of its configuration.
         image_inputs: names of the inputs that carry images.
+        input_options: of `inputs`, of this family.
     """
 
     model: VisionLanguageModel
     config_class: ClassVar[type[Spelled]]
     image_inputs: ClassVar[tuple[str, ...]]
+    input_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: own.Config, *, attn_implementation: str | None = None) -> None:
         super().__init__()
@@ -204,7 +206,7 @@ class PretrainedModel(nn.Module, ABC):
         return self
 
     @abstractmethod
-    def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Tensor | None) -> ModelInputs:
+    def inputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, **images: Any) -> ModelInputs:
         """The engine's inputs of the reference's; `images` are those named in `image_inputs`.
 
         Raises:
@@ -249,7 +251,7 @@ class PretrainedModel(nn.Module, ABC):
         Raises:
             InputError: inputs or options cannot be used.
         """
-        images = {name: options.pop(name) for name in self.image_inputs if name in options}
+        images = {name: options.pop(name) for name in (*self.image_inputs, *self.input_options) if name in options}
         try:
             return generate(
                 partial(self._kept.for_call, self.model),

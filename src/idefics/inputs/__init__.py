@@ -95,6 +95,8 @@ class ModelInputs:
         images_per_row: images of each prompt; sums to `len(images_CHW)`.
         seen_BT: int64; for models whose tokens look at images apart from the text: which of its row's images each token
             sees, from 0, or -1 for none. None for models whose images stand among the tokens.
+        interpolated: whether images may have other sizes than a tower of fixed positions was made for, which are then
+            interpolated; models refuse them otherwise.
     """
 
     input_ids_BT: torch.Tensor
@@ -102,6 +104,7 @@ class ModelInputs:
     images_CHW: tuple[torch.Tensor | Levels, ...] = ()
     images_per_row: tuple[int, ...] = ()
     seen_BT: torch.Tensor | None = None
+    interpolated: bool = False
 
     def __post_init__(self) -> None:
         assert self.input_ids_BT.shape == self.attention_mask_BT.shape, "ids and mask differ in shape"
@@ -128,4 +131,5 @@ class ModelInputs:
             images_CHW=self.images_CHW[first : first + count],
             images_per_row=(count,),
             seen_BT=None if self.seen_BT is None else self.seen_BT[row : row + 1],
+            interpolated=self.interpolated,
         )

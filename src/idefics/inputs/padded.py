@@ -41,6 +41,7 @@ def images_apart(
     *,
     pixel_values: Tensor | None = None,
     image_attention_mask: Tensor | None = None,
+    interpolated: bool = False,
 ) -> tuple[ModelInputs, Tensor | None]:
     """The inputs of a model whose tokens look at images apart from the text.
 
@@ -49,6 +50,7 @@ def images_apart(
         attention_mask: (B, T), 0 for padding; None where there is none.
         pixel_values: (B, N, C, H, W); None for text alone.
         image_attention_mask: (B, T, N), see `used_images`.
+        interpolated: see `ModelInputs`.
 
     Returns:
         The inputs, and which of the images (B, N) are among them; None where none was given.
@@ -69,6 +71,7 @@ def images_apart(
         images_CHW=tuple(pixel_values[used_BN]),
         images_per_row=tuple(used_BN.sum(1).tolist()),
         seen_BT=seen_BT,
+        interpolated=interpolated,
     )
     return inputs, used_BN
 

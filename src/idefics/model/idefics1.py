@@ -6,6 +6,7 @@ Letters: B rows, T new tokens, S all tokens, N images, L latents, F tower's widt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -106,6 +107,7 @@ class Idefics1(VisionLanguageModel):
         if not inputs.input_ids_BT.shape[1]:
             raise InputError("the prompts are empty")
         check_shapes(inputs.images_CHW, self.config.vision_config)
+        self._check_sizes(inputs)
         images = inputs.images_per_row or (0,) * len(inputs.input_ids_BT)
         if self.config.additional_vocab_size >= 2:  # with fewer there is no image token
             places_BT = (inputs.input_ids_BT == self.config.image_token_id) & inputs.attention_mask_BT.bool()
@@ -126,14 +128,31 @@ class Idefics1(VisionLanguageModel):
             raise InputError("there are images, but nothing says which token sees which; use this family's processor")
         super().check(inputs)
 
+    def _check_sizes(self, inputs: ModelInputs) -> None:
+        side, patch = self.config.vision_config.image_size, self.config.vision_config.patch_size
+        for image in inputs.images_CHW:
+            height, width = image.shape[-2:]
+            if (height, width) == (side, side):
+                continue
+            what = f"an image of {width}x{height} pixels; this model takes {side}x{side}"
+            if not inputs.interpolated:
+                raise InputError(f"{what}, and others with interpolate_pos_encoding=True, where a call has it")
+            if min(height, width) < patch:
+                raise InputError(f"{what}, and no image smaller than a patch of {patch}x{patch}")
+            if self.perceiver_resampler is None:
+                raise InputError(
+                    f"{what} and no others: without a resampler its decoder looks at {self.config.latents} features"
+                )
+
     def encode_images(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """Encodes images, each alone, to what the decoder looks at: latents (N, L, F), or all features without resampler.
 
         Args:
-            images_CHW: normalised pixels, or their levels, of squares of `image_size`.
+            images_CHW: normalised pixels, or their levels, of squares of `image_size`; others are placed by interpolated
+                positions (see `check`).
 
         Raises:
-            InputError: an image has another size, or there is none.
+            InputError: there is none.
         """
         if not images_CHW:
             raise InputError("there are no images to encode")
@@ -149,13 +168,10 @@ class Idefics1(VisionLanguageModel):
 
     def _features(self, images_CHW: Sequence[Tensor | Levels]) -> Iterator[Tensor]:
         """The tower's features (N, P, F) of as many images together as fit."""
-        side = self.config.vision_config.image_size
-        for image in images_CHW:
-            if tuple(image.shape[-2:]) != (side, side):
-                raise InputError(f"an image of {image.shape[-1]}x{image.shape[-2]} pixels; this model takes {side}x{side}")
         table = self.vision_model.embeddings.class_embedding
         for first, last in self.groups(images_CHW):
-            yield self.vision_model([pixels_of(image.to(table.device), table.dtype) for image in images_CHW[first:last]])
+            for _, alike in groupby(images_CHW[first:last], key=lambda image: image.shape):
+                yield self.vision_model([pixels_of(image.to(table.device), table.dtype) for image in alike])
 
     def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight | None:
         """Keys and values of every image for every gated block, and which image each token sees."""

@@ -141,8 +141,15 @@ def test_prompts_that_do_not_fit_their_images(change: dict[str, Any], message: s
 
 
 def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(InputError, match="an image of 30x28 pixels; this model takes 28x28"):
-        tiny_model().encode_images([torch.zeros(3, 28, 30)])
+    inputs = model_inputs([[BOS, *block(1), 5]], [pictures(1)])
+    for changes, side, message in (
+        ({}, 30, "an image of 30x28 pixels; this model takes 28x28, and others with interpolate_pos_encoding=True"),
+        ({"interpolated": True}, 13, "an image of 13x28 pixels; .* no image smaller than a patch of 14x14"),
+        ({"interpolated": True}, 56, "takes 28x28 and no others: without a resampler its decoder looks at 5 features"),
+    ):
+        other = dataclasses.replace(inputs, images_CHW=(torch.zeros(3, 28, side),), **changes)
+        with pytest.raises(InputError, match=message):
+            tiny_model(use_resampler=side != 56).check(other)
     with pytest.raises(InputError, match="no images"):
         tiny_model().encode_images([])
 
