@@ -34,9 +34,9 @@ from PIL import Image
 
 import idefics
 from idefics.api import Idefics
+from idefics.assets import DEMO
 from measure import Case, Side, report
 
-DEMO = Path(idefics.__file__).parent / "assets" / "demo"
 QUESTIONS = (
     "What is this?",
     "What color is it?",

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 
 from idefics.answers import Answer, Score, Writer, plain
+from idefics.assets import EMBEDDED, EMBEDDED_NAME
 from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
@@ -31,7 +32,7 @@ from idefics.processor.detokenizer import TextStream
 from idefics.processor.families import load_processor
 from idefics.processor.messages import fill_images, normalise
 from idefics.weights.dtype import torch_dtype
-from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve
+from idefics.weights.files import resolve
 from idefics.weights.load import Progress
 from idefics.weights.packing import pack_loaded
 

@@ -81,6 +81,11 @@ class Tab(Wire):
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def unfold(self) -> None:
+        """Opens the settings and the plan."""
+        self.click("#more summary")
+        self.until("document.querySelector('#more').open")
+
     def press(self, key: str, *, ctrl: bool = False, shift: bool = False) -> None:
         held = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
         text = {"Enter": "\r", " ": " "}.get(key) if not ctrl else None

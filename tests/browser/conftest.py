@@ -10,7 +10,7 @@ import idefics
 from browser.chromium import MISSING, Browser, Tab, chromium, command
 from contract.conftest import Served, served, serving_model
 from fake_engine import FakeEngine
-from idefics.weights.files import EMBEDDED
+from idefics.assets import EMBEDDED
 from serving import fake_app, script, serving
 
 __all__ = ["served"]

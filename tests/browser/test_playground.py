@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,8 +10,8 @@ import pytest
 
 from browser.chromium import Tab
 from contract.conftest import Served
+from idefics.assets import DEMO, KNOWLEDGE
 
-DEMO = Path(__file__).parents[2] / "src/idefics/assets/demo"
 THING, LEFT, RIGHT = DEMO / "thing.png", DEMO / "left.png", DEMO / "right.png"
 PASTE = """
 (async () => {
@@ -101,6 +102,7 @@ def test_chosen_and_pasted_images_can_be_taken_out_again(page: Tab) -> None:
 
 
 def test_the_plan_and_the_request_follow_the_settings(page: Tab) -> None:
+    page.unfold()
     add(page, THING)
     page.until("document.querySelector('#pictures strong')?.textContent === '32 tokens'")
     prompt = "[...document.querySelectorAll('#plan th')].find((e) => e.textContent === 'Prompt').nextSibling.textContent"
@@ -183,22 +185,26 @@ def test_dark_and_light(page: Tab) -> None:
 def test_without_a_mouse(page: Tab) -> None:
     assert page.run("document.activeElement.id") == "text", "one can write at once"
     page.type("Hello")
-    page.press("Enter")
+    page.press("Enter", shift=True)
     page.type("there")
-    page.press("Enter", ctrl=True)
+    page.press("Enter")
     page.until(ANSWERED)
     assert page.text(".user .text") == "Hello\nthere"
+    page.run("document.querySelector('#more summary').focus()")
+    page.press("Enter")
+    page.until("document.querySelector('#more').open")
+    assert page.run("document.querySelectorAll('.turn').length") == 2, "Enter elsewhere sends nothing"
     page.run("document.querySelector('.skip').focus()")
     order = []
     for _ in range(40):
-        name = page.run("((e) => e.ariaLabel || e.id || e.textContent.trim())(document.activeElement)")
+        name = page.run("((e) => e.ariaLabel || e.id || e.firstChild?.textContent.trim())(document.activeElement)")
         if name in order:
             break
         order.append(name)
         page.press("Tab")
     shown = [
         "skip", "clear", "theme", "Edit", "Retry", "Copy", "Copy as curl", "Copy as Python", "text", "choose",
-        "send", "max_image_size", "temperature", "top_p", "max_tokens", "repetition_penalty", "seed",
+        "send", "Settings and plan", "max_image_size", "temperature", "top_p", "max_tokens", "repetition_penalty", "seed",
     ]  # fmt: skip
     assert [name for name in order if name in shown] == shown
     unnamed = page.run(
@@ -206,6 +212,26 @@ def test_without_a_mouse(page: Tab) -> None:
         ".filter((e) => !(e.labels?.length || e.ariaLabel || e.textContent.trim())).map((e) => e.outerHTML)"
     )
     assert unnamed == []
+
+
+def test_one_click_asks_about_a_picture_of_the_demo(page: Tab) -> None:
+    page.until("document.querySelectorAll('#examples button').length === 3")
+    assert page.text("#knows") == KNOWLEDGE
+    talks = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
+    asked = [(talk["images"], talk["turns"][0]) for talk in talks if len(talk["images"]) == 1]
+    page.type("a draft")
+    for number, ((image,), turn) in enumerate(asked[:3], 1):
+        page.until("[...document.querySelectorAll('#examples img')].every((image) => image.complete && image.naturalWidth)")
+        page.click(f"#examples li:nth-child({number}) button")
+        page.until(ANSWERED)
+        assert page.text(".user .text") == turn["question"]
+        assert page.run("document.querySelector('.user canvas').ariaLabel") == image
+        assert page.text(".assistant .text") == turn["answer"]
+        assert page.run("document.querySelector('#text').value") == "a draft", "what was being written stays"
+        assert page.run("document.querySelector('#welcome').hidden")
+        page.run("document.querySelector('#clear').click(); document.querySelector('#text').value = 'a draft'")
+        assert page.run("!document.querySelector('#welcome').hidden")
+    assert page.said() == []
 
 
 def test_narrow(page: Tab) -> None:

@@ -16,11 +16,12 @@ from browser.chromium import Tab
 from contract.conftest import Served, serving_model
 from fake_engine import FakeEngine
 from fakes import tiny_tokenizer
+from idefics.assets import DEMO
 from idefics.server.limits import ServerLimits
 from idefics.weights.create import create_checkpoint
 from serving import data_url, fake_app, png, script, serving, wait_until
 
-THING = Path(__file__).parents[2] / "src/idefics/assets/demo/thing.png"
+THING = DEMO / "thing.png"
 LONG = script("the red image " * 30)
 STATUS = "document.querySelector('#status').textContent"
 PROMPT = "[...document.querySelectorAll('#plan th')].find((e) => e.textContent === 'Prompt').nextSibling.textContent"
@@ -53,6 +54,8 @@ def add(tab: Tab, file: Path) -> None:
 
 def planned(tab: Tab, *, new: int) -> str:
     """Tokens of the prompt as the page shows them, with so many new ones at most: by these the newest plan is known."""
+    if not tab.run("document.querySelector('#more').open"):
+        tab.unfold()
     tab.run("document.querySelector('#max_tokens').select()")
     tab.type(str(new))
     tab.until(f"document.querySelector('#plan').innerText.includes('Answer, at most\t{new}')")
@@ -143,6 +146,16 @@ def test_stop_retry_and_edit(tab: Tab) -> None:
         assert go_on(tab, "more") == "Once more"
 
 
+def test_in_a_text_enter_breaks_the_line_and_no_questions_are_offered(page: Tab) -> None:
+    assert page.text("#examples") == page.text("#knows") == ""
+    page.type("one")
+    page.press("Enter")
+    page.type("two")
+    assert page.run("document.querySelector('#text').value") == "one\ntwo"
+    assert page.text("#keys").startswith("Ctrl Enter continues, Enter breaks the line")
+    assert go_on(page, "") == "one\ntwo"
+
+
 def test_what_goes_wrong_is_told_and_left_out(page: Tab) -> None:
     page.type("an <image>")
     page.until("document.querySelector('#plan .problem')?.textContent.includes('stands for an image')")
@@ -154,6 +167,7 @@ def test_what_goes_wrong_is_told_and_left_out(page: Tab) -> None:
 
 
 def test_settings_are_followed(page: Tab) -> None:
+    page.unfold()
     page.run("document.querySelector('#max_tokens').select()")
     page.type("2")
     page.click("[name=do_image_splitting]")

@@ -199,6 +199,7 @@ def test_a_size_is_the_servers_until_the_slider_is_moved(tab: Tab, address: str)
         "{ const o = json(text); return o?.longest_edge ? { ...o, longest_image: 980, longest_edge: 500 } : o; }",
     )
     tab.open(f"{address}/playground")
+    tab.unfold()
     assert tab.text("output[for=max_image_size]") == "500 px"
     answered(tab, "Hello")
     assert "max_image_size" not in tab.body("/v1/chat/completions")

@@ -88,6 +88,7 @@ def test_nobody_is_asked_for_a_key_while_writing(tab: Tab) -> None:
         tab.run("window.fetch = ((real) => (url, options) => real(url, { ...options, headers: {} }))(window.fetch)")
         tab.click("#text")
         tab.type("Hello")
+        tab.unfold()
         tab.until("document.querySelector('#plan .problem')?.textContent.startsWith('No key given')")
         assert not tab.run(OPEN)
 
@@ -116,6 +117,50 @@ def test_keys_belong_to_an_open_dialog_and_to_what_is_being_composed(tab: Tab, k
             tab.until(f"{STATUS} === 'Stopped'")
         assert tab.run("document.querySelectorAll('.user').length") == 1
         assert tab.run("document.querySelector('#text').value") == "Two"
+
+
+@pytest.mark.parametrize("how", ["isComposing: true", "keyCode: 229", "shiftKey: true", "altKey: true"])
+def test_enter_that_confirms_a_word_or_breaks_a_line_sends_nothing(page: Tab, how: str) -> None:
+    page.until("!document.querySelector('#send').disabled")
+    page.type("にほん")
+    enter = f"new KeyboardEvent('keydown', {{ key: 'Enter', bubbles: true, cancelable: true, {how} }})"
+    assert page.run(f"document.querySelector('#text').dispatchEvent({enter})"), "the browser does what it does by itself"
+    assert page.text("#turns") == ""
+    page.press("Enter")
+    page.until(f"{STATUS} === 'Answered'")
+    assert page.text(".user .text") == "にほん"
+
+
+def test_enter_while_an_answer_comes_keeps_what_is_written(tab: Tab) -> None:
+    with serving(fake_app(FakeEngine(LONG, step_seconds=0.05))) as address:
+        tab.open(f"{address}/playground")
+        tab.until("!document.querySelector('#send').disabled")
+        ask(tab, "One")
+        tab.until("document.querySelector('.assistant .text')?.textContent.length > 5")
+        tab.click("#text")
+        tab.type("Two")
+        tab.press("Enter")
+        assert tab.run("document.querySelector('#text').value") == "Two"
+        assert tab.run("document.querySelectorAll('.user').length") == 1
+        tab.press("Escape")
+        tab.until(f"{STATUS} === 'Stopped'")
+
+
+def test_where_keyboards_are_on_glass_enter_breaks_the_line(tab: Tab) -> None:
+    tab.call("Emulation.setDeviceMetricsOverride", width=390, height=664, deviceScaleFactor=1, mobile=True)
+    tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    with serving(fake_app(FakeEngine(script()))) as address:
+        tab.open(f"{address}/playground")
+        tab.until("!document.querySelector('#send').disabled")
+        assert tab.run("matchMedia('(hover: none) and (pointer: coarse)').matches")
+        tab.click("#text")
+        tab.type("One")
+        tab.press("Enter")
+        tab.type("Two")
+        assert tab.run("document.querySelector('#text').value") == "One\nTwo"
+        assert not tab.run("document.querySelector('#keys').checkVisibility()"), "nothing is told of keys that are not there"
+        tab.click("#send")
+        tab.until(f"{STATUS} === 'Answered'")
 
 
 def test_a_browser_that_keeps_nothing_shows_the_page_all_the_same(tab: Tab) -> None:

@@ -60,7 +60,7 @@ def test_texts_and_controls_stand_out(page: Tab, theme: str) -> None:
     least["on-accent", "accent"] = 4.5
     ratios = {pair: contrast(*(colors[name] for name in pair)) for pair in least}
     assert {pair: ratio for pair, ratio in ratios.items() if ratio < least[pair]} == {}
-    for control in ("#clear", "#text", "#max_tokens"):
+    for control in ("#clear", "#box", "#max_tokens"):
         outline = page.run(f"getComputedStyle(document.querySelector('{control}')).borderTopColor")
         assert outline == f"rgb({', '.join(map(str, colors['edge']))})"
 
@@ -79,8 +79,10 @@ def test_on_a_phone_the_answer_is_followed_and_the_composer_stays(page: Tab, wid
     assert edges["#log"]["height"] > 100
     assert page.run("document.querySelector('#model').clientWidth") > 100
     assert page.run("document.documentElement.scrollWidth") <= width
-    page.run("document.querySelector('.jump').click()")
+    page.unfold()
+    page.run("document.querySelector('#settings').scrollIntoView()")
     page.until("document.querySelector('#settings').getBoundingClientRect().top < innerHeight")
+    assert page.run("document.documentElement.scrollWidth") <= width
 
 
 def test_an_answer_leaves_the_rest_alone_and_is_read_out_once_and_whole(page: Tab) -> None:
@@ -106,3 +108,14 @@ def test_an_answer_leaves_the_rest_alone_and_is_read_out_once_and_whole(page: Ta
 def test_places_where_something_will_be_told_are_known_before(page: Tab) -> None:
     shown = "[...document.querySelectorAll('#status, [role=alert], #problem')].map((e) => getComputedStyle(e).display)"
     assert "none" not in page.run(shown)
+
+
+def test_settings_and_plan_are_folded_below_and_told_in_short(page: Tab) -> None:
+    assert page.run("document.querySelector('#settings').checkVisibility()") is False
+    page.until("document.querySelector('#brief').textContent.endsWith('of 512 tokens')")
+    edges = "['#box', '#more'].map((name) => document.querySelector(name).getBoundingClientRect())"
+    low = f"(([box, more]) => more.top >= box.bottom)({edges})"
+    assert page.run(low)
+    page.unfold()
+    assert page.run("document.querySelector('#settings').checkVisibility()")
+    assert page.run(low)

@@ -15,6 +15,7 @@ from pathlib import Path
 from browser.chromium import Tab
 from contract.conftest import Served
 from fake_engine import FakeEngine
+from idefics.assets import DEMO
 from idefics.server.limits import ServerLimits
 from serving import fake_app, png, script, serving, wait_until
 
@@ -158,7 +159,7 @@ def test_a_body_over_the_limit_is_told_before_it_is_sent(tab: Tab, tmp_path: Pat
 
 def test_copied_requests_do_what_the_page_did(tab: Tab, served: Served) -> None:
     tab.open(f"{served.address}/playground")
-    tab.choose("#files", Path(__file__).parents[2] / "src/idefics/assets/demo/thing.png")
+    tab.choose("#files", DEMO / "thing.png")
     tab.until("document.querySelector('#pictures canvas')")
     ask(tab, "What is \"this\"?\nIt's '''new''' \\ é 🙂")
     tab.until(f"{STATUS} === 'Answered'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-DEMO = Path(__file__).parents[2] / "src" / "idefics" / "assets" / "demo"
+from idefics.assets import DEMO
 
 
 def demo(name: str) -> Path:

@@ -13,6 +13,7 @@ import torch
 
 import idefics
 from fakes import tiny_config, tiny_model
+from idefics.assets import DEMO
 from idefics.config import Idefics2Config
 from idefics.config.presets import preset
 from idefics.engine.engine import Engine
@@ -23,8 +24,6 @@ from idefics.weights.families import build_on_meta
 from idefics.weights.init import initialize
 from idefics.weights.load import load_model
 from idefics.weights.save import save_model
-
-DEMO = Path(idefics.__file__).parent / "assets" / "demo"
 
 pictures = pytest.mark.skipif(find_spec("PIL") is None, reason="Pillow is not installed: no pictures can be read")
 

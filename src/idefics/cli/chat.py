@@ -16,7 +16,7 @@ from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions
 from idefics.cli.session import Session
 from idefics.cli.streams import as_text, stdin_lines
-from idefics.cli.terminal import one_line, say, write
+from idefics.cli.terminal import introduce, one_line, say, write
 from idefics.config.whole_files import expanded
 from idefics.engine.sampling_params import sampling_params
 from idefics.errors import IdeficsError, InputError, OptionError, TemplateError
@@ -69,6 +69,7 @@ def chat(
     talk = Talk(session)
     if sys.stdin is not None and sys.stdin.isatty():
         say(f"{opened.name} is ready; /help lists the commands")
+        introduce(opened.name)
         with _history():
             talk.run(_typed())
     else:

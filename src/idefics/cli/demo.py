@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from idefics.assets import DEMO
 from idefics.cli.images import attach
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions
 from idefics.cli.terminal import say, write
 from idefics.errors import CheckpointNotFound, ConfigError
 
-__all__ = ["DEMO", "demo"]
-
-DEMO = Path(__file__).parents[1] / "assets" / "demo"
-"""Images, and `questions.json`: a list of {"images": [names], "turns": [{"question": ..., "answer": ...}]}."""
+__all__ = ["demo"]
 
 
 def demo(

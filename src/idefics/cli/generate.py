@@ -12,7 +12,7 @@ from idefics.cli.images import Attachment, attach
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions, SamplingOptions, ShotOptions
 from idefics.cli.streams import as_text, stdin_text
-from idefics.cli.terminal import one_voice, write
+from idefics.cli.terminal import introduce, one_voice, write
 from idefics.engine.sampling_params import sampling_params
 from idefics.errors import InputError, OptionError
 
@@ -70,6 +70,7 @@ def generate(
     attached = [attach(source) for source in image or ()]
     examples = _examples(shots, [attachment.image for attachment in attached])
     asked = open_model(model, images, tensor_parallel=tensor_parallel)
+    introduce(asked.name)
     loaded = time.perf_counter()
     params = sampling_params(asked.defaults, options)  # the checkpoint may ask for beams or several answers itself
     pictures = [attachment.image for attachment in attached]

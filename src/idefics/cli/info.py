@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from idefics.assets import EMBEDDED_NAME
 from idefics.cli.terminal import one_line, say
 from idefics.config import Config
 from idefics.config.json_files import read_json
@@ -17,7 +18,7 @@ from idefics.errors import CheckpointNotFound
 from idefics.machine.byte_sizes import readable_bytes
 from idefics.plan import preset_named, published_images
 from idefics.processor.base import Images
-from idefics.weights.files import EMBEDDED_NAME, resolve
+from idefics.weights.files import resolve
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 
 __all__ = ["info"]

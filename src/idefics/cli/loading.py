@@ -39,8 +39,9 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
         )
     import torch
 
+    from idefics.assets import EMBEDDED_NAME
     from idefics.weights.dtype import torch_dtype
-    from idefics.weights.files import EMBEDDED_NAME, resolve
+    from idefics.weights.files import resolve
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

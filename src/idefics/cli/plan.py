@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from idefics.assets import EMBEDDED_NAME
 from idefics.cli.images import reference
 from idefics.cli.options import ImageOptions
 from idefics.cli.streams import as_text
@@ -27,7 +28,6 @@ from idefics.plan import (
     make_shares,
     subject,
 )
-from idefics.weights.files import EMBEDDED_NAME
 
 __all__ = ["plan"]
 

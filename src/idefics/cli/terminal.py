@@ -13,9 +13,10 @@ from typing import Any
 
 import typer
 
+from idefics.assets import knowledge
 from idefics.errors import InputError
 
-__all__ = ["one_line", "one_voice", "say", "status", "write"]
+__all__ = ["introduce", "one_line", "one_voice", "say", "status", "write"]
 
 # Control characters but tab and newline. A model that reads text off an image must not drive the terminal with it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -30,6 +31,13 @@ def say(text: str) -> None:
     """Tells the user something that is no answer."""
     with suppress(OSError):  # nobody can be told that nobody can be told
         print(text, file=sys.stderr, flush=True)
+
+
+def introduce(name: str) -> None:
+    """Tells whoever sits at a terminal what a model can be asked about, where that is known; pipes are told nothing."""
+    known = knowledge(name)
+    if known is not None and sys.stdout.isatty() and sys.stderr.isatty():
+        say(known)
 
 
 @contextmanager

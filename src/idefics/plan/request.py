@@ -190,7 +190,8 @@ def subject(model: str | Path) -> Subject:
     folder = expanded(model)
     if folder.is_dir():
         return _checkpoint(str(model), folder)
-    from idefics.weights.files import EMBEDDED, EMBEDDED_NAME, resolve
+    from idefics.assets import EMBEDDED, EMBEDDED_NAME
+    from idefics.weights.files import resolve
 
     config = preset_named(str(model))
     if config is not None and not (model == EMBEDDED_NAME and EMBEDDED.is_dir()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
+from idefics.assets import DEMO, PLAYGROUND, knowledge
 from idefics.errors import OptionError
 from idefics.plan import PRECISIONS, Plan, Precision, make_plan
 from idefics.server.http.bodies import Body, Messages
@@ -26,8 +28,14 @@ __all__ = ["page_paths", "playground_router"]
 PAGE = "/playground"
 CHAT_TOKENS = 256
 """New tokens of a chat to plan for where the body does not say."""
-_FOLDER = Path(__file__).parents[1] / "assets" / "playground"
-_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_TYPES = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+_EXAMPLES = 3
 _READS = ["GET", "HEAD"]
 _HEADERS = {
     # Nothing but the server itself: no other host, no inline script or style, nobody's frame.
@@ -39,6 +47,13 @@ _HEADERS = {
 }
 # A name stands in brackets because the URL of an image in markdown ends at the first one: no text can take a part's name.
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})(?: \((\w{1,32})\))?")
+
+
+class Example(BaseModel):
+    """A question that one can begin with."""
+
+    image: str = Field(description="The name of a picture beside the page.")
+    question: str
 
 
 class Facts(BaseModel):
@@ -54,6 +69,8 @@ class Facts(BaseModel):
     longest_image: int = Field(description="Edge in pixels that images can have at most.")
     longest_edge: int = Field(description="Edge in pixels that larger images are brought to if a request does not say.")
     body_bytes: int = Field(description="Of a request at most.")
+    knows: str | None = Field(description="What the model can be asked about, where that is known.")
+    examples: list[Example] = Field(description="Questions to begin a chat with.")
 
 
 class PlanRequest(Body):
@@ -159,7 +176,7 @@ def _prompt(body: PlanRequest, service: Service) -> Prompt:
 
 
 def _files() -> list[Path]:
-    return sorted(file for file in _FOLDER.iterdir() if file.suffix in _TYPES)
+    return sorted(file for folder in (PLAYGROUND, DEMO) for file in folder.iterdir() if file.suffix in _TYPES)
 
 
 def _add_file(router: APIRouter, file: Path) -> None:
@@ -185,18 +202,28 @@ def _facts(service: Service) -> Facts:
         adjustable = True
     except OptionError:
         adjustable = False
+    chats = model.processor.chat_template is not None
     return Facts(
         model=model.name,
         dtype=model.dtype,
         device=model.device,
         positions=model.positions,
-        chats=model.processor.chat_template is not None,
+        chats=chats,
         adjustable=adjustable,
         splits=bool(settings.get("do_image_splitting")),
         longest_image=model.longest_image,
         longest_edge=min(edge, model.longest_image),
         body_bytes=service.limits.body_bytes,
+        knows=knowledge(model.name),
+        # Whatever has chats can be asked about them. A base model goes on with a text, and a bare question is a poor one.
+        examples=_examples() if chats else [],
     )
+
+
+def _examples() -> list[Example]:
+    talks = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
+    alone = [talk for talk in talks if len(talk["images"]) == 1]
+    return [Example(image=talk["images"][0], question=talk["turns"][0]["question"]) for talk in alone[:_EXAMPLES]]
 
 
 def _planned(service: Service, asked: Asked, ids: list[int], *, new: int) -> PlanAnswer:

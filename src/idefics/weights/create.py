@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
+from idefics.assets import EMBEDDED
 from idefics.config import Config
 from idefics.config.json_files import read_json, write_json
 from idefics.config.presets import preset
@@ -28,7 +29,6 @@ from idefics.processor.families import processor_class
 from idefics.processor.tokenizer import Tokenizer
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.families import build_on_meta, family_of
-from idefics.weights.files import EMBEDDED
 from idefics.weights.init import Start, starts
 from idefics.weights.save import shard_index, shard_names, split_shards
 from idefics.weights.shards import DTYPES, INDEX

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from idefics.assets import EMBEDDED, EMBEDDED_NAME
 from idefics.config.presets import preset_names
 from idefics.errors import CheckpointNotFound, OptionError
 
-__all__ = ["EMBEDDED", "EMBEDDED_NAME", "WANTED", "resolve"]
-
-EMBEDDED = Path(__file__).parents[1] / "assets" / "idefics2-nano"
-"""The model that ships inside the package."""
-EMBEDDED_NAME = EMBEDDED.name
-"""What it is called wherever a folder or a Hub id could stand."""
+__all__ = ["WANTED", "resolve"]
 
 MAIN = "main"
 """The revision that everything has, folders too: what loaders pass who were told none."""

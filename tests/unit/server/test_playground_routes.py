@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-import idefics
 from fake_engine import FakeEngine
 from fakes import tiny_config
+from idefics.assets import DEMO, EMBEDDED_NAME, KNOWLEDGE, PLAYGROUND, knowledge
 from idefics.plan import PRECISIONS, make_plan
 from serving import data_url, fake_app, png, script
-
-FOLDER = Path(idefics.__file__).parent / "assets" / "playground"
 
 
 @pytest.fixture
@@ -59,7 +56,7 @@ def test_the_page_is_found_with_a_slash_and_by_those_who_only_look() -> None:
 
 
 def test_every_part_is_reached_and_every_import_is_there() -> None:
-    texts = {file.name: file.read_text(encoding="utf-8") for file in FOLDER.iterdir()}
+    texts = {file.name: file.read_text(encoding="utf-8") for file in PLAYGROUND.iterdir()}
     used = {"index.html", *re.findall(r'playground/([\w.]+)"', texts["index.html"])}
     for name, text in texts.items():
         if name.endswith(".js"):
@@ -72,8 +69,27 @@ def test_every_part_is_reached_and_every_import_is_there() -> None:
 def test_facts(client: TestClient) -> None:
     assert client.get("/playground/facts").json() == {
         "model": "tiny", "dtype": "float32", "device": "cpu", "positions": 512, "chats": True, "adjustable": True,
-        "splits": False, "longest_image": 72, "longest_edge": 72, "body_bytes": 32 * 2**20,
+        "splits": False, "longest_image": 72, "longest_edge": 72, "body_bytes": 32 * 2**20, "knows": None,
+        "examples": [
+            {"image": "thing.png", "question": "What do you see?"},
+            {"image": "things.png", "question": "How many orange diamonds do you see in the picture?"},
+            {"image": "number.png", "question": "Which number is shown in the picture?"},
+        ],
     }  # fmt: skip
+
+
+def test_what_the_embedded_model_knows_is_told_and_base_models_are_offered_no_questions() -> None:
+    assert knowledge(EMBEDDED_NAME) == KNOWLEDGE
+    assert knowledge("HuggingFaceM4/idefics2-8b") is None
+    with TestClient(fake_app(FakeEngine(script()), chats=False)) as client:
+        assert client.get("/playground/facts").json()["examples"] == []
+
+
+def test_pictures_to_ask_about_stand_beside_the_page() -> None:
+    with TestClient(fake_app(FakeEngine(script()), api_keys=["secret"])) as client:
+        sent = client.get("/playground/thing.png")
+        assert (sent.status_code, sent.headers["content-type"]) == (200, "image/png")
+        assert sent.content == (DEMO / "thing.png").read_bytes()
 
 
 def test_the_plan_is_the_one_of_the_command_line_and_counts_what_is_computed(client: TestClient) -> None:

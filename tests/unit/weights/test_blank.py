@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from idefics.assets import EMBEDDED
 from idefics.weights.blank import PAGE, _looks, blank_weights
-from idefics.weights.files import EMBEDDED
 from idefics.weights.load import load_model
 from idefics.weights.shards import Shards
 

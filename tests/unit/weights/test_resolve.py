@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from idefics.assets import EMBEDDED_NAME
 from idefics.errors import CheckpointNotFound, OptionError
 from idefics.weights import files
 from idefics.weights.files import WANTED, resolve
@@ -151,15 +152,15 @@ def test_the_embedded_model_by_none_or_by_name(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(CheckpointNotFound, match="lacks the embedded model"):
         resolve(None)
     (tmp_path / "shipped").mkdir()
-    assert resolve(None) == resolve(files.EMBEDDED_NAME) == tmp_path / "shipped"
+    assert resolve(None) == resolve(EMBEDDED_NAME) == tmp_path / "shipped"
     assert resolve(None, revision="main") == tmp_path / "shipped"
     for options, message in (({"revision": "v2"}, "the embedded model has none"), ({"to": tmp_path}, "is no download")):
         with pytest.raises(OptionError, match=message):
             resolve(None, **options)
-    (tmp_path / files.EMBEDDED_NAME).mkdir()
-    assert resolve(files.EMBEDDED_NAME) == Path(files.EMBEDDED_NAME), "a folder here goes first"
+    (tmp_path / EMBEDDED_NAME).mkdir()
+    assert resolve(EMBEDDED_NAME) == Path(EMBEDDED_NAME), "a folder here goes first"
     with pytest.raises(OptionError, match="is a local folder already"):
-        resolve(files.EMBEDDED_NAME, to=tmp_path / "x")
+        resolve(EMBEDDED_NAME, to=tmp_path / "x")
 
 
 def test_a_user_that_is_not_there() -> None:

@@ -9,6 +9,9 @@ export const chat = {
   nouns: { asked: "question", answered: "answer" },
   looks: {}, // those that the page comes with
 
+  /** Whether Enter alone sends; else it breaks the line, and sends with Ctrl. */
+  entersSend: true,
+
   /** Whether the model can go on where nothing new is said. */
   resumes: false,
 
@@ -46,7 +49,10 @@ export const completion = {
     send: { textContent: "Continue" },
     skip: { textContent: "Skip to the text" },
     sends: { textContent: "continues" },
+    sending: { textContent: "Ctrl Enter" },
+    breaking: { textContent: "Enter" },
   },
+  entersSend: false, // line breaks are part of what is continued
   resumes: true,
   typed: (text) => text,
   asked: (turns, urlOf) => ({ prompt: promptOf(turns, urlOf) }),

@@ -5,11 +5,14 @@ import { Composer, draftOf } from "./composer.js";
 import { Conversation, picturesOf, toldOf } from "./conversation.js";
 import { askForKey, copy } from "./dialogs.js";
 import { byId, size } from "./elements.js";
+import { watchKeys } from "./keys.js";
+import { Picture } from "./pictures.js";
 import { PlanPanel } from "./plan.js";
 import { NoKeyError, Server } from "./server.js";
 import { Settings } from "./settings.js";
 import { watchTheme } from "./theme.js";
 import { Turns } from "./turns.js";
+import { welcome } from "./welcome.js";
 
 const server = new Server(askForKey);
 const conversation = new Conversation();
@@ -84,16 +87,36 @@ async function send() {
   if (!facts) return status("The server has not answered yet");
   if (!(await allRead()) || running) return;
   const asked = composer.turn;
-  const bytes = bytesOf([...toldOf(before()), asked]);
-  if (bytes > facts.body_bytes) {
-    // Told here, as a server that finds a body too large hangs up while it is being sent: that looks like any failure.
-    const limit = `over the server's limit of ${facts.body_bytes}`;
-    return composer.complain(`With its images this request has ${bytes} bytes, ${limit}. Take images out, or make them smaller.`);
-  }
+  if (!sendable(asked)) return;
   conversation.ask(asked, editing ?? undefined);
   composer.exchange(kept ?? draftOf());
   editing = kept = null;
   answer();
+}
+
+/** Begins with one of the page's own questions; what is being written meanwhile stays. */
+async function begin(address, text) {
+  if (running || waiting) return;
+  waiting = true;
+  try {
+    const asked = { role: "user", text, pictures: [await Picture.fetched(address)] };
+    if (conversation.turns.length || !sendable(asked)) return;
+    conversation.ask(asked);
+    answer();
+  } catch (error) {
+    composer.complain(error.message);
+  } finally {
+    waiting = false;
+  }
+}
+
+/** Whether a turn is within the server's limit. Told here, as a server that finds a body too large hangs up: that looks like any failure. */
+function sendable(asked) {
+  const bytes = bytesOf([...toldOf(before()), asked]);
+  if (bytes <= facts.body_bytes) return true;
+  const limit = `over the server's limit of ${facts.body_bytes}`;
+  composer.complain(`With its images this request has ${bytes} bytes, ${limit}. Take images out, or make them smaller.`);
+  return false;
 }
 
 /** Waits for images that were added a moment ago: they belong to the message. */
@@ -183,18 +206,10 @@ async function copied(text, what) {
   if (await copy(text)) status(`${what} is in the clipboard`);
 }
 
-function pressed(event) {
-  // Keys belong to an input method while it composes (229 is how Safari says so), and to a dialog while it is open.
-  if (event.isComposing || event.keyCode === 229 || document.querySelector("dialog[open]")) return;
-  if (event.key === "Escape" && running) {
-    event.preventDefault();
-    running.abort();
-  } else if (event.key === "Escape" && editing !== null) {
-    leaveEdit();
-  } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    send();
-  }
+/** Ends what Esc can end at the moment. */
+function escape() {
+  if (running) running.abort();
+  else if (editing !== null) leaveEdit();
 }
 
 async function changeKey() {
@@ -229,6 +244,7 @@ function fit(found) {
   for (const [id, look] of Object.entries(way.looks)) Object.assign(byId(id), look);
   composer.fit(way);
   settings.fit(facts);
+  welcome(facts, begin);
 }
 
 watchTheme();
@@ -236,7 +252,7 @@ byId("stop").addEventListener("click", () => running?.abort());
 byId("keep").addEventListener("click", leaveEdit);
 byId("clear").addEventListener("click", clear);
 byId("change-key").addEventListener("click", changeKey);
-document.addEventListener("keydown", pressed);
+watchKeys({ send, escape, entersSend: () => way.entersSend });
 composer.focus();
 show();
 load();

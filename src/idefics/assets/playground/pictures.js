@@ -61,6 +61,19 @@ export class Picture {
       URL.revokeObjectURL(image.src);
     }
   }
+
+  /** @throws {Error} it does not come. */
+  static async fetched(address) {
+    const name = address.split("/").at(-1);
+    let response;
+    try {
+      response = await fetch(address);
+    } catch {
+      throw new Error(`${name} does not come; is the server still running?`);
+    }
+    if (!response.ok) throw new Error(`${name} does not come: the server answered HTTP ${response.status}.`);
+    return Picture.read(new File([await response.blob()], name, { type: "image/png" }));
+  }
 }
 
 /** Calls `take` with the files that come in, by whichever way. */

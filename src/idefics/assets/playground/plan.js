@@ -35,6 +35,9 @@ export class PlanPanel {
   }
 
   #show({ tokens, fits, bytes, dtype }) {
+    const number = (value) => value.toLocaleString("en");
+    byId("brief").textContent = `${number(tokens.prompt)} + ${number(tokens.answer)} of ${number(tokens.positions)} tokens`;
+    byId("brief").classList.toggle("problem", !fits);
     const used = element("meter", { max: tokens.positions, value: tokens.prompt + tokens.answer, high: tokens.positions });
     used.ariaLabel = "Positions taken";
     this.#panel.replaceChildren(

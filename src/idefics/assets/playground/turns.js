@@ -9,6 +9,7 @@ export class Turns {
   #announcer = byId("announcer");
   #actions;
   #items = new Map(); // by turn
+  #top = 0; // of what is in sight
   #following = true; // the end stays in sight, unless somebody scrolls up
 
   /** @param actions of a turn's buttons */
@@ -16,14 +17,16 @@ export class Turns {
     this.#actions = actions;
     this.#log.addEventListener("scroll", () => {
       const { scrollHeight, scrollTop, clientHeight } = this.#log;
-      this.#following = scrollHeight - scrollTop - clientHeight < 40;
+      const end = scrollHeight - scrollTop - clientHeight < 40;
+      if (end || scrollTop < this.#top) this.#following = end; // the end can also move away by itself, as the message grows
+      this.#top = scrollTop;
     });
     new ResizeObserver(() => this.#follow()).observe(this.#log);
   }
 
   /** Turns come and go at the end only; those that stay keep their elements. */
   show(turns, { locked, editing, running }) {
-    byId("hint").hidden = turns.length > 0;
+    byId("welcome").hidden = turns.length > 0;
     this.#log.ariaBusy = String(running);
     for (const [turn, item] of this.#items) {
       if (turns.includes(turn)) continue;
@@ -57,6 +60,6 @@ export class Turns {
   }
 
   #follow() {
-    if (this.#following) this.#log.scrollTop = this.#log.scrollHeight;
+    if (this.#following && this.#items.size) this.#log.scrollTop = this.#log.scrollHeight;
   }
 }
