@@ -1,6 +1,6 @@
 """The CPU set: every comparison with transformers that a machine without a GPU can make, one after the other.
 
-    python benchmarks/cpu.py            # writes benchmarks/results/; docs/log.md has the times
+    python benchmarks/cpu.py            # writes benchmarks/results/; docs/log/cpu.md has the times
     python benchmarks/cpu.py decode     # some of it
     python benchmarks/cpu.py wide       # not part of the set: requests to layers of true size, longer than all the rest
 

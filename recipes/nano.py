@@ -15,7 +15,7 @@ the spirit of the real recipe, which starts from SigLIP and Mistral (arXiv 2405.
 3. *patches*: the vision tower alone names the kind and colour of what covers each patch (the drawings know), mostly on
    crowds: pictures so full of things and digits that a patch in two has something to learn from;
 4. *nouns*: the decoder on symbols again; before its last layer every noun must know how many such things each image shows.
-   Only then does it begin to tell which of two images shows a thing (docs/log.md);
+   Only then does it begin to tell which of two images shows a thing (docs/log/nano.md);
 5. *latents*: the connector learns to write the symbols: latent i of the resampler becomes the symbol of cell i, and two of
    its heads are told to look there;
 6. *answers*: everything learns to answer, from pixels; the other tasks stay on with small weights;
@@ -24,7 +24,7 @@ the spirit of the real recipe, which starts from SigLIP and Mistral (arXiv 2405.
 Loss on the answers and their `<end_of_utterance>` only.
 
 Matrices are trained with Muon (orthogonalised momentum), everything else with AdamW: after the same time the tower's loss
-on patches is 1.5 with Muon and 2.1 without (docs/log.md).
+on patches is 1.5 with Muon and 2.1 without (docs/log/nano.md).
 
 Reproducible: every batch is a function of (seed, stage, step); steps, not minutes, end a stage.
 """

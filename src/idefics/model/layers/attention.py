@@ -75,7 +75,7 @@ def attention(
 
 
 def fastest(q_BHTK: Tensor, k_BGSK: Tensor) -> Backend:
-    """What `"auto"` takes for such queries and keys (docs/log.md has the measurements).
+    """What `"auto"` takes for such queries and keys (docs/log/cpu.md has the measurements).
 
     `"sdpa"` wherever gradients are needed, and on GPUs but for one query of heads that share keys: torch's fused kernels take a
     mask there only with the keys repeated, while `"blocked"` is then one product per matrix. On CPUs in float32 `"blocked"` for

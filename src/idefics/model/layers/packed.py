@@ -48,10 +48,10 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 ENOUGH_PARAMETERS = 100_000_000
 """Of a float32 model on a CPU. Below this its weights stay in the processor's caches, where a plain product of one row is
-faster; in 16 bits a packed one always is (docs/log.md)."""
+faster; in 16 bits a packed one always is (docs/log/cpu.md)."""
 
 FEW_ROWS = 4
-"""oneDNN reads weights from memory fastest for four to six rows, so there are never fewer (docs/log.md)."""
+"""oneDNN reads weights from memory fastest for four to six rows, so there are never fewer (docs/log/cpu.md)."""
 
 LARGE_WEIGHT = 2**21
 """Bytes from which a weight is taken to come from memory; what lies in a cache is read fast enough for one row."""

@@ -1,8 +1,8 @@
 """Products of 16-bit weights on processors that multiply in float32 only.
 
 Without instructions of its own torch multiplies 16-bit numbers one by one there, five to seven times slower than in float32
-(docs/log.md). So weights stay in 16 bits, half the memory, and are widened a block at a time, which stays in the cache, to be
-multiplied in float32. One row alone is read in 16 bits as it is: that is bound by memory, and torch is as fast.
+(docs/log/cpu.md). So weights stay in 16 bits, half the memory, and are widened a block at a time, which stays in the cache, to
+be multiplied in float32. One row alone is read in 16 bits as it is: that is bound by memory, and torch is as fast.
 """
 
 from __future__ import annotations
