@@ -44,7 +44,7 @@ def running(*options: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str
 def test_it_serves_the_embedded_model_and_stops_in_order() -> None:
     with running("--drain", "20") as (process, address, lines):
         assert httpx.get(f"{address}/info").json()["model_id"] == "idefics2-nano"
-        parameters = {"max_new_tokens": 300, "grammar": {"type": "regex", "value": "(.|\n){2000}"}}
+        parameters = {"max_new_tokens": 300, "details": True, "grammar": {"type": "regex", "value": "(.|\n){2000}"}}
         body = {"inputs": prompt("What is this?", "thing"), "parameters": parameters}
         with httpx.stream("POST", f"{address}/generate_stream", json=body, timeout=60) as response:
             events = (json.loads(line[5:]) for line in response.iter_lines() if line)

@@ -86,7 +86,9 @@ def test_chat_streams(client: TestClient) -> None:
     found = pieces(client.post(CHAT, json=body(image(), stream=True, stream_options={"include_usage": True})).text)
     assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
     assert "".join(p["choices"][0]["delta"].get("content", "") for p in found[1:-1]) == "the red image"
-    assert (found[-2]["choices"][0]["delta"], found[-2]["choices"][0]["finish_reason"]) == ({}, "stop")
+    assert found[-2]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert found[-2]["choices"][0]["finish_reason"] == "stop"
+    assert {p["choices"][0]["delta"]["role"] for p in found[:-1]} == {"assistant"}
     assert {p["choices"][0]["finish_reason"] for p in found[:-2]} == {None}
     assert found[-1]["choices"] == []
     assert found[-1]["usage"]["completion_tokens"] == 4

@@ -40,9 +40,27 @@ def test_generate(client: TestClient) -> None:
     assert response.json() == {"generated_text": " the red image"}
     assert response.headers["x-generated-tokens"] == "4"
     assert int(response.headers["x-prompt-tokens"]) > 3
-    assert {"x-compute-time", "x-total-time", "x-queue-time", "x-inference-time", "x-time-per-token", "x-request-id"} <= {
-        *response.headers
-    }
+    assert response.headers["x-compute-type"] == "cpu+optimized"
+    assert response.headers["x-compute-characters"] == "5"
+    times = ("x-total-time", "x-validation-time", "x-queue-time", "x-inference-time", "x-time-per-token")
+    assert all(response.headers[name].isdecimal() for name in times)
+    assert float(response.headers["x-compute-time"]) > 0
+    assert response.headers["x-request-id"]
+
+
+def test_streams_and_openais_answers_have_the_headers_too(client: TestClient) -> None:
+    chat = {"messages": [{"role": "user", "content": "What?"}]}
+    whole = {"x-compute-type": "cpu+optimized", "x-generated-tokens": "4"}
+    for path, body, due in (
+        ("/generate_stream", {"inputs": "What?"}, {"x-compute-characters": "5", "x-accel-buffering": "no"}),
+        ("/", {"inputs": "What?", "stream": True}, {"x-compute-characters": "5"}),
+        ("/v1/chat/completions", {**chat, "stream": True}, {"x-compute-characters": "40", "x-accel-buffering": "no"}),
+        ("/v1/chat/completions", chat, {**whole, "x-compute-characters": "40"}),
+        ("/v1/completions", {"prompt": ["a", "bc"]}, {**whole, "x-generated-tokens": "8", "x-compute-characters": "3"}),
+    ):
+        headers = client.post(path, json=body).headers
+        assert headers["x-compute-type"] == "cpu+optimized"
+        assert {name: headers[name] for name in due} == due, path
 
 
 def test_the_compatible_route_answers_a_list_or_streams(client: TestClient) -> None:
@@ -107,7 +125,7 @@ def test_details(client: TestClient) -> None:
 
 
 def test_stream(client: TestClient) -> None:
-    response = client.post("/generate_stream", json={"inputs": "a", "parameters": {"top_n_tokens": 1}})
+    response = client.post("/generate_stream", json={"inputs": "a", "parameters": {"top_n_tokens": 1, "details": True}})
     found = events(response.text)
     assert "[DONE]" not in response.text
     assert [event["index"] for event in found] == [1, 2, 3, 4]
@@ -115,6 +133,17 @@ def test_stream(client: TestClient) -> None:
     assert all(event["details"] is None for event in found[:-1])
     assert found[-1]["details"] == {"finish_reason": "eos_token", "generated_tokens": 4, "seed": None, "input_length": 2}
     assert all(len(event["top_tokens"]) == 1 for event in found)
+
+
+def test_a_stream_tells_details_only_if_asked(client: TestClient) -> None:
+    for path, body in (
+        ("/generate_stream", {}),
+        ("/", {"stream": True}),
+        ("/generate_stream", {"parameters": {"details": False}}),
+    ):
+        found = events(client.post(path, json={"inputs": "a", **body}).text)
+        assert [event["details"] for event in found] == [None] * 4
+        assert found[-1]["generated_text"] == " the red image"
 
 
 def test_return_full_text_repeats_the_prompt(client: TestClient) -> None:
@@ -291,6 +320,12 @@ def test_info_and_health(client: TestClient) -> None:
     assert told["max_total_tokens"] == 512
     assert told["model_pipeline_tag"] == "image-text-to-text"
     assert told["speculate"] == 0
+    known = {"model_id", "model_sha", "model_dtype", "model_device_type", "model_pipeline_tag", "max_concurrent_requests"}
+    known |= {"max_best_of", "max_stop_sequences", "max_input_length", "max_input_tokens", "max_total_tokens", "max_batch_size"}
+    known |= {"waiting_served_ratio", "max_batch_total_tokens", "max_waiting_tokens", "validation_workers", "speculate"}
+    assert known | {"max_client_batch_size", "router", "version", "sha", "docker_label"} <= set(told)
+    whole = ("max_input_length", "max_batch_total_tokens", "max_waiting_tokens", "max_client_batch_size")
+    assert all(type(told[name]) is int and told[name] > 0 for name in whole)
     assert client.get("/health").status_code == 200
 
 

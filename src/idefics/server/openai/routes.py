@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from idefics.server.errors import Invalid, ServerError
+from idefics.server.http.compute import asked_headers, computed_headers
 from idefics.server.http.routes import is_brief, place_of, taking_route
 from idefics.server.http.sse import STREAMED, EventStream, Json, guarded_events
 from idefics.server.link.answers import Said
@@ -119,7 +120,9 @@ class _Answering:
                 choice = self._choice(conversation, answer)
                 choices += [{"index": len(choices) + copy, **choice} for copy in range(self._copies)]
         usage = _usage(conversations, self._copies)
-        return Json({**self._head, "object": self.objects[0], **self._print, "choices": choices, "usage": usage})
+        headers = computed_headers(self._service.model, _characters(asked), conversations)
+        answer = {**self._head, "object": self.objects[0], **self._print, "choices": choices, "usage": usage}
+        return Json(answer, headers=headers)
 
     async def _stream(self, asked: Sequence[Asked], place: Place) -> Response:
         async with AsyncExitStack() as entering:  # what is wrong with one of them ends the others, and is why they end
@@ -128,7 +131,9 @@ class _Answering:
             ]
             stack = entering.pop_all()
         events = guarded_events(self._events(stack, conversations), openai_error, served_error)
-        return EventStream(_done_last(events), send_seconds=self._service.limits.send_seconds, stack=stack)
+        headers = asked_headers(self._service.model, _characters(asked))
+        seconds = self._service.limits.send_seconds
+        return EventStream(_done_last(events), send_seconds=seconds, stack=stack, headers=headers)
 
     async def _events(
         self, stack: AsyncExitStack, conversations: Sequence[Conversation]
@@ -196,9 +201,11 @@ class _Chat(_Answering):
         pieces: list[dict[str, Any]] = []
         if said.text or shown:
             logprobs = chat_logprobs(shown) if self._logprobs else None
-            pieces.append({"delta": {"content": said.text}, "logprobs": logprobs, "finish_reason": None})
+            pieces.append({"delta": {"role": "assistant", "content": said.text}, "logprobs": logprobs, "finish_reason": None})
         if said.finish is not None:
-            pieces.append({"delta": {}, "logprobs": None, "finish_reason": _FINISH[said.finish]})
+            pieces.append(
+                {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": _FINISH[said.finish]}
+            )
         return pieces
 
 
@@ -235,6 +242,10 @@ class _Completion(_Answering):
 
     def _before(self, conversation: Conversation) -> str:
         return conversation.prepared.asked.prompt.written(self._image_token) if self._echo else ""
+
+
+def _characters(asked: Sequence[Asked]) -> int:
+    return sum(each.prompt.characters for each in asked)
 
 
 def _usage(conversations: Sequence[Conversation], copies: int) -> dict[str, int]:

@@ -32,6 +32,11 @@ class Prompt:
     text: str
     references: tuple[str, ...] = ()
 
+    @property
+    def characters(self) -> int:
+        """Of the text and of what stands for images in it."""
+        return len(unmarked(self.text)) + sum(map(len, self.references))
+
     def written(self, placeholder: str) -> str:
         """The text as people read it, with its images written as `![](URL)`.
 

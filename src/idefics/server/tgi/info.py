@@ -12,7 +12,7 @@ __all__ = ["info"]
 
 def info(service: Service) -> dict[str, Any]:
     """The served model and its limits."""
-    model, limits = service.model, service.limits
+    model, limits, state = service.model, service.limits, service.bridge.state
     return {
         "model_id": model.name,
         "model_sha": None,
@@ -26,6 +26,11 @@ def info(service: Service) -> dict[str, Any]:
         "max_input_length": model.positions - 1,
         "max_input_tokens": model.positions - 1,
         "max_total_tokens": model.positions,
+        # The cache is made with the first request; from then on it holds at least as much as one.
+        "max_batch_total_tokens": state.blocks * state.block_tokens or model.positions,
+        "max_batch_size": None,
+        "waiting_served_ratio": 0.0,  # who waits joins at the next token, whoever runs
+        "max_waiting_tokens": 1,
         "validation_workers": limits.workers,
         "max_client_batch_size": 1,
         "speculate": model.defaults.get("prompt_lookup_num_tokens") or 0,

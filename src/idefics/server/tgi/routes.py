@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from idefics.server.errors import Invalid, ServerError
+from idefics.server.http.compute import asked_headers, computed_headers
 from idefics.server.http.routes import is_brief, place_of, taking_route
 from idefics.server.http.sse import STREAMED, EventStream, Json, guarded_events
 from idefics.server.link.answers import Said
@@ -129,7 +130,7 @@ class _Writer:
             if given.decoder_input_details:
                 prefill = await self._prefill(conversation)
             answers = sorted(await conversation.whole(), key=lambda answer: -answer.score)
-            headers = _headers(conversation, body.inputs)
+            headers = computed_headers(service.model, len(body.inputs), [conversation])
         if not _samples(given):
             answers *= given.best_of or 1  # all the same, as the original's are
         before = body.inputs if given.return_full_text else ""
@@ -151,7 +152,8 @@ class _Writer:
         # Entered before the response begins, so that what is wrong with a request has a status of its own.
         conversation = await stack.enter_async_context(service.conversation(asked, place_of(request), streams=True))
         events = guarded_events(self._events(stack, conversation, body), tgi_error, served_error)
-        return EventStream(events, send_seconds=service.limits.send_seconds, stack=stack)
+        headers = asked_headers(service.model, len(body.inputs))
+        return EventStream(events, send_seconds=service.limits.send_seconds, stack=stack, headers=headers)
 
     async def _events(
         self, stack: AsyncExitStack, conversation: Conversation, body: Generate
@@ -166,12 +168,13 @@ class _Writer:
                 shown |= {"generated_text": None, "details": None}
                 if said.finish is not None:
                     shown["generated_text"] = (body.inputs if given.return_full_text else "") + written.text
-                    shown["details"] = {
-                        "finish_reason": _FINISH[said.finish],
-                        "generated_tokens": len(written.tokens),
-                        "seed": conversation.prepared.params.seed,
-                        "input_length": conversation.prepared.prompt_tokens,
-                    }
+                    if given.details:
+                        shown["details"] = {
+                            "finish_reason": _FINISH[said.finish],
+                            "generated_tokens": len(written.tokens),
+                            "seed": conversation.prepared.params.seed,
+                            "input_length": conversation.prepared.prompt_tokens,
+                        }
                 yield shown
 
     def _asked(self, body: Generate, *, streams: bool) -> Asked:
@@ -316,15 +319,3 @@ def _check(given: Parameters, service: Service, *, streams: bool) -> None:
 
 def _listed(tokens: Sequence[Tokenized]) -> list[dict[str, Any]]:
     return [vars(token) for token in tokens]
-
-
-def _headers(conversation: Conversation, inputs: str) -> dict[str, str]:
-    seconds = conversation.seconds()
-    names = {"total": "total-time", "validation": "validation-time", "queue": "queue-time", "inference": "inference-time"}
-    return {
-        "x-compute-time": f"{seconds['total']:.6f}",
-        "x-compute-characters": str(len(inputs)),
-        "x-prompt-tokens": str(conversation.prepared.prompt_tokens),
-        "x-generated-tokens": str(conversation.generated),
-        **{f"x-{names.get(name, 'time-per-token')}": str(int(1000 * value)) for name, value in seconds.items()},
-    }
