@@ -96,6 +96,11 @@ def test_chat_streams(client: TestClient) -> None:
     assert len({p["id"] for p in found}) == 1
 
 
+def test_openais_own_clients_get_the_role_once(client: TestClient) -> None:
+    asked = client.post(CHAT, json=body(stream=True), headers={"x-stainless-lang": "python"})
+    assert [p["choices"][0]["delta"].get("role") for p in pieces(asked.text)] == ["assistant", *[None] * 4]
+
+
 def test_several_answers_stream_side_by_side(client: TestClient) -> None:
     found = pieces(client.post(CHAT, json=body(stream=True, n=2)).text)
     for index in (0, 1):

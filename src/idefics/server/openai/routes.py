@@ -69,7 +69,8 @@ def openai_router(service: Service) -> APIRouter:
     @router.post("/chat/completions", summary="Go on with a chat", responses=STREAMED)
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
         asked = await service.preparer.in_worker(lambda: [asked_of_chat(body, service)], brief=is_brief(request))
-        return await _Chat(service, body).respond(asked, place_of(request))
+        role_once = "x-stainless-lang" in request.headers  # OpenAI's own clients, which add up what pieces bring
+        return await _Chat(service, body, role_once=role_once).respond(asked, place_of(request))
 
     @router.post("/completions", summary="Go on with a text", responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request) -> Response:
@@ -181,8 +182,10 @@ class _Chat(_Answering):
     objects = ("chat.completion", "chat.completion.chunk")
     prefix = "chatcmpl"
 
-    def __init__(self, service: Service, body: ChatCompletionRequest) -> None:
+    def __init__(self, service: Service, body: ChatCompletionRequest, *, role_once: bool) -> None:
         super().__init__(service, body, logprobs=bool(body.logprobs))
+        # text-generation-inference tells it with every piece, and its clients insist.
+        self._role = {} if role_once else {"role": "assistant"}
 
     def _choice(self, conversation: Conversation, answer: Written) -> dict[str, Any]:
         del conversation
