@@ -122,8 +122,8 @@ class _Answering:
                 choices += [{"index": len(choices) + copy, **choice} for copy in range(self._copies)]
         usage = _usage(conversations, self._copies)
         headers = computed_headers(self._service.model, _characters(asked), conversations)
-        answer = {**self._head, "object": self.objects[0], **self._print, "choices": choices, "usage": usage}
-        return Json(answer, headers=headers)
+        whole = {**self._head, "object": self.objects[0], **self._print, "choices": choices, "usage": usage}
+        return Json(whole, headers=headers)
 
     async def _stream(self, asked: Sequence[Asked], place: Place) -> Response:
         async with AsyncExitStack() as entering:  # what is wrong with one of them ends the others, and is why they end
@@ -201,14 +201,14 @@ class _Chat(_Answering):
         return [{"delta": delta, "logprobs": None, "finish_reason": None}]
 
     def _pieces(self, said: Said, shown: Sequence[Shown]) -> list[dict[str, Any]]:
+        def piece(text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
+            return {"delta": {**self._role, "content": text}, "logprobs": logprobs, "finish_reason": finish}
+
         pieces: list[dict[str, Any]] = []
         if said.text or shown:
-            logprobs = chat_logprobs(shown) if self._logprobs else None
-            pieces.append({"delta": {"role": "assistant", "content": said.text}, "logprobs": logprobs, "finish_reason": None})
+            pieces.append(piece(said.text, chat_logprobs(shown) if self._logprobs else None, None))
         if said.finish is not None:
-            pieces.append(
-                {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": _FINISH[said.finish]}
-            )
+            pieces.append(piece("", None, _FINISH[said.finish]))
         return pieces
 
 
