@@ -20,8 +20,9 @@ from idefics.engine.limits import Limits
 from idefics.engine.request import Token
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
+from idefics.linears.packing import pack, unpack
+from idefics.linears.sites import named_weights
 from idefics.model.base import VisionLanguageModel
-from idefics.model.layers.packed import named_weights, pack, unpack
 from idefics.weights.families import build_on_meta, family_of
 from idefics.weights.init import initialize
 from vision import padded

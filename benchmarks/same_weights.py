@@ -10,8 +10,8 @@ import transformers
 
 from idefics.config import Idefics2Config
 from idefics.config.presets import preset
+from idefics.linears.packing import finish_packing, pack
 from idefics.model.base import VisionLanguageModel
-from idefics.model.layers.packed import finish_packing, pack
 from idefics.weights.families import build_on_meta, family_of
 
 __all__ = ["both", "config", "difference"]

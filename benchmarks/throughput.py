@@ -32,7 +32,7 @@ import idefics
 from idefics.api import Idefics
 from idefics.engine.engine import Engine
 from idefics.engine.sampling_params import sampling_params
-from idefics.model.layers.packed import finish_packing
+from idefics.linears.packing import finish_packing
 from idefics.server.prepare.grammars import Grammar
 from idefics.server.prepare.guides import Guides
 from idefics.weights.create import create_checkpoint

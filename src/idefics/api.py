@@ -75,7 +75,7 @@ def load(
         limits: how much the engine takes on at once, and how large its caches may be.
         packed: arrange the weights for where they are (on a GPU, join layers that share their input), after which the model
             only infers; None does where it pays. On a CPU the work is done when a part of the model is first used, see
-            `idefics.model.layers.packed.finish_packing`; up to then the files must stay as they are.
+            `idefics.linears.packing.finish_packing`; up to then the files must stay as they are.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
         allow_unknown_config: take a model whose `config.json` has keys that ask for something this version does not know,

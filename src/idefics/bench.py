@@ -23,8 +23,8 @@ from idefics.engine.request import Ended
 from idefics.engine.sampling_params import SamplingParams
 from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
+from idefics.linears.packing import finish_packing
 from idefics.machine.ceilings import Ceilings, ceilings, seconds_of
-from idefics.model.layers.packed import finish_packing
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 
 __all__ = ["Bed", "Work", "bench"]

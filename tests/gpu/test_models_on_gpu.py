@@ -7,8 +7,8 @@ import torch
 
 import gated
 from idefics.inputs import ModelInputs
+from idefics.linears.packing import pack, unpack
 from idefics.model.base import VisionLanguageModel
-from idefics.model.layers.packed import pack, unpack
 from idefics.weights.families import family_of
 from idefics.weights.init import initialize
 from middle import middle_idefics1, middle_idefics2

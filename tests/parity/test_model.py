@@ -18,7 +18,8 @@ from oracle import (
     tiny_config,
 )  # fmt: skip
 
-from idefics.model.layers.packed import can_pack, pack
+from idefics.linears.packed import can_pack
+from idefics.linears.packing import pack
 from idefics.model.logits import positions
 from idefics.model.vision_encoder import patchify
 

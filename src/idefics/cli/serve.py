@@ -178,7 +178,7 @@ def _loaded(
     """What the engine's process begins with."""
     loaded = open_model(model, images)
     from idefics.engine.limits import cache_blocks
-    from idefics.model.layers.packed import finish_packing
+    from idefics.linears.packing import finish_packing
     from idefics.server.logs import configure
     from idefics.server.model import ServedEngine, ServedModel, spare_a_core
 

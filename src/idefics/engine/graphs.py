@@ -26,7 +26,6 @@ from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.model.layers.paged_attention import paged_attention
 from idefics.model.layers.shortcut import Shortcut
-from idefics.parallel.device_map import layer_devices
 
 __all__ = ["DecodeGraphs", "StaticPass", "graphs_fit", "record"]
 
@@ -42,8 +41,8 @@ TOKEN, PLACE, SLOT, TABLE = 0, 1, 2, 3
 
 def graphs_fit(model: VisionLanguageModel) -> bool:
     """Whether a model's steps can be one recording: it is whole, and all of it on one device."""
-    devices = {model.device, *layer_devices(model), *(parameter.device for parameter in model.lm_head.parameters())}
-    return len(devices) == 1 and not any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+    devices = {model.device, *model.layer_devices, *(parameter.device for parameter in model.lm_head.parameters())}
+    return len(devices) == 1 and not model.is_divided
 
 
 class StaticPass:

@@ -12,7 +12,6 @@ from idefics.machine.byte_sizes import readable_bytes
 from idefics.machine.memory import free_bytes
 from idefics.model.base import VisionLanguageModel
 from idefics.model.peaks import VISION_BYTES, encoded_bytes, encoding_bytes, prompt_bytes
-from idefics.parallel.device_map import held_heads, layer_devices
 
 __all__ = ["Limits", "Reserve", "cache_blocks", "cache_room", "check_room", "reserve", "token_bytes"]
 
@@ -68,8 +67,8 @@ def token_bytes(model: VisionLanguageModel) -> dict[torch.device, int]:
     """Bytes that one token's keys and values take on each device."""
     text, width = model.config.text_config, model.dtype.itemsize
     taken: dict[torch.device, int] = {}
-    for device in layer_devices(model):
-        taken[device] = taken.get(device, 0) + 2 * held_heads(model) * text.head_dim * width
+    for device in model.layer_devices:
+        taken[device] = taken.get(device, 0) + 2 * model.key_value_heads * text.head_dim * width
     return taken
 
 

@@ -17,7 +17,6 @@ from idefics.inputs import ModelInputs
 from idefics.machine.memory import explain_out_of_memory
 from idefics.model.base import VisionLanguageModel
 from idefics.model.logits import positions
-from idefics.parallel.device_map import held_heads, layer_devices
 
 __all__ = ["LESS", "Encoder", "Prefill", "left_aligned"]
 
@@ -76,8 +75,8 @@ class Prefill:
                 rows=len(ids_BT),
                 capacity=ids_BT.shape[1] + new_tokens,
                 dtype=model.dtype,
-                devices=layer_devices(model),
-                heads=held_heads(model),
+                devices=model.layer_devices,
+                heads=model.key_value_heads,
             )
             seen = model.see(inputs) if encoded is None else _sight(model, given, encoded(given))
             hidden_BTD = model(

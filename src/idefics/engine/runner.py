@@ -20,7 +20,6 @@ from idefics.engine.upload import uploaded
 from idefics.errors import NumericsError
 from idefics.inputs import Levels, ModelInputs, image_digest
 from idefics.model.base import VisionLanguageModel
-from idefics.parallel.device_map import held_heads, layer_devices
 from idefics.parallel.launch import agreed_least
 
 __all__ = ["ImageEncoder", "Picture", "Runner", "Source", "pictures"]
@@ -152,8 +151,8 @@ class Runner(ImageEncoder):
             blocks=self.blocks,
             size=limits.block,
             dtype=model.dtype,
-            devices=layer_devices(model),
-            heads=held_heads(model),
+            devices=model.layer_devices,
+            heads=model.key_value_heads,
         )
         self._stacked: tuple[list[Picture], Encoded] | None = None
         wanted = limits.graphs if limits.graphs is not None else model.device.type == "cuda"

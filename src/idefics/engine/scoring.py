@@ -15,7 +15,6 @@ from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.model.logits import positions
-from idefics.parallel.device_map import held_heads, layer_devices
 
 __all__ = ["score_continuations", "score_prompt"]
 
@@ -115,8 +114,8 @@ def score_prompt(model: VisionLanguageModel, inputs: ModelInputs, *, encoded: En
             rows=1,
             capacity=length,
             dtype=model.dtype,
-            devices=layer_devices(model),
-            heads=held_heads(model),
+            devices=model.layer_devices,
+            heads=model.key_value_heads,
         )
     scores: list[float] = []
     for first in range(0, length - 1, PASS):

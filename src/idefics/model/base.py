@@ -5,6 +5,7 @@ Letters: B rows, R continued rows, T new tokens, S all tokens, D hidden size, V 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self
@@ -13,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from idefics.config import Config
-from idefics.errors import InputError
+from idefics.errors import InputError, OptionError
 from idefics.inputs import Levels, ModelInputs
+from idefics.model.arrangement import Ability, Arrangement
 from idefics.model.cache import KVCache
 from idefics.model.decoder import Decoder
-from idefics.model.layers.joined import check_stays
+from idefics.model.layers.linear import Block, Linears
 from idefics.model.peaks import encoding_bytes, groups
 
 __all__ = ["VisionLanguageModel"]
 
 
-class VisionLanguageModel(nn.Module, ABC):
+class VisionLanguageModel(Block, ABC):
     """Images and text in, hidden states and logits out.
 
     A pass over prompts is `check`, then `see`, then calls: the first with what `see` returned, later ones, on tokens that
@@ -34,7 +36,11 @@ class VisionLanguageModel(nn.Module, ABC):
         text_model: the decoder.
         vision_model: the tower.
         lm_head: hidden states to logits.
+        arrangements: what was done to it from outside, set by whoever did it; none for a plain model.
     """
+
+    linears = (Linears(names=("lm_head",), split="vocabulary"),)
+    arrangements: tuple[Arrangement, ...] = ()
 
     config: Config
     text_model: Decoder
@@ -51,8 +57,39 @@ class VisionLanguageModel(nn.Module, ABC):
         """Where token ids go in."""
         return self.text_model.embed_tokens.weight.device
 
+    @property
+    def layer_devices(self) -> list[torch.device]:
+        """The device of each decoder layer, where its keys and values belong."""
+        return [next(layer.parameters()).device for layer in self.text_model.layers]
+
+    @property
+    def key_value_heads(self) -> int:
+        """Those that a decoder layer computes in this process, for which a cache must have room."""
+        return self.config.text_config.num_key_value_heads // math.prod(done.processes for done in self.arrangements)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether this process holds a part of every layer only."""
+        return any(done.kind == "divided" for done in self.arrangements)
+
+    def refusal(self, what: Ability) -> str | None:
+        """Why something cannot be done with the model as it is arranged, in one sentence; None where it can."""
+        return next((done.refusal(what) for done in self.arrangements if what in done.cannot), None)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's.
+
+        Raises:
+            OptionError: the model is arranged so that it cannot be trained.
+        """
+        refusal = self.refusal("trained") if mode else None
+        if refusal is not None:
+            raise OptionError(refusal)
+        return super().train(mode)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        check_stays(self, fn)
+        for arrangement in self.arrangements:
+            arrangement.check_stays(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

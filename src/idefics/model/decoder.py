@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from idefics.config import TextConfig
 from idefics.model.cache import KVCache, NoCache
 from idefics.model.layers.attention import Backend
-from idefics.model.layers.linear import SharedInput
+from idefics.model.layers.linear import Linears, SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.layers.rope import rotary_angles, rotate
@@ -32,7 +32,8 @@ class Angles:
 class DecoderAttention(SharedInput):
     """Causal attention of new tokens over themselves and the cache."""
 
-    shared = ("q_proj", "k_proj", "v_proj")
+    shared = Linears(names=("q_proj", "k_proj", "v_proj"), slot="joined", split="heads")
+    linears = (shared, Linears(names=("o_proj",), split="rows"))
 
     def __init__(self, config: TextConfig, layer: int, backend: Backend) -> None:
         super().__init__()
@@ -73,11 +74,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings to hidden states; the head that turns these into logits belongs to the whole model.
-
-    Attributes:
-        key_value_heads: that each layer has here; fewer than the config's where layers are divided over processes.
-    """
+    """Embeddings to hidden states; the head that turns these into logits belongs to the whole model."""
 
     def __init__(self, config: TextConfig, backend: Backend) -> None:
         super().__init__()
@@ -85,7 +82,6 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, layer, backend) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.config = config
-        self.key_value_heads = config.num_key_value_heads
 
     def in_order(self) -> Iterator[tuple[str, nn.Module]]:
         """Parts that are computed one after the other, by name."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from idefics.config import FlamingoConfig, VisionConfig
 from idefics.model.layers.attention import Backend, attention
-from idefics.model.layers.linear import SharedInput
+from idefics.model.layers.linear import Block, Linears, SharedInput
 
 __all__ = ["FlamingoResampler"]
 
@@ -18,7 +18,8 @@ __all__ = ["FlamingoResampler"]
 class FlamingoAttention(SharedInput):
     """Latents attend to the context and themselves."""
 
-    shared = ("k_proj", "v_proj")
+    shared = Linears(names=("k_proj", "v_proj"), slot="joined")
+    linears = (shared, Linears(names=("q_proj",)), Linears(names=("output_proj",)))
 
     def __init__(self, size: int, config: FlamingoConfig, backend: Backend) -> None:
         super().__init__()
@@ -50,8 +51,10 @@ class FlamingoAttention(SharedInput):
         return out
 
 
-class FlamingoMLP(nn.Module):
+class FlamingoMLP(Block):
     """`c_proj(relu(fc(ln(x))))`, four times the width, without biases."""
+
+    linears = (Linears(names=("fc",)), Linears(names=("c_proj",)))
 
     def __init__(self, size: int) -> None:
         super().__init__()

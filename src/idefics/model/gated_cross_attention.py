@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from idefics.config import Idefics1Config
 from idefics.model.layers.attention import Backend, segmented_attention
-from idefics.model.layers.linear import SharedInput
+from idefics.model.layers.linear import Linears, SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
 
@@ -96,7 +96,8 @@ def route(image_BT: Tensor, *, images: int) -> Routes:
 class CrossAttention(SharedInput):
     """Attention of tokens to the one image that each of them sees."""
 
-    shared = ("k_proj", "v_proj")
+    shared = Linears(names=("k_proj", "v_proj"), slot="joined", split="heads")
+    linears = (shared, Linears(names=("q_proj",), split="heads"), Linears(names=("o_proj",), split="rows"))
 
     def __init__(self, config: Idefics1Config, backend: Backend) -> None:
         super().__init__()

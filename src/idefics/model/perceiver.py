@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from idefics.config import PerceiverConfig
 from idefics.model.layers.attention import Backend, segmented_attention
-from idefics.model.layers.joined import JoinedLinear, folded
-from idefics.model.layers.linear import SharedInput
+from idefics.model.layers.linear import Linears, ScaledInput, SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm, normalised
 
@@ -25,7 +24,8 @@ __all__ = ["PerceiverResampler"]
 class PerceiverAttention(SharedInput):
     """Latents look at their own image's patches and at each other."""
 
-    shared = ("k_proj", "v_proj")
+    shared = Linears(names=("k_proj", "v_proj"), slot="joined")
+    linears = (shared, Linears(names=("q_proj",)), Linears(names=("o_proj",)))
 
     def __init__(self, config: PerceiverConfig, backend: Backend) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class PerceiverLayer(nn.Module):
         return out
 
 
-class PerceiverResampler(nn.Module):
+class PerceiverResampler(ScaledInput):
     """Pools each image's packed features to the same number of latents."""
 
     def __init__(self, config: PerceiverConfig, backend: Backend) -> None:
@@ -104,6 +104,10 @@ class PerceiverResampler(nn.Module):
         self.latents = nn.Parameter(torch.ones(config.resampler_n_latents, config.hidden_size))
         self.layers = nn.ModuleList(PerceiverLayer(config, backend) for _ in range(config.resampler_depth))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def scaled(self) -> Sequence[tuple[SharedInput, Tensor]]:
+        """Every layer's keys and values of the context, and its norm's weight, in which alone the norms differ."""
+        return [(layer.self_attn, layer.input_context_norm.weight) for layer in cast("list[PerceiverLayer]", list(self.layers))]
 
     def forward(self, context_PD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Pools packed features (P, D) of images with these patch counts to (N, L, D)."""
@@ -116,11 +120,8 @@ class PerceiverResampler(nn.Module):
         return out
 
     def _contexts(self, unit_context_PD: Tensor) -> Sequence[Sequence[Tensor] | None]:
-        """The context's keys and values for each layer, in one product if packing has joined each layer's."""
-        layers = cast("list[PerceiverLayer]", list(self.layers))
-        joined = [layer.self_attn.joined for layer in layers if isinstance(layer.self_attn.joined, JoinedLinear)]
-        if len(joined) < len(layers):
-            return [None] * len(layers)
-        product = folded(joined, [layer.input_context_norm.weight for layer in layers])
-        made_PC = torch.split(product(unit_context_PD), product.sizes, dim=-1)
+        """The context's keys and values for each layer, where one product makes those of all."""
+        if self.contexts is None:
+            return [None] * len(self.layers)
+        made_PC = torch.split(self.contexts(unit_context_PD), self.contexts.sizes, dim=-1)
         return list(zip(made_PC[::2], made_PC[1::2], strict=True))

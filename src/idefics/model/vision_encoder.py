@@ -15,7 +15,7 @@ from idefics.config import VisionConfig
 from idefics.errors import InputError
 from idefics.inputs import Levels
 from idefics.model.layers.attention import Backend, segmented_attention
-from idefics.model.layers.linear import SharedInput
+from idefics.model.layers.linear import Linears, SharedInput
 from idefics.model.layers.mlp import MLP
 from idefics.model.layers.widened import pays, wide_linear
 
@@ -65,7 +65,8 @@ class PatchEmbedding(nn.Module):
 class VisionAttention(SharedInput):
     """Full attention within each image."""
 
-    shared = ("q_proj", "k_proj", "v_proj")
+    shared = Linears(names=("q_proj", "k_proj", "v_proj"), slot="joined")
+    linears = (shared, Linears(names=("out_proj",)))
 
     def __init__(self, config: VisionConfig, backend: Backend) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from idefics.model.gated_cross_attention import Routes, View
 from idefics.weights.families import build_on_meta
 from idefics.weights.placement import Device, DeviceMap, Placement
 
-__all__ = ["held_heads", "layer_devices", "plan_devices", "spread", "unit_bytes", "usable"]
+__all__ = ["plan_devices", "spread", "unit_bytes", "usable"]
 
 
 def usable(free: int, *, devices: int) -> int:
@@ -124,20 +124,6 @@ def spread(model: VisionLanguageModel, device_map: DeviceMap) -> list[RemovableH
     # Ids, positions and latents meet before the first layer runs, so they must meet on one device.
     handles.append(mover.before(model, placement.of(embedding)))
     return handles
-
-
-def layer_devices(model: nn.Module) -> list[torch.device]:
-    """The device of each decoder layer, where its keys and values belong."""
-    return [next(layer.parameters()).device for layer in _decoder(model).layers]
-
-
-def held_heads(model: nn.Module) -> int:
-    """Key-value heads that a decoder layer computes in this process, for which a cache must have room."""
-    return _decoder(model).key_value_heads
-
-
-def _decoder(model: nn.Module) -> Decoder:
-    return next(module for module in model.modules() if isinstance(module, Decoder))
 
 
 def _units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import atexit
 import os
+from dataclasses import dataclass
+from typing import Self
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from idefics.errors import OptionError
+from idefics.model.arrangement import Arrangement
+from idefics.model.base import VisionLanguageModel
 from idefics.weights.placement import Device
 
-__all__ = ["agreed_least", "agreed_seed", "init", "leave"]
+__all__ = ["Divided", "agreed_least", "agreed_seed", "init", "leave"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divided(Arrangement):
+    """Every layer is divided over processes.
+
+    Attributes:
+        mesh: those processes.
+    """
+
+    mesh: DeviceMesh
+
+    @classmethod
+    def over(cls, mesh: DeviceMesh) -> Self:
+        """What a model is that is divided over these processes."""
+        return cls(
+            kind="divided",
+            cannot=frozenset({"saved", "packed", "divided"}),
+            remedy=f"each of {mesh.size()} processes holds a part; load it whole",
+            processes=mesh.size(),
+            mesh=mesh,
+        )
 
 
 def init(n: int, *, device: Device | None = None) -> DeviceMesh:
@@ -58,7 +84,7 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def agreed_least(model: nn.Module, number: int) -> int:
+def agreed_least(model: VisionLanguageModel, number: int) -> int:
     """The least of the numbers that the processes which compute this model bring; `number` where one computes it alone."""
     mesh = _mesh(model)
     if mesh is None:
@@ -68,7 +94,7 @@ def agreed_least(model: nn.Module, number: int) -> int:
     return int(least)
 
 
-def agreed_seed(model: nn.Module) -> int:
+def agreed_seed(model: VisionLanguageModel) -> int:
     """A seed from torch's global generator, the first process's in all that compute this model: they must draw alike."""
     mesh = _mesh(model)
     seed = torch.randint(2**62, (1,), device="cpu")  # whatever the default device
@@ -79,14 +105,9 @@ def agreed_seed(model: nn.Module) -> int:
     return int(seed)
 
 
-def _mesh(model: nn.Module) -> DeviceMesh | None:
+def _mesh(model: VisionLanguageModel) -> DeviceMesh | None:
     """The processes that a model is divided over; None where it is whole."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return None
-    # Not at the top: it takes as long to import as half of torch, and only divided models need it.
-    from torch.distributed.tensor import DTensor
-
-    return next((p.device_mesh for p in model.parameters() if isinstance(p, DTensor)), None)
+    return next((done.mesh for done in model.arrangements if isinstance(done, Divided)), None)
 
 
 def _own_device(device: Device | None) -> torch.device:

@@ -120,11 +120,11 @@ def load_tensor_parallel(
     """
     mesh = init(n, device=device)
     # Not at the top: DTensor takes as long to import as half of torch, and only divided models need it.
-    from idefics.parallel.tensor_parallel import Divided
+    from idefics.parallel.tensor_parallel import Shares
 
     own = torch.device("cpu") if mesh.device_type == "cpu" else torch.device("cuda", torch.cuda.current_device())
     return load_model(
-        folder, dtype=dtype, device=own, backend=backend, progress=progress, division=Divided(mesh), allow_unknown=allow_unknown
+        folder, dtype=dtype, device=own, backend=backend, progress=progress, division=Shares(mesh), allow_unknown=allow_unknown
     )
 
 

@@ -1,6 +1,6 @@
 """One model in several processes, every layer divided between them (arXiv 1909.08053), by torch's own DTensor plans.
 
-What is divided is found by the kind of module, so a plan knows no family:
+What is divided is what blocks declare (`Linears.split`), so a plan knows no family:
 
 - attention of the decoder and of gated cross-attention: by heads (queries, keys and values by columns, output by rows);
 - every gated MLP, those of the connector and resampler included: by inner channels (gate and up by columns, down by rows);
@@ -24,13 +24,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_modul
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from idefics.errors import OptionError
+from idefics.linears.sites import sites
 from idefics.model.base import VisionLanguageModel
-from idefics.model.decoder import Decoder, DecoderAttention
-from idefics.model.gated_cross_attention import CrossAttention
 from idefics.model.layers.decoupled import DecoupledLinear
-from idefics.model.layers.mlp import GatedMLP
+from idefics.model.layers.linear import Split
+from idefics.parallel.launch import Divided
 
-__all__ = ["DecoupledHead", "Divided", "parallelize", "plan_of"]
+__all__ = ["DecoupledHead", "Shares", "parallelize", "plan_of"]
 
 
 class DecoupledHead(ParallelStyle):
@@ -54,19 +54,20 @@ class DecoupledHead(ParallelStyle):
 def plan_of(model: VisionLanguageModel) -> dict[str, ParallelStyle]:
     """How each module is divided, by its name; what is not named stays whole."""
     plan: dict[str, ParallelStyle] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, GatedMLP):
-            columns, rows = ["gate_proj", "up_proj"], "down_proj"
-        elif isinstance(module, DecoderAttention | CrossAttention):
-            columns, rows = ["q_proj", "k_proj", "v_proj"], "o_proj"
-        else:
-            continue
-        plan |= {f"{name}.{part}": ColwiseParallel() for part in columns}
-        plan[f"{name}.{rows}"] = RowwiseParallel()
-    if not model.config.tie_word_embeddings:
-        decoupled = isinstance(model.get_submodule("lm_head"), DecoupledLinear)
-        plan["lm_head"] = DecoupledHead() if decoupled else ColwiseParallel(output_layouts=Replicate())
+    for site in sites(model):
+        if not site.tied and site.linears.split is not None:
+            plan |= {path: _style(layer, site.linears.split) for path, layer in zip(site.paths, site.layers, strict=True)}
     return plan
+
+
+def _style(layer: nn.Module, split: Split) -> ParallelStyle:
+    match split:
+        case "heads" | "columns":
+            return ColwiseParallel()
+        case "rows":
+            return RowwiseParallel()
+        case "vocabulary":
+            return DecoupledHead() if isinstance(layer, DecoupledLinear) else ColwiseParallel(output_layouts=Replicate())
 
 
 def parallelize(model: VisionLanguageModel, mesh: DeviceMesh) -> VisionLanguageModel:
@@ -77,30 +78,31 @@ def parallelize(model: VisionLanguageModel, mesh: DeviceMesh) -> VisionLanguageM
         mesh: from `init`.
 
     Raises:
-        OptionError: heads or inner channels cannot be dealt out evenly.
+        OptionError: heads or inner channels cannot be dealt out evenly, or the model is arranged so that it cannot be divided.
     """
+    refusal = model.refusal("divided")
+    if refusal is not None:
+        raise OptionError(refusal)
     n = mesh.size()
     _check_even(model, n)
     parallelize_module(model, mesh, plan_of(model), src_data_rank=None)
-    for module in model.modules():
-        if isinstance(module, Decoder):
-            module.key_value_heads //= n
+    model.arrangements = (*model.arrangements, Divided.over(mesh))
     return model
 
 
 def _check_even(model: VisionLanguageModel, n: int) -> None:
     text = model.config.text_config
     counts = {"attention heads": text.num_attention_heads, "key-value heads": text.num_key_value_heads}
-    for name, module in model.named_modules():
-        if isinstance(module, GatedMLP):
-            counts[f"inner channels of {name}"] = module.gate_proj.out_features
+    for site in sites(model):
+        if site.linears.split == "columns":
+            counts[f"inner channels of {site.path}"] = len(site.layers[0].get_parameter("weight"))
     for what, count in counts.items():
         if count % n:
             fits = [str(k) for k in range(1, n) if not any(c % k for c in counts.values())]
             raise OptionError(f"tensor_parallel = {n} does not divide this model's {count} {what}; {', '.join(fits)} would")
 
 
-class Divided:
+class Shares:
     """Loads only what this process keeps (see `Division` in `weights/load.py`).
 
     Args:
@@ -110,11 +112,11 @@ class Divided:
     def __init__(self, mesh: DeviceMesh) -> None:
         self._mesh = mesh
 
-    def arrange(self, model: VisionLanguageModel) -> None:
+    def divide(self, model: VisionLanguageModel) -> None:
         """Divides a model that has no storage yet."""
         parallelize(model, self._mesh)
 
-    def part(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:
+    def share(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:
         """The rows or columns of a stored tensor that stay here: a view."""
         placement = parameter.placements[0] if isinstance(parameter, DTensor) else Replicate()
         if not isinstance(placement, Shard):
@@ -125,12 +127,12 @@ class Divided:
         first = min(size, each * self._mesh.get_local_rank())
         return stored.narrow(placement.dim, first, min(each, size - first))
 
-    def filled(self, parameter: nn.Parameter, part: Tensor) -> nn.Parameter:
-        """The parameter of which this process holds that part."""
+    def filled(self, parameter: nn.Parameter, share: Tensor) -> nn.Parameter:
+        """The parameter of which this process holds that share."""
         if not isinstance(parameter, DTensor):
-            return nn.Parameter(part)
-        assert part.shape == parameter.to_local().shape, "torch cuts a tensor otherwise than we do"
+            return nn.Parameter(share)
+        assert share.shape == parameter.to_local().shape, "torch cuts a tensor otherwise than we do"
         whole = DTensor.from_local(
-            part, self._mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+            share, self._mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
         )
         return nn.Parameter(whole)

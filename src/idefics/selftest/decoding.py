@@ -15,7 +15,6 @@ from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.prefill import Prefill
 from idefics.inputs import ModelInputs
 from idefics.model.cache import RowCache
-from idefics.parallel.device_map import layer_devices
 from idefics.selftest.checks import Check, distance, inapplicable, judge_logits, number
 from idefics.selftest.subject import Run, Subject
 
@@ -99,7 +98,7 @@ def cache_equals_full(subject: Subject) -> Check:
         rows=1,
         capacity=length,
         dtype=subject.model.dtype,
-        devices=layer_devices(subject.model),
+        devices=subject.model.layer_devices,
     )
     pieces: list[Tensor] = []
     for start, end in pairwise(cuts):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from idefics.model.layers.joined import JoinedLinear
-from idefics.model.layers.packed import PackedLinear, named_weights
+from idefics.linears.joined import JoinedLinear
+from idefics.linears.packed import PackedLinear
+from idefics.linears.sites import named_weights
 from idefics.selftest.checks import Check, distance, inapplicable, judge
 from idefics.selftest.subject import Subject
 from idefics.weights.blank import half_blank
@@ -71,7 +72,7 @@ def _off(module: JoinedLinear) -> float:
     generator = torch.Generator().manual_seed(0)
     x_XC = torch.randn(ROWS, module.in_features, generator=generator).to(module.device, module.dtype)
     parts = []
-    for parameters in module.plain():
+    for parameters in module.weights():
         matrix = torch.cat([value for value in parameters.values() if value.ndim > 1])
         parts.append(F.linear(x_XC, matrix, parameters.get("bias")))
     expected_XC = torch.cat(parts, dim=-1)

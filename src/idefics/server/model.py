@@ -14,9 +14,9 @@ from idefics.engine.history import LogitFilter
 from idefics.engine.request import Event, StopCheck
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
+from idefics.linears.packing import is_packed, stays_in_caches
 from idefics.machine.cpus import usable_cpus
 from idefics.model.base import VisionLanguageModel
-from idefics.model.layers.packed import is_packed
 from idefics.processor.base import Processor
 
 if TYPE_CHECKING:
@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineLike", "EngineState", "ServedEngine", "ServedModel", "spare_a_core"]
 
-SMALL = 100_000_000
-"""Parameters below which products are over so soon that a thread which waits for a core holds up the others."""
-
 
 def spare_a_core(model: VisionLanguageModel) -> None:
-    """Leaves one core to the server where a small model computes on the CPU (docs/serving.md has the numbers)."""
-    small = not is_packed(model) and sum(parameter.numel() for parameter in model.parameters()) < SMALL
-    if small and model.device.type == "cpu":
+    """Leaves one core to the server where a small model computes on the CPU (docs/serving.md has the numbers).
+
+    Its products are over so soon that a thread which waits for a core holds up the others.
+    """
+    if not is_packed(model) and stays_in_caches(model) and model.device.type == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cpus() - 1)))
 
 

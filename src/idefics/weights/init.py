@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from idefics.linears.sites import sites
 from idefics.model.gated_cross_attention import GatedCrossAttention
 from idefics.model.layers.norm import RMSNorm
 from idefics.model.vision_encoder import PatchEmbedding
@@ -56,12 +57,13 @@ def starts(model: nn.Module) -> dict[str, Start]:
         TypeError: a module owns parameters and is of a kind that has no rule here.
     """
     found: dict[str, Start] = {}
+    linear = {key.rpartition(".")[0] for site in sites(model) for key in site.parameters}
     for name, module in sorted(model.named_modules()):
         own = dict(module.named_parameters(recurse=False))
         kinds: dict[str, Kind] = {}
         if isinstance(module, nn.LayerNorm | RMSNorm):
             kinds = {"weight": "ones", "bias": "zeros"}
-        elif isinstance(module, nn.Linear | nn.Embedding | PatchEmbedding):
+        elif name in linear or isinstance(module, nn.Embedding | PatchEmbedding):
             kinds = {"weight": "normal", "bias": "zeros"}
         elif isinstance(module, GatedCrossAttention):
             gate = GATES.get(module.alpha_initializer, "normal")

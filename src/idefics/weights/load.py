@@ -35,29 +35,29 @@ Progress: TypeAlias = Callable[[int, int], None]
 class Division(Protocol):
     """What one of several processes keeps of a model that they compute together."""
 
-    def arrange(self, model: VisionLanguageModel) -> None:
+    def divide(self, model: VisionLanguageModel) -> None:
         """Divides a model that has no storage yet; names and shapes stay those of the whole."""
 
-    def part(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:
+    def share(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:
         """What stays here of a stored tensor: a view."""
 
-    def filled(self, parameter: nn.Parameter, part: Tensor) -> nn.Parameter:
-        """The parameter of which this process holds that part."""
+    def filled(self, parameter: nn.Parameter, share: Tensor) -> nn.Parameter:
+        """The parameter of which this process holds that share."""
 
 
 class Whole:
     """Everything stays here."""
 
-    def arrange(self, model: VisionLanguageModel) -> None:
+    def divide(self, model: VisionLanguageModel) -> None:
         """Leaves the model as it is."""
 
-    def part(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:  # noqa: ARG002
+    def share(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:  # noqa: ARG002
         """All of it."""
         return stored
 
-    def filled(self, parameter: nn.Parameter, part: Tensor) -> nn.Parameter:  # noqa: ARG002
+    def filled(self, parameter: nn.Parameter, share: Tensor) -> nn.Parameter:  # noqa: ARG002
         """A plain parameter."""
-        return nn.Parameter(part)
+        return nn.Parameter(share)
 
 
 def load_config(folder: str | Path, *, allow_unknown: bool = False) -> Config:
@@ -118,7 +118,7 @@ def load_model(
     table = family.table
     model = build_on_meta(config, backend=backend)
     division = Whole() if division is None else division
-    division.arrange(model)
+    division.divide(model)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     aliases = {name: owners[0] for owners in _owners(model).values() for name in owners[1:]}
     targets = match(folder, shards.entries, table, shapes, optional=frozenset(aliases))
@@ -152,7 +152,7 @@ def load_model(
     for name, ours in targets.items():
         entry = shards.entries[name]
         unread = torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
-        needed += _allocated(division.part(model.get_parameter(ours), unread), chosen, placement.of(ours))
+        needed += _allocated(division.share(model.get_parameter(ours), unread), chosen, placement.of(ours))
     require_free_bytes(needed, doing, reduce=reduce)
     with explain_out_of_memory(f"{doing} ({readable_bytes(total)} of files)", reduce=reduce):
         done = 0
@@ -160,8 +160,8 @@ def load_model(
             ours = targets[published]
             if ours not in aliases:
                 parameter = model.get_parameter(ours)
-                part = division.part(parameter, stored).contiguous()
-                _replace(model, ours, division.filled(parameter, part.to(placement.of(ours)).to(chosen)))
+                share = division.share(parameter, stored).contiguous()
+                _replace(model, ours, division.filled(parameter, share.to(placement.of(ours)).to(chosen)))
             done += shards.entries[published].bytes
             if progress is not None:
                 progress(done, total)

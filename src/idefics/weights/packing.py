@@ -1,14 +1,14 @@
-"""Whether a loaded model is packed (`model/layers/packed.py`), and whether there is the memory for it."""
+"""Whether a loaded model is packed (`linears/packing.py`), and whether there is the memory for it."""
 
 from __future__ import annotations
 
 import torch
 
+from idefics.linears.borrowed import borrows_memory
+from idefics.linears.packing import pack, packing_pays
 from idefics.machine.byte_sizes import readable_bytes
 from idefics.machine.memory import explain_out_of_memory, free_bytes, let_go, require_free_bytes
 from idefics.model.base import VisionLanguageModel
-from idefics.model.layers.joined import borrows_memory
-from idefics.model.layers.packed import pack, packing_pays
 
 __all__ = ["pack_loaded"]
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from idefics.config.json_files import write_json
 from idefics.errors import CheckpointError, OptionError
 from idefics.model.base import VisionLanguageModel
-from idefics.model.layers.packed import is_packed
 from idefics.weights.families import family_of
 from idefics.weights.footprint import main_dtype
 from idefics.weights.shards import INDEX, SINGLE
@@ -39,16 +38,15 @@ def save_model(model: VisionLanguageModel, folder: str | Path, *, max_shard_byte
         max_shard_bytes: of one file; a larger tensor gets a file to itself.
 
     Raises:
-        CheckpointError: the folder cannot be written, or the model is divided over processes or packed.
+        CheckpointError: the folder cannot be written, or the model is arranged so that it cannot be saved.
         OptionError: `max_shard_bytes` is below 1.
     """
     folder = Path(folder)
     if max_shard_bytes < 1:
         raise OptionError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
-    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):  # as DTensors have it
-        raise CheckpointError("this model is divided over processes, each of which holds a part; load it whole to save it")
-    if is_packed(model):
-        raise CheckpointError("this model is packed for inference; load it with packed=False to save it")
+    refusal = model.refusal("saved")
+    if refusal is not None:
+        raise CheckpointError(refusal)
     table = family_of(model.config).table
     tensors = {table.published(name): parameter.detach() for name, parameter in model.named_parameters()}
     assert not any(tensor.is_meta for tensor in tensors.values()), "a model on the meta device has no weights to save"

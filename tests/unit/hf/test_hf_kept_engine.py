@@ -23,8 +23,8 @@ from idefics.engine.limits import Limits, token_bytes
 from idefics.errors import OptionError
 from idefics.hf import kept_engine
 from idefics.hf.kept_engine import KEPT_BYTES, state_of
+from idefics.linears.packing import pack
 from idefics.model.idefics2 import Idefics2
-from idefics.model.layers.packed import pack
 
 Model = Idefics2ForConditionalGeneration
 

@@ -14,10 +14,13 @@ from torch import Tensor
 from fakes import tiny_model
 from idefics.config import PerceiverConfig
 from idefics.errors import OptionError
-from idefics.model import perceiver
-from idefics.model.layers.joined import JoinedLinear
+from idefics.linears import packing
+from idefics.linears.folded import Folded
+from idefics.linears.joined import JoinedLinear
+from idefics.linears.packed import can_pack
+from idefics.linears.packing import pack, unpack
+from idefics.linears.sites import named_weights
 from idefics.model.layers.norm import normalised
-from idefics.model.layers.packed import can_pack, named_weights, pack, unpack
 from idefics.model.perceiver import PerceiverResampler
 from idefics.weights.save import save_model
 
@@ -60,8 +63,7 @@ def test_layers_that_change_places_are_noticed(monkeypatch: pytest.MonkeyPatch):
     model = resampler()
     context_PD = torch.randn(61, SIZE)
     expected = model(context_PD, [61])
-    folded = perceiver.folded
-    monkeypatch.setattr(perceiver, "folded", lambda joined, scales_D: folded(joined, scales_D[::-1]))
+    monkeypatch.setattr(packing, "Folded", lambda joined, scales_D: Folded(joined, scales_D[::-1]))
     assert off(pack(model, reorder=False)(context_PD, [61]), expected) > 1e-2
 
 
@@ -108,7 +110,7 @@ def test_nothing_sees_the_folded_weight_and_unpacking_drops_it(reorder: bool, tm
     pooling = model.connector.perceiver_resampler
     with torch.inference_mode():
         pooling(torch.randn(9, pooling.latents.shape[1]), [9])
-    [weight] = (weakref.ref(one._weight) for one in pooling.layers[0].self_attn.joined._folded)
+    weight = weakref.ref(pooling.contexts._product._weight)
     assert len(list(model.modules())) == count
     assert all(torch.equal(value, before.pop(name)) for name, value in named_weights(model))
     assert not before

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from idefics.linears import packed
+from idefics.linears.packed import PackedLinear, can_pack
 from idefics.machine.arithmetic import multiplies
-from idefics.model.layers import packed, widened
-from idefics.model.layers.packed import PackedLinear, can_pack
+from idefics.model.layers import widened
 from idefics.model.layers.widened import pays, wide_linear
 from idefics.model.vision_encoder import PatchEmbedding
 

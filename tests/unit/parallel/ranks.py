@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from idefics.engine import engine, prefill
+from idefics.engine import engine
 from idefics.engine.engine import Engine
 from idefics.engine.prefill import Prefill
 from idefics.engine.sampling_params import SamplingParams
@@ -23,7 +23,7 @@ from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel import launch, load
-from idefics.parallel.tensor_parallel import Divided
+from idefics.parallel.tensor_parallel import Shares
 from idefics.weights.load import load_model
 
 STEPS = 4
@@ -103,19 +103,19 @@ def _mutations(folder: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> dict[st
     model = load.load_tensor_parallel(folder, n, device="cpu")
     _summed_by_nobody(model)
     found["not summed"] = logits(model)[0]
-    own = Divided.part
+    own = Shares.share
     with monkeypatch.context() as patch:
         # Keys and values (16 x 32) of the other half's heads.
-        patch.setattr(Divided, "part", lambda self, p, t: own(self, p, t.roll(8, 0) if t.shape == (16, 32) else t))
+        patch.setattr(Shares, "share", lambda self, p, t: own(self, p, t.roll(8, 0) if t.shape == (16, 32) else t))
         found["wrong heads"] = logits(load.load_tensor_parallel(folder, n, device="cpu"))[0]
     with monkeypatch.context() as patch:
         # The embedding has the same shape, and is whole.
         moved = lambda p, t: t.roll(1, 0) if t.shape == (37, 32) and isinstance(p, DTensor) else t  # noqa: E731
-        patch.setattr(Divided, "part", lambda self, p, t: own(self, p, moved(p, t)))
+        patch.setattr(Shares, "share", lambda self, p, t: own(self, p, moved(p, t)))
         found["wrong rows of the head"] = logits(load.load_tensor_parallel(folder, n, device="cpu"))[0]
     model = load.load_tensor_parallel(folder, n, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(prefill, "held_heads", lambda model: model.config.text_config.num_key_value_heads)
+        patch.setattr(VisionLanguageModel, "key_value_heads", model.config.text_config.num_key_value_heads)
         try:
             logits(model)
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from idefics.model.decoder import Angles
 from idefics.model.gated_cross_attention import route
 from idefics.parallel import device_map as module
 from idefics.parallel import load
-from idefics.parallel.device_map import layer_devices, plan_devices, spread, usable
+from idefics.parallel.device_map import plan_devices, spread, usable
 from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import parameter_counts
 from idefics.weights.init import initialize
@@ -145,7 +145,7 @@ def test_hidden_states_and_angles_follow_the_layers(mask: torch.Tensor | None) -
     assert logits.is_meta
     assert logits.shape == (1, 35, 40)
     cpu, meta = torch.device("cpu"), torch.device("meta")
-    assert layer_devices(model) == [cpu, cpu, meta, meta]
+    assert model.layer_devices == [cpu, cpu, meta, meta]
 
 
 def _gated_half_on_meta() -> tuple[VisionLanguageModel, dict[str, str]]:
@@ -168,7 +168,7 @@ def test_gated_blocks_lie_beside_the_layers_that_follow_them(edge: str) -> None:
     first.register_forward_hook(lambda _, __, out: near.append(out))
     handles = spread(model, device_map)
     assert logits_of(model, inputs).is_meta
-    assert len(layer_devices(model)) == 4
+    assert len(model.layer_devices) == 4
     for handle in handles:
         handle.remove()
     whole = tiny_model()

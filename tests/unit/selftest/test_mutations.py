@@ -20,9 +20,10 @@ from idefics.engine import sampling
 from idefics.engine.blocks import BlockPool
 from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.paged_cache import PagedPass
+from idefics.linears.packed import PackedLinear
+from idefics.linears.packing import pack
 from idefics.model.decoder import Decoder
 from idefics.model.layers.attention import attention
-from idefics.model.layers.packed import PackedLinear, pack
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.selftest import answering, answers, decoding, files, sight, vision, weights
 from mutations import registry

@@ -14,7 +14,7 @@ from idefics.engine.limits import Limits
 from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scoring import score_continuations, score_prompt
-from idefics.model.layers.packed import pack
+from idefics.linears.packing import pack
 from idefics.server.model import EngineState, ServedEngine, ServedModel, spare_a_core
 
 
@@ -55,7 +55,7 @@ def test_a_small_model_leaves_a_core(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr("idefics.server.model.usable_cpus", lambda: cpus)
-    monkeypatch.setattr("idefics.server.model.SMALL", small)
+    monkeypatch.setattr("idefics.linears.packing.ENOUGH_PARAMETERS", small)
     model = tiny_idefics().model
     spare_a_core(pack(model, reorder=False) if packs else model)
     assert chosen == ([] if left is None else [left])

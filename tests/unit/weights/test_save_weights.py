@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from safetensors import safe_open
 from tiny_models import TINY, build, logits
+from torch.distributed.device_mesh import DeviceMesh
 
 from idefics.errors import CheckpointError, OptionError
+from idefics.parallel.launch import Divided
 from idefics.weights import save
 from idefics.weights.families import FAMILIES
 from idefics.weights.load import load_config, load_model
@@ -111,7 +115,9 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     model = build()
     with pytest.raises(OptionError, match="at least 1, not 0"):
         save_model(model, tmp_path, max_shard_bytes=0)
-    next(model.parameters()).device_mesh = "as a divided parameter has it"  # type: ignore[attr-defined]
-    with pytest.raises(CheckpointError, match="divided over processes"):
+    model.arrangements = (Divided.over(cast(DeviceMesh, SimpleNamespace(size=lambda: 2))),)
+    with pytest.raises(
+        CheckpointError, match="a divided model cannot be saved; each of 2 processes holds a part; load it whole"
+    ):
         save_model(model, tmp_path)
     assert _names(tmp_path) == []

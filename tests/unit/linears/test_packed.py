@@ -15,22 +15,16 @@ import gated
 from fakes import IMAGE, tiny_config, tiny_idefics, tiny_model, write_tiny_checkpoint
 from idefics.api import load
 from idefics.errors import CheckpointError, OptionError, OutOfMemory
-from idefics.model.layers import packed
+from idefics.linears import packed, packing
+from idefics.linears.borrowed import borrows_memory
+from idefics.linears.joined import JoinedLinear
+from idefics.linears.packed import FEW_ROWS, PackedLinear, can_pack
+from idefics.linears.packing import is_packed, pack, packing_pays, unpack
+from idefics.linears.sites import named_weights
 from idefics.model.layers.activation import ACTIVATIONS
 from idefics.model.layers.decoupled import DecoupledLinear
-from idefics.model.layers.joined import JoinedLinear, borrows_memory
-from idefics.model.layers.linear import SharedInput
+from idefics.model.layers.linear import Block, Linears, SharedInput
 from idefics.model.layers.mlp import MLP, GatedMLP
-from idefics.model.layers.packed import (
-    FEW_ROWS,
-    PackedLinear,
-    can_pack,
-    is_packed,
-    named_weights,
-    pack,
-    packing_pays,
-    unpack,
-)
 from idefics.weights.save import save_model
 
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if can_pack(dtype)]
@@ -84,15 +78,26 @@ def test_blocks_with_any_activation(dtype, activation, kind):
     assert torch.equal(unpack(block)(x), expected)
 
 
+class Head(Block):
+    linears = (Linears(names=("head",)),)
+
+    def __init__(self, size: int, base: int, added: int) -> None:
+        super().__init__()
+        self.head = DecoupledLinear(size, base, added)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("added", [0, 3])
 @torch.no_grad()
 def test_a_vocabulary_in_two_tables(dtype, added):
-    holder = torch.nn.Sequential(DecoupledLinear(24, 40, added)).to(dtype)
+    holder = Head(24, 40, added).to(dtype)
     x = torch.randn(2, 24).to(dtype)
     expected = holder(x)
     close(pack(holder)(x), expected)
-    assert isinstance(holder[0], PackedLinear)
+    assert isinstance(holder.head, PackedLinear)
     assert torch.equal(unpack(holder)(x), expected)
 
 
@@ -120,7 +125,7 @@ def test_packing_is_undone_to_the_bit(name, dtype, reorder):
     blocks = [module for module in model.modules() if isinstance(module, SharedInput)]
     kind = PackedLinear if reorder else JoinedLinear
     assert blocks
-    assert all(type(block.joined) is kind and getattr(block, name) is None for block in blocks for name in block.shared)
+    assert all(type(block.joined) is kind and getattr(block, name) is None for block in blocks for name in block.shared.names)
     named = dict(named_weights(model))
     assert named.keys() == before.keys()
     assert all(torch.equal(named[key], value) for key, value in before.items())
@@ -139,7 +144,7 @@ def test_joined_layers_are_the_layers(name, dtype):
     torch.manual_seed(0)
     model = MODELS[name](dtype)
     for block in [module for module in model.modules() if isinstance(module, SharedInput)]:
-        x = torch.randn(3, getattr(block, block.shared[0]).in_features).to(dtype)
+        x = torch.randn(3, getattr(block, block.shared.names[0]).in_features).to(dtype)
         expected = block.projections(x)
         found = pack(block, reorder=False).projections(x)
         assert isinstance(block.joined, JoinedLinear)
@@ -190,7 +195,7 @@ def test_models_that_cannot_be_packed(monkeypatch: pytest.MonkeyPatch):
         pack(mixed)
     with pytest.raises(OptionError, match="meta"):
         pack(tiny_model().to("meta"))
-    monkeypatch.setattr(packed, "can_pack", lambda _: False)
+    monkeypatch.setattr(packing, "can_pack", lambda _: False)
     with pytest.raises(OptionError, match=r"packs no torch\.float32"):
         pack(tiny_model())
 
@@ -222,7 +227,7 @@ def test_loading_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert is_packed(asked.model)
     assert all(map(borrows_memory, load(folder, packed=False).model.parameters()))
     assert not any(map(borrows_memory, asked.model.parameters())), "the files are let go"
-    monkeypatch.setattr(packed, "ENOUGH_PARAMETERS", 1)
+    monkeypatch.setattr(packing, "ENOUGH_PARAMETERS", 1)
     assert not is_packed(load(folder, packed=False).model)
     assert is_packed(load(folder, dtype="float32").model) == can_pack(torch.float32)
     assert not packing_pays(tiny_model().to("meta"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from idefics.machine.memory import promise
 
-__all__ = ["Part", "Scratch", "Waiting"]
+__all__ = ["Portion", "Scratch", "Waiting"]
 
 
 class Scratch:
@@ -48,12 +48,12 @@ class Waiting(Protocol):
         """Bytes of memory that it will take then: none where it is arranged, or gives back as much."""
         ...
 
-    def arrange(self, scratch: Scratch) -> None:
+    def reorder(self, scratch: Scratch) -> None:
         """Arranges the weight, if it still waits."""
         ...
 
 
-class Part:
+class Portion:
     """Layers of which all are needed where one is: they are arranged together, by whoever comes first."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Part:
         """One more."""
         self._layers.append(ref(layer))
 
-    def arrange(self) -> None:
+    def reorder(self) -> None:
         """Arranges all that still wait, in the order in which they were added; other threads wait until it is done.
 
         Raises:
@@ -75,7 +75,7 @@ class Part:
         with self._lock:
             scratch = Scratch()
             for layer in self._present():
-                layer.arrange(scratch)
+                layer.reorder(scratch)
             self._layers.clear()
 
     @property

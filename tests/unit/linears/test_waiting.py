@@ -14,13 +14,15 @@ import torch
 
 from fakes import tiny_model, write_tiny_checkpoint
 from idefics.api import load
+from idefics.linears import packed
+from idefics.linears.borrowed import borrows_memory
+from idefics.linears.packed import PackedLinear, can_pack
+from idefics.linears.packing import finish_packing, pack, unpack
+from idefics.linears.sites import named_weights
+from idefics.linears.waiting import Scratch
 from idefics.machine import memory
 from idefics.machine.memory import free_bytes, promised_bytes
 from idefics.model.base import VisionLanguageModel
-from idefics.model.layers import packed
-from idefics.model.layers.joined import borrows_memory
-from idefics.model.layers.packed import PackedLinear, can_pack, finish_packing, named_weights, pack, unpack
-from idefics.model.layers.waiting import Scratch
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch cannot pack here")
 
