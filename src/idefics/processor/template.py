@@ -1,6 +1,6 @@
 """Chat templates: finding a checkpoint's own, and rendering it in a sandbox.
 
-Templates come with checkpoints and are code: they run in jinja's immutable sandbox and see nothing but plain data.
+Templates come with checkpoints and are code: they run in a sandbox (`sandbox.py`) and see nothing but plain data.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,13 +17,17 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.exceptions import SecurityError
 
 from idefics.config.json_files import read_json
 from idefics.config.whole_files import read_whole
 from idefics.errors import ConfigError, TemplateError
+from idefics.processor.sandbox import BoundedSandbox, bounded, watched
 
 __all__ = ["IDEFICS2_TEMPLATE", "find_template", "render"]
+
+MAX_SOURCE = 2**18
+"""Characters of a template; the longest known have a tenth of it."""
 
 IDEFICS2_TEMPLATE = (
     "{% for message in messages %}"
@@ -54,17 +59,22 @@ def render(
     Raises:
         TemplateError: the template is not valid, reaches out of the sandbox or refuses the messages.
     """
+    if len(template) > MAX_SOURCE:
+        raise TemplateError(f"the chat template has {len(template)} characters, over the limit of {MAX_SOURCE}")
     try:
-        compiled = _compiled(template)
-        return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
-    except jinja2.exceptions.SecurityError as error:
-        raise TemplateError(f"the chat template reaches out of its sandbox: {error}") from None
+        with bounded():
+            compiled = _compiled(template)
+            return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
+    except SecurityError as error:
+        raise TemplateError(f"the chat template does what its sandbox forbids: {error}") from None
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"the chat template is not valid jinja (line {error.lineno}): {error.message}") from None
     except jinja2.TemplateError as error:
-        raise TemplateError(f"the chat template refuses these messages: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise TemplateError(f"the chat template cannot render these messages: {error}") from None
+        raise TemplateError(f"the chat template refuses these messages: {_brief(error)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is code, and whatever it raises is its own fault
+        raise TemplateError(f"the chat template cannot render these messages: {_brief(error)}") from None
 
 
 def find_template(folder: Path) -> str | None:
@@ -109,13 +119,17 @@ class _Generation(jinja2.ext.Extension):
 
 @functools.lru_cache(maxsize=32)
 def _compiled(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
+    environment = BoundedSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = watched("tojson", _to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment.from_string(template)
+
+
+def _brief(error: Exception) -> str:
+    """What a template, or jinja, says of itself, however much it is."""
+    text = str(error) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -123,6 +137,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
+    if len(form) > 100 or re.search(r"\d{3}", form):  # a number is a width
+        raise SecurityError("it formats the time at length")
     return datetime.datetime.now().strftime(form)
 
 

@@ -40,7 +40,7 @@ def test_what_templates_may_use() -> None:
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"), ("{% for %}", "not valid jinja"),
         ("{{ nothing.more }}", "refuses"), ("{{ messages[0]['role'] + 3 }}", "cannot render"),
         ("{{ messages.__class__.__mro__ }}", "sandbox"), ("{{ messages.append(3) }}", "sandbox"),
-        ("{{ ''.__class__.__base__.__subclasses__() }}", "sandbox"), ("{{ lipsum.__globals__['os'].popen('id') }}", "sandbox"),
+        ("{{ ''.__class__.__base__.__subclasses__() }}", "sandbox"), ("{{ range.__globals__['os'].popen('id') }}", "sandbox"),
         ("{{ cycler.__init__.x }}", "sandbox"), ("{% include 'x' %}", "refuses|cannot"), ("{{ 1 / 0 }}", "cannot render"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "cannot render"),
     ],
