@@ -25,7 +25,7 @@ from PIL import Image
 import idefics
 from idefics.api import Idefics
 from idefics.config.presets import preset
-from idefics.data.drawings import conversation, draw_scene
+from idefics.data.sources.drawings import conversation, draw_scene
 from idefics.engine.prefill import Prefill
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs

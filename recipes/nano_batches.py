@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Backend
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from idefics.data.drawings import (
+from idefics.config import Idefics2Config
+from idefics.data.collate import padded
+from idefics.data.labels import labelled
+from idefics.data.sources.drawings import (
     COLORS,
     KINDS,
     PATCH_COLORS,
@@ -23,16 +25,18 @@ from idefics.data.drawings import (
     Crowd,
     Drawing,
     Scene,
-    Turn,
     box_of,
     conversation,
     corpus,
     draw_crowd,
     draw_scene,
     invent_scene,
+    sample_of,
     small_talk,
 )
-from idefics.data.drawings.shapes import PLURALS
+from idefics.data.sources.drawings.shapes import PLURALS
+from idefics.processor.idefics2 import Idefics2Processor
+from idefics.processor.tokenizer import Tokenizer
 
 Labels = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 """Kinds (indices into `PATCH_KINDS`) and colours (into `PATCH_COLORS`), of one shape."""
@@ -48,7 +52,7 @@ SLOTS = 2  # things with a place in one cell
 
 
 @dataclass(frozen=True)
-class Stage:
+class NanoStage:
     """One stage: what it looks at, how long, how fast, and what is learned with which weight.
 
     Attributes:
@@ -96,7 +100,15 @@ SPECIALS = ("<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<en
 UNK, BOS, EOS, FAKE, IMAGE, EOU = range(6)
 
 
-def build_tokenizer(vocab_size: int, *, seed: int) -> Tokenizer:
+def build_processor(config: Idefics2Config, *, seed: int) -> Idefics2Processor:
+    """What the checkpoint reads and sees with: a tokenizer made for it, Idefics2's chat template, its pictures' sizes."""
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    settings = {**names, "additional_special_tokens": list(SPECIALS[3:]), "padding_side": "left", "model_max_length": 2048}
+    tokenizer = Tokenizer(build_tokenizer(config.text_config.vocab_size, seed=seed), settings)
+    return Idefics2Processor.for_config(config, tokenizer)
+
+
+def build_tokenizer(vocab_size: int, *, seed: int) -> Backend:
     """A byte-fallback BPE of the Mistral kind, trained on the drawings' questions and answers; digits stay apart.
 
     A word tokenises alike with or without a space before it at the start of a segment, so that processors which insert
@@ -104,7 +116,7 @@ def build_tokenizer(vocab_size: int, *, seed: int) -> Tokenizer:
     """
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer = Backend(models.BPE(unk_token="<unk>"))
     split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True),
@@ -124,7 +136,7 @@ def build_tokenizer(vocab_size: int, *, seed: int) -> Tokenizer:
     learned = sorted(state["model"]["vocab"], key=state["model"]["vocab"].__getitem__)[len(SPECIALS) :]
     names = [*SPECIALS, *fallback, *learned]
     state["model"].update(vocab={name: i for i, name in enumerate(names)}, byte_fallback=True, fuse_unk=True)
-    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer = Backend.from_str(json.dumps(state))
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -133,7 +145,7 @@ def build_tokenizer(vocab_size: int, *, seed: int) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class Batch:
+class NanoBatch:
     """What one step learns from. B rows of T tokens; N images of one size, in row order.
 
     Attributes:
@@ -161,7 +173,7 @@ class Batch:
 class Talks:
     """Tokens of conversations, one list per row; which turn each answers (-1: none); what it counts; and each turn's task."""
 
-    ids: list[list[int]]
+    ids: list[Sequence[int]]
     turns: list[list[int]]
     counts: list[list[tuple[int, int]]]
     tasks: list[str]
@@ -170,7 +182,7 @@ class Talks:
 class Nouns:
     """What the words of a text count: `circle`, `red`, `red circle`, `red objects`, `objects`, `number`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Backend) -> None:
         def last(word: str) -> int:
             return int(tokenizer.encode(word).ids[-1])
 
@@ -198,26 +210,22 @@ class Nouns:
         return found
 
 
-class Drawings(Dataset[Batch]):
+class NanoBatches(Dataset[NanoBatch]):
     """Batch `i` of a stage, drawn when asked for."""
 
-    def __init__(self, tokenizer: str, stage: Stage, seed: int) -> None:
-        self.tokenizer = Tokenizer.from_str(tokenizer)
+    def __init__(self, processor: Idefics2Processor, stage: NanoStage, seed: int) -> None:
+        self.processor = processor
         self.stage = stage
         self.seed = seed
-        self.nouns = Nouns(self.tokenizer)
-        self.encode = lru_cache(maxsize=20_000)(lambda text: self.tokenizer.encode(text, add_special_tokens=False).ids)
+        self.nouns = Nouns(processor.tokenizer.backend)
 
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> NanoBatch:
         rng = np.random.default_rng([self.seed, *self.stage.name.encode(), step])
         h, w = GRIDS[rng.integers(len(GRIDS))]
         width, height = w * PATCH, h * PATCH
         if rng.random() < self.stage.crowds:
             crowds = [draw_crowd(rng, width=width, height=height) for _ in range(self.stage.batch)]
-            return labelled(crowds, Talks([[BOS]], [[-1]], [[(-1, -1)]], []))
+            return painted(crowds, Talks([[BOS]], [[-1]], [[(-1, -1)]], []))
         groups, *lengths = self.stage.grows
         things, digits = 6 if step >= groups else 3, 1 + sum(step >= length for length in lengths)
         asked = self.stage.symbols + self.stage.answers > 0
@@ -227,7 +235,7 @@ class Drawings(Dataset[Batch]):
             scenes = [invent_scene(rng, width=width, height=height, max_digits=digits, max_things=things) for _ in range(count)]
             return unpainted(scenes, self.talks(rng, scenes, per_row))
         drawings = [draw_scene(rng, width=width, height=height, max_digits=digits, max_things=things) for _ in range(count)]
-        return labelled(drawings, self.talks(rng, [drawing.scene for drawing in drawings], per_row))
+        return painted(drawings, self.talks(rng, [drawing.scene for drawing in drawings], per_row))
 
     def talks(self, rng: np.random.Generator, scenes: Sequence[Scene], per_row: int) -> Talks:
         """A conversation about every `per_row` scenes, and a few without any."""
@@ -237,31 +245,16 @@ class Drawings(Dataset[Batch]):
         talks = [(row, conversation(rng, row, turns=turns_each, favor=dict(self.stage.favor))) for row in rows]
         talks += [((), [small_talk(rng)]) for _ in range(len(rows) // 24)]
         for row, talk in talks:
-            row_ids, row_turns = [BOS], [-1]
-            for position, turn in enumerate(talk):
-                prompt = self.prompt(rng, turn, len(row) if position == 0 else 0, first=position == 0)
-                answer = [*self.encode(turn.answer), EOU]
-                row_ids += prompt + answer
-                row_turns += [-1] * len(prompt) + [len(out.tasks)] * len(answer)
-                out.tasks.append(turn.task)
-            out.ids.append(row_ids)
-            out.turns.append(row_turns)
-            out.counts.append(self.nouns.counts(row_ids, row))
+            last = bool(row) and rng.random() >= 0.85  # images after the text of the first question
+            tokens = labelled(sample_of(talk, row, name=self.stage.name, images_last=last), self.processor)
+            out.ids.append(tokens.ids)
+            out.turns.append([answer if answer < 0 else len(out.tasks) + answer for answer in tokens.answers])
+            out.counts.append(self.nouns.counts(tokens.ids, row))
+            out.tasks.extend(exchange.task for exchange in talk)
         return out
 
-    def prompt(self, rng: np.random.Generator, turn: Turn, images: int, *, first: bool) -> list[int]:
-        """A user's turn as the chat template writes it, up to and with `Assistant:`; images before or after the text."""
-        block = [FAKE, *([IMAGE] * (CELLS[0] * CELLS[1]))]
-        pictures = block * images + [FAKE] * (images > 0)
-        user = "User:" if first else "\nUser:"
-        if images and rng.random() < 0.85:
-            opening = [*self.encode(user), *pictures, *self.encode(turn.question)]
-        else:
-            opening = [*self.encode(f"{user} {turn.question}"), *pictures]
-        return [*opening, EOU, *self.encode("\nAssistant:")]
 
-
-def labelled(pictures: Sequence[Drawing | Crowd], talks: Talks) -> Batch:
+def painted(pictures: Sequence[Drawing | Crowd], talks: Talks) -> NanoBatch:
     """Pictures of one size with all their labels."""
     patches = [picture.patch_labels(PATCH) for picture in pictures]
     cells = [cell_labels(picture.names, [*map(box_of, picture.outlines)], picture.image.size) for picture in pictures]
@@ -271,19 +264,19 @@ def labelled(pictures: Sequence[Drawing | Crowd], talks: Talks) -> Batch:
     )
 
 
-def unpainted(scenes: Sequence[Scene], talks: Talks) -> Batch:
+def unpainted(scenes: Sequence[Scene], talks: Talks) -> NanoBatch:
     """Scenes without pictures: labels of cells only."""
     cells = [cell_labels(scene.names, scene.boxes, (scene.width, scene.height)) for scene in scenes]
     nothing = np.zeros(0, dtype=np.int64)
     return batch_of(cells, talks, pixels_NHWC=None, patches=[(nothing, nothing)] * len(scenes))
 
 
-def batch_of(cells: Sequence[Labels], talks: Talks, *, pixels_NHWC: Tensor | None, patches: Sequence[Labels]) -> Batch:
+def batch_of(cells: Sequence[Labels], talks: Talks, *, pixels_NHWC: Tensor | None, patches: Sequence[Labels]) -> NanoBatch:
     """A batch of labels, one pair of kinds and colours per image, and of conversations."""
     kinds_NP, colors_NP, kinds_NLS, colors_NLS = (
         torch.from_numpy(np.stack([labels[which] for labels in pairs])) for pairs in (patches, cells) for which in (0, 1)
     )
-    return Batch(
+    return NanoBatch(
         pixels_NHWC=pixels_NHWC,
         kinds_NP=kinds_NP,
         colors_NP=colors_NP,
@@ -318,11 +311,3 @@ def cell_labels(names: Sequence[tuple[str, str]], boxes: Sequence[Box], size: tu
 def cell_index(place: float, cells: int) -> int:
     """Which of `cells` equal parts of a side a place on it, from 0 to 1, lies in."""
     return max(0, min(int(place * cells), cells - 1))
-
-
-def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Rows of unequal length as one tensor (B, T), filled at the right."""
-    out = torch.full((len(rows), max(map(len, rows))), fill)
-    for row, values in zip(out, rows, strict=True):
-        row[: len(values)] = torch.tensor(values)
-    return out

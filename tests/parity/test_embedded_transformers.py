@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 import idefics
-from embedded import messages, recipe
+from embedded import messages
 from idefics import api
 from idefics.api import Idefics
+from idefics.data.sources.drawings import conversation
+from idefics.evaluation.tasks.drawings import picture
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -54,13 +56,12 @@ class Talk:
 @pytest.fixture(scope="module")
 def talks(ours: Idefics) -> list[Talk]:
     """One and two images, one and two turns; the first answer of two is the model's own."""
-    nano = recipe()
     rng = np.random.default_rng(SEED)
     made = []
     for number in range(TALKS):
-        shown = [nano.test_picture(rng, None) for _ in range(1 + number % 2)]
-        images = [picture for _, picture in shown]
-        turns = nano.conversation(rng, [drawing.scene for drawing, _ in shown], turns=2)
+        shown = [picture(rng, None) for _ in range(1 + number % 2)]
+        images = [image for _, image in shown]
+        turns = conversation(rng, [drawing.scene for drawing, _ in shown], turns=2)
         questions = [turn.question for turn in turns[: 1 + (number // 2) % 2]]
         answers: list[str] = []
         if len(questions) == 2:

@@ -61,3 +61,8 @@ def test_fewshot_needs_no_import_of_its_own() -> None:
         "import idefics, sys; assert 'torch' not in sys.modules; assert idefics.fewshot.ORDERS and 'fewshot' in dir(idefics)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_answers_are_scored_again_without_torch() -> None:
+    names = _loaded("import idefics.evaluation.records, idefics.evaluation.scores, idefics.evaluation.tasks.drawings")
+    assert not {"torch", "tokenizers"} & set(names)

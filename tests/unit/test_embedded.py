@@ -19,6 +19,10 @@ import idefics
 from embedded import ROOT, Recorder, messages, recipe
 from idefics import api
 from idefics.api import Answer, Idefics
+from idefics.data.sources.drawings import conversation
+from idefics.evaluation.runner import ask
+from idefics.evaluation.scores import scores
+from idefics.evaluation.tasks.drawings import DrawingsTask, asked_about, picture
 from idefics.selftest import verify
 
 EACH, SEED = 40, 271_828  # the README's numbers are of another seed; neither is used in training
@@ -39,12 +43,10 @@ class Evaluation:
 
 @pytest.fixture(scope="module")
 def evaluation(model: Idefics) -> Evaluation:
-    """What the recipe's own evaluation finds on drawings made for this test."""
-    nano, recorder = recipe(), Recorder(model)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nano, "load", lambda _: recorder)
-        results = nano.evaluate(None, each=EACH, seed=SEED)
-    return Evaluation(results, recorder.answers)
+    """What the task of the README's table finds on drawings made for this test."""
+    task, recorder = DrawingsTask(each=EACH, seed=SEED), Recorder(model)
+    found = scores(task, ask(task, recorder))
+    return Evaluation({row: 100 * estimate.mean for row, estimate in found.items()}, recorder.answers)
 
 
 def test_it_loads_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,15 +95,14 @@ def test_it_stops_by_itself(model: Idefics, evaluation: Evaluation) -> None:
 
 
 def test_a_chat_of_several_turns(model: Idefics) -> None:
-    nano = recipe()
     rng = np.random.default_rng([SEED, 1])
     right = []
     for number in range(8):
-        shown = [nano.test_picture(rng, None) for _ in range(1 + (number % 4 == 0))]
-        talk = nano.conversation(rng, [drawing.scene for drawing, _ in shown], turns=3)
+        shown = [picture(rng, None) for _ in range(1 + (number % 4 == 0))]
+        talk = conversation(rng, [drawing.scene for drawing, _ in shown], turns=3)
         answers: list[str] = []
         for count in range(1, 4):
-            chat = messages([picture for _, picture in shown], [turn.question for turn in talk[:count]], answers)
+            chat = messages([image for _, image in shown], [turn.question for turn in talk[:count]], answers)
             answers.append(model.chat(chat, max_new_tokens=NEW_TOKENS))
         right += [answer == turn.answer for answer, turn in zip(answers, talk, strict=True)]
     assert np.mean(right) >= 0.5
@@ -109,9 +110,9 @@ def test_a_chat_of_several_turns(model: Idefics) -> None:
 
 def test_streaming_says_the_same(model: Idefics) -> None:
     rng = np.random.default_rng([SEED, 2])
-    (picture,), turn = recipe().test_row(rng, "describe")
-    answer = model.generate(turn.question, picture, max_new_tokens=NEW_TOKENS)
-    assert "".join(model.stream(turn.question, picture, max_new_tokens=NEW_TOKENS)) == answer
+    (image,), exchange = asked_about(rng, "describe")
+    answer = model.generate(exchange.question, image, max_new_tokens=NEW_TOKENS)
+    assert "".join(model.stream(exchange.question, image, max_new_tokens=NEW_TOKENS)) == answer
 
 
 def test_every_question_of_the_demo_is_answered_as_expected(model: Idefics) -> None:

@@ -1,1 +1,1 @@
-"""Training data: what a model learns from, and the drawings that need no download."""
+"""What models learn from and are asked: samples, where they come from, and the tokens and labels that become of them."""

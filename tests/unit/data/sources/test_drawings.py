@@ -9,17 +9,17 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from idefics.data.drawings import (
+from idefics.data.sources.drawings import (
     COLORS,
     KINDS,
     PATCH_COLORS,
     PATCH_KINDS,
     TASKS,
     Drawing,
+    Exchange,
     Number,
     Scene,
     Thing,
-    Turn,
     conversation,
     corpus,
     draw_scene,
@@ -30,9 +30,9 @@ from idefics.data.drawings import (
     small_talk,
     tasks_of,
 )
-from idefics.data.drawings.lettering import MIN_DIGIT_HEIGHT
-from idefics.data.drawings.shapes import PLURALS
-from idefics.data.drawings.wording import NUMERALS, PHRASINGS, SMALL_TALK
+from idefics.data.sources.drawings.lettering import MIN_DIGIT_HEIGHT
+from idefics.data.sources.drawings.shapes import PLURALS
+from idefics.data.sources.drawings.wording import NUMERALS, PHRASINGS, SMALL_TALK
 from idefics.errors import InputError
 
 
@@ -189,7 +189,7 @@ FOLLOW_UPS = {form.lower().rstrip("?") for key in ("and color", "and shape") for
 class Reading:
     """What the words of a question refer to, found with a vocabulary and nothing from the generator."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Exchange) -> None:
         self.text = turn.question.lower().replace("colour", "color").replace(", please", "")
         words = re.findall(r"[a-z]+|\d+", self.text)
         self.kind = next((SINGULAR[w] for w in words if w in SINGULAR), None)
@@ -234,7 +234,7 @@ def facts(scene: Scene) -> Counter[tuple[str, str]]:
     return found
 
 
-def check(turn: Turn, scenes: list[Scene]) -> None:
+def check(turn: Exchange, scenes: list[Scene]) -> None:
     read = Reading(turn)
     scene = scenes[read.index]
     assert len(scenes) == 2 or (read.index == 0 and "first" not in read.text)
@@ -266,7 +266,7 @@ def check(turn: Turn, scenes: list[Scene]) -> None:
         assert turn.task == "chat"
 
 
-def referent(turn: Turn, scenes: list[Scene]) -> Thing | Number:
+def referent(turn: Exchange, scenes: list[Scene]) -> Thing | Number:
     """What `it` means after the turn; fails where that is ambiguous."""
     read = Reading(turn)
     scene = scenes[("the first", "the second").index(turn.answer)] if turn.task == "which" else scenes[read.index]

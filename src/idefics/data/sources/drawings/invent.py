@@ -7,19 +7,19 @@ from typing import Literal
 
 import numpy as np
 
-from idefics.data.drawings.chance import chance, pick, pick_weighted, shuffled, uniform
-from idefics.data.drawings.facts import MAX_THINGS, Box, Number, Scene, Thing
-from idefics.data.drawings.lettering import MAX_TURN, MIN_DIGIT_HEIGHT
-from idefics.data.drawings.palette import COLORS
-from idefics.data.drawings.placing import arrange, box_of, place_beside
-from idefics.data.drawings.shapes import KINDS
+from idefics.data.sources.drawings.chance import chance, pick, pick_weighted, shuffled, uniform
+from idefics.data.sources.drawings.facts import MAX_THINGS, Box, Number, Scene, Thing
+from idefics.data.sources.drawings.lettering import MAX_TURN, MIN_DIGIT_HEIGHT
+from idefics.data.sources.drawings.palette import COLORS
+from idefics.data.sources.drawings.placing import arrange, box_of, place_beside
+from idefics.data.sources.drawings.shapes import KINDS
 
-__all__ = ["SUBJECTS", "Subject", "invent_scene", "random_number", "random_things"]
+__all__ = ["MOTIFS", "Motif", "invent_scene", "random_number", "random_things"]
 
-Subject = Literal["thing", "things", "number"]
+Motif = Literal["thing", "things", "number"]
 """What a drawing is about."""
 
-SUBJECTS: tuple[tuple[Subject, float], ...] = (("thing", 0.25), ("things", 0.4), ("number", 0.35))
+MOTIFS: tuple[tuple[Motif, float], ...] = (("thing", 0.25), ("things", 0.4), ("number", 0.35))
 """How often each is drawn where nobody asks for one."""
 
 
@@ -42,7 +42,7 @@ def invent_scene(
     *,
     width: int,
     height: int,
-    subject: Subject | None = None,
+    subject: Motif | None = None,
     max_digits: int = 4,
     max_things: int = MAX_THINGS,
 ) -> Scene:
@@ -56,7 +56,7 @@ def invent_scene(
         max_digits: a number has 1 to `max_digits` digits, all lengths equally likely.
         max_things: several things are 1 to `max_things`, all counts equally likely.
     """
-    chosen = subject or pick_weighted(rng, SUBJECTS)
+    chosen = subject or pick_weighted(rng, MOTIFS)
     if chosen != "number":
         looks = random_things(rng, 1 if chosen == "thing" else int(rng.integers(1, max_things + 1)))
         outlines = arrange(rng, [kind for kind, _ in looks], width=width, height=height)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from idefics.data.drawings.chance import chance, pick
-from idefics.data.drawings.shapes import PLURALS
+from idefics.data.sources.drawings.chance import chance, pick
+from idefics.data.sources.drawings.shapes import PLURALS
 
 __all__ = ["NUMERALS", "PHRASINGS", "SMALL_TALK", "some", "typed", "word", "worded"]
 

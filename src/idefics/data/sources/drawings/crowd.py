@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from idefics.data.drawings.chance import chance, pick, shuffled, uniform
-from idefics.data.drawings.facts import Crowd
-from idefics.data.drawings.invent import random_number
-from idefics.data.drawings.lettering import MIN_DIGIT_HEIGHT, lettering
-from idefics.data.drawings.palette import COLORS, Backdrop, backdrop, shade
-from idefics.data.drawings.placing import MIN_THING
-from idefics.data.drawings.scene import wear
-from idefics.data.drawings.shapes import KINDS, Outline, outline
+from idefics.data.sources.drawings.chance import chance, pick, shuffled, uniform
+from idefics.data.sources.drawings.facts import Crowd
+from idefics.data.sources.drawings.invent import random_number
+from idefics.data.sources.drawings.lettering import MIN_DIGIT_HEIGHT, lettering
+from idefics.data.sources.drawings.palette import COLORS, Backdrop, backdrop, shade
+from idefics.data.sources.drawings.placing import MIN_THING
+from idefics.data.sources.drawings.scene import wear
+from idefics.data.sources.drawings.shapes import KINDS, Outline, outline
 
 __all__ = ["draw_crowd"]
 

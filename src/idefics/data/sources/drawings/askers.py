@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from idefics.data.drawings.chance import chance, pick
-from idefics.data.drawings.facts import Number, Scene, Thing
-from idefics.data.drawings.palette import COLORS
-from idefics.data.drawings.shapes import KINDS, PLURALS
-from idefics.data.drawings.turns import Asked, Turn, picture_of, where
-from idefics.data.drawings.wording import some, worded
+from idefics.data.sources.drawings.chance import chance, pick
+from idefics.data.sources.drawings.exchanges import Exchange, Mention, picture_of, where
+from idefics.data.sources.drawings.facts import Number, Scene, Thing
+from idefics.data.sources.drawings.palette import COLORS
+from idefics.data.sources.drawings.shapes import KINDS, PLURALS
+from idefics.data.sources.drawings.wording import some, worded
 
 __all__ = ["Asker", "ask_color", "ask_count", "ask_describe", "ask_number", "ask_shape", "ask_thing", "described", "unique"]
 
-Asker = Callable[[np.random.Generator, Sequence[Scene]], Asked | None]
+Asker = Callable[[np.random.Generator, Sequence[Scene]], Mention | None]
 """A function that asks about the scenes or returns None; which of the two does not depend on chance."""
 
 _ONLY = ("the object", "the shape", "the thing", "this", "it", "this object", "this shape")
@@ -41,7 +41,7 @@ def described(scene: Scene) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
-def ask_color(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None:
+def ask_color(rng: np.random.Generator, scenes: Sequence[Scene]) -> Mention | None:
     """Colour of the only thing, of the only thing of a kind, or of a number in bold digits."""
     options: list[tuple[int, Thing | Number]] = []
     for index, scene in enumerate(scenes):
@@ -53,14 +53,14 @@ def ask_color(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None
     index, it = pick(rng, options)
     place = where(rng, scenes, index)
     if isinstance(it, Number):
-        return Asked(Turn("color", worded(rng, "color", x="the number", w=place), it.color), it)
+        return Mention(Exchange("color", worded(rng, "color", x="the number", w=place), it.color), it)
     if _alone(scenes[index]) and chance(rng, 0.7):
         subject = pick(rng, _ONLY)
-        return Asked(Turn("color", _about_only(rng, "color", subject, scenes, index), it.color), it, ("shape",))
-    return Asked(Turn("color", worded(rng, "color", x=f"the {it.kind}", w=place), it.color), it)
+        return Mention(Exchange("color", _about_only(rng, "color", subject, scenes, index), it.color), it, ("shape",))
+    return Mention(Exchange("color", worded(rng, "color", x=f"the {it.kind}", w=place), it.color), it)
 
 
-def ask_shape(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None:
+def ask_shape(rng: np.random.Generator, scenes: Sequence[Scene]) -> Mention | None:
     """Shape of the only thing, or of the only thing of a colour."""
     options = []
     for index, scene in enumerate(scenes):
@@ -73,12 +73,12 @@ def ask_shape(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None
     index, it = pick(rng, options)
     place = where(rng, scenes, index)
     if scenes[index].number:
-        return Asked(Turn("shape", worded(rng, "shape beside", w=place), it.kind), it, ("color",))
+        return Mention(Exchange("shape", worded(rng, "shape beside", w=place), it.kind), it, ("color",))
     if _alone(scenes[index]) and chance(rng, 0.8):
         subject = pick(rng, ("the object", "the thing", "this", "it", "this object"))
-        return Asked(Turn("shape", _about_only(rng, "shape", subject, scenes, index), it.kind), it, ("color",))
+        return Mention(Exchange("shape", _about_only(rng, "shape", subject, scenes, index), it.kind), it, ("color",))
     subject = f"the {it.color} {pick(rng, ('object', 'thing', 'one'))}"
-    return Asked(Turn("shape", worded(rng, "shape", x=subject, w=place), it.kind), it)
+    return Mention(Exchange("shape", worded(rng, "shape", x=subject, w=place), it.kind), it)
 
 
 def _about_only(rng: np.random.Generator, phrasing: str, subject: str, scenes: Sequence[Scene], index: int) -> str:
@@ -93,7 +93,7 @@ def _alone(scene: Scene) -> bool:
     return len(scene.things) == 1 and scene.number is None
 
 
-def ask_thing(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None:
+def ask_thing(rng: np.random.Generator, scenes: Sequence[Scene]) -> Mention | None:
     """What the only thing is, or that it is a number."""
     options = [i for i, scene in enumerate(scenes) if len(scene.things) + (scene.number is not None) == 1]
     if not options:
@@ -105,11 +105,11 @@ def ask_thing(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None
         question = worded(rng, "thing of two", w=where(rng, scenes, index))
     number = scenes[index].number
     if number is not None:
-        return Asked(Turn("thing", question, described(scenes[index])), number, ("color",) if number.bold else ())
-    return Asked(Turn("thing", question, described(scenes[index])), scenes[index].things[0])
+        return Mention(Exchange("thing", question, described(scenes[index])), number, ("color",) if number.bold else ())
+    return Mention(Exchange("thing", question, described(scenes[index])), scenes[index].things[0])
 
 
-def ask_count(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None:
+def ask_count(rng: np.random.Generator, scenes: Sequence[Scene]) -> Mention | None:
     """How many things, of a kind, of a colour, or of both; never where a number could pass for an object."""
     options = [i for i, scene in enumerate(scenes) if scene.number is None]
     if not options:
@@ -127,14 +127,14 @@ def ask_count(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None
         nouns = PLURALS[asked_kind]
     subject = f"{asked_color} {nouns}" if asked_color else nouns
     matches = [t for t in scene.things if asked_kind in (None, t.kind) and asked_color in (None, t.color)]
-    turn = Turn("count", worded(rng, "count", x=subject, w=where(rng, scenes, index)), str(len(matches)))
+    exchange = Exchange("count", worded(rng, "count", x=subject, w=where(rng, scenes, index)), str(len(matches)))
     if len(matches) != 1:
-        return Asked(turn)
+        return Mention(exchange)
     still_open = [name for name, said in (("color", asked_color), ("shape", asked_kind)) if said is None]
-    return Asked(turn, matches[0], tuple(still_open))
+    return Mention(exchange, matches[0], tuple(still_open))
 
 
-def ask_number(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None:
+def ask_number(rng: np.random.Generator, scenes: Sequence[Scene]) -> Mention | None:
     """The digits of a number."""
     options = [(i, scene.number) for i, scene in enumerate(scenes) if scene.number]
     if not options:
@@ -142,10 +142,10 @@ def ask_number(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | Non
     index, number = pick(rng, options)
     phrasing = "sign" if number.plate and chance(rng, 0.5) else "number"
     question = worded(rng, phrasing, w=where(rng, scenes, index))
-    return Asked(Turn("number", question, number.text), number, ("color",) if number.bold else ())
+    return Mention(Exchange("number", question, number.text), number, ("color",) if number.bold else ())
 
 
-def ask_describe(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None:
+def ask_describe(rng: np.random.Generator, scenes: Sequence[Scene]) -> Mention | None:
     """Everything in one image."""
     index = int(rng.integers(len(scenes)))
-    return Asked(Turn("describe", worded(rng, "describe", i=picture_of(rng, scenes, index)), described(scenes[index])))
+    return Mention(Exchange("describe", worded(rng, "describe", i=picture_of(rng, scenes, index)), described(scenes[index])))

@@ -1,4 +1,4 @@
-"""One turn of a conversation, and what the next turn may call `it`."""
+"""One exchange of a conversation, and what the next may call `it`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from idefics.data.drawings.chance import pick
-from idefics.data.drawings.facts import Number, Scene, Thing
+from idefics.data.sources.drawings.chance import pick
+from idefics.data.sources.drawings.facts import Number, Scene, Thing
 
-__all__ = ["TASKS", "Asked", "Turn", "picture_of", "where"]
+__all__ = ["TASKS", "Exchange", "Mention", "picture_of", "where"]
 
 TASKS = ("color", "shape", "thing", "count", "number", "which", "yesno", "describe", "chat")
-"""Every `Turn.task`."""
+"""Every `Exchange.task`."""
 
 
 @dataclass(frozen=True)
-class Turn:
+class Exchange:
     """A question and its answer; `task` is one of `TASKS`."""
 
     task: str
@@ -26,16 +26,16 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A turn, and the one thing or number it was about.
+class Mention:
+    """An exchange, and the one thing or number it was about.
 
     Attributes:
-        turn: question and answer.
+        exchange: question and answer.
         it: what `it` means in the next question, or None where that would be ambiguous.
         open: what has not been said about `it` yet: `"color"`, `"shape"`.
     """
 
-    turn: Turn
+    exchange: Exchange
     it: Thing | Number | None = None
     open: tuple[str, ...] = ()
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from idefics.data.drawings.chance import chance, pick_weighted, uniform
+from idefics.data.sources.drawings.chance import chance, pick_weighted, uniform
 
 __all__ = ["COLORS", "RGB", "Backdrop", "backdrop", "lab", "shade", "stands_out"]
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from idefics.data.drawings.askers import Asker, ask_color, ask_count, ask_describe, ask_number, ask_shape, ask_thing
-from idefics.data.drawings.chance import chance, pick, pick_weighted
-from idefics.data.drawings.claims import ask_which, ask_yesno
-from idefics.data.drawings.facts import Number, Scene, Thing
-from idefics.data.drawings.invent import invent_scene
-from idefics.data.drawings.turns import TASKS, Asked, Turn
-from idefics.data.drawings.wording import SMALL_TALK, typed, worded
+from idefics.data.sources.drawings.askers import Asker, ask_color, ask_count, ask_describe, ask_number, ask_shape, ask_thing
+from idefics.data.sources.drawings.chance import chance, pick, pick_weighted
+from idefics.data.sources.drawings.claims import ask_which, ask_yesno
+from idefics.data.sources.drawings.exchanges import TASKS, Exchange, Mention
+from idefics.data.sources.drawings.facts import Number, Scene, Thing
+from idefics.data.sources.drawings.invent import invent_scene
+from idefics.data.sources.drawings.wording import SMALL_TALK, typed, worded
 from idefics.errors import InputError
 
-__all__ = ["TASKS", "Turn", "conversation", "corpus", "questions_of", "small_talk", "tasks_of"]
+__all__ = ["TASKS", "Exchange", "conversation", "corpus", "questions_of", "small_talk", "tasks_of"]
 
 # Asker and how often it is chosen where it can be.
 _ASKERS: dict[str, tuple[Asker, float]] = {
@@ -33,7 +33,7 @@ _THANKS = 0.03
 _COUNT_OF_ONE = 0.7  # or else "1" would be the answer to half of all counts
 
 
-def questions_of(task: str, rng: np.random.Generator, scenes: Sequence[Scene]) -> Turn:
+def questions_of(task: str, rng: np.random.Generator, scenes: Sequence[Scene]) -> Exchange:
     """One question of the given task about one or two scenes.
 
     Args:
@@ -52,7 +52,7 @@ def questions_of(task: str, rng: np.random.Generator, scenes: Sequence[Scene]) -
     asked = _ASKERS[task][0](rng, scenes)
     if asked is None:
         raise InputError(f"no {task!r} question can be asked about these scenes; tasks_of() lists those that can")
-    return asked.turn
+    return asked.exchange
 
 
 def tasks_of(scenes: Sequence[Scene]) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def tasks_of(scenes: Sequence[Scene]) -> tuple[str, ...]:
 
 def conversation(
     rng: np.random.Generator, scenes: Sequence[Scene], *, turns: int, favor: Mapping[str, float] | None = None
-) -> list[Turn]:
+) -> list[Exchange]:
     """A conversation about one or two scenes.
 
     Half of the turns that leave something open about one thing are followed up ("And what color is it?").
@@ -83,24 +83,24 @@ def conversation(
     weights = {task: weight * (favor or {}).get(task, 1.0) for task, (_, weight) in _ASKERS.items()}
     if turns < 1:
         raise InputError(f"turns is {turns}; a conversation has at least 1")
-    done: list[Turn] = []
-    last: Asked | None = None
+    done: list[Exchange] = []
+    last: Mention | None = None
     while len(done) < turns:
         if last and last.it and last.open and chance(rng, _FOLLOW_UP):
             last = _follow_up(rng, last.it, last.open)
         elif done and len(done) == turns - 1 and chance(rng, _THANKS):
             answer, phrasings = next(talk for talk in SMALL_TALK if talk[0] == "you are welcome")
-            last = Asked(Turn("chat", typed(rng, pick(rng, phrasings)), answer))
+            last = Mention(Exchange("chat", typed(rng, pick(rng, phrasings)), answer))
         else:
             last = _fresh(rng, scenes, done, weights)
-        done.append(last.turn)
+        done.append(last.exchange)
     return done
 
 
-def small_talk(rng: np.random.Generator) -> Turn:
+def small_talk(rng: np.random.Generator) -> Exchange:
     """A turn that needs no image."""
     answer, phrasings = pick(rng, SMALL_TALK)
-    return Turn("chat", typed(rng, pick(rng, phrasings)), answer)
+    return Exchange("chat", typed(rng, pick(rng, phrasings)), answer)
 
 
 def corpus(rng: np.random.Generator, n: int) -> Iterator[str]:
@@ -124,12 +124,14 @@ def _check(scenes: Sequence[Scene]) -> None:
         raise InputError(f"questions are about 1 or 2 scenes, not {len(scenes)}")
 
 
-def _fresh(rng: np.random.Generator, scenes: Sequence[Scene], done: Sequence[Turn], weights: Mapping[str, float]) -> Asked:
+def _fresh(
+    rng: np.random.Generator, scenes: Sequence[Scene], done: Sequence[Exchange], weights: Mapping[str, float]
+) -> Mention:
     """A question that differs from the earlier ones, unless luck fails eight times."""
     open_tasks = dict(weights)
     if all(len(scene.things) <= 1 for scene in scenes):
         open_tasks["count"] = _COUNT_OF_ONE
-    asked: Asked | None = None
+    asked: Mention | None = None
     for _ in range(8):
         task = pick_weighted(rng, tuple(open_tasks.items()))
         found = _ASKERS[task][0](rng, scenes)
@@ -137,7 +139,7 @@ def _fresh(rng: np.random.Generator, scenes: Sequence[Scene], done: Sequence[Tur
             del open_tasks[task]
             continue
         asked = found
-        if all(_gist(found.turn) != _gist(turn) for turn in done):
+        if all(_gist(found.exchange) != _gist(turn) for turn in done):
             return found
     if asked is None:
         found = ask_describe(rng, scenes)
@@ -146,13 +148,13 @@ def _fresh(rng: np.random.Generator, scenes: Sequence[Scene], done: Sequence[Tur
     return asked
 
 
-def _gist(turn: Turn) -> tuple[str, str]:
+def _gist(turn: Exchange) -> tuple[str, str]:
     """Task and answer: two turns that share both teach nothing new, except for claims."""
     return turn.task.replace("thing", "describe"), turn.question if turn.task in ("yesno", "which") else turn.answer
 
 
-def _follow_up(rng: np.random.Generator, it: Thing | Number, still_open: tuple[str, ...]) -> Asked:
+def _follow_up(rng: np.random.Generator, it: Thing | Number, still_open: tuple[str, ...]) -> Mention:
     asked = pick(rng, still_open)
     rest = tuple(name for name in still_open if name != asked)
     answer = it.kind if asked == "shape" and isinstance(it, Thing) else it.color
-    return Asked(Turn(asked, worded(rng, f"and {asked}"), answer), it, rest)
+    return Mention(Exchange(asked, worded(rng, f"and {asked}"), answer), it, rest)

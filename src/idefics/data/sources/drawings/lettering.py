@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from idefics.data.drawings.chance import chance, pick, uniform
-from idefics.data.drawings.fonts import digit_box, digit_ratio, faces, font, sturdy
-from idefics.data.drawings.shapes import Outline
+from idefics.data.sources.drawings.chance import chance, pick, uniform
+from idefics.data.sources.drawings.fonts import digit_box, digit_ratio, faces, font, sturdy
+from idefics.data.sources.drawings.shapes import Outline
 
 __all__ = ["MAX_TURN", "MIN_DIGIT_HEIGHT", "Lettering", "lettering"]
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from idefics.data.drawings.askers import unique
-from idefics.data.drawings.chance import chance, pick, shuffled
-from idefics.data.drawings.facts import MAX_THINGS, Number, Scene, Thing
-from idefics.data.drawings.palette import COLORS
-from idefics.data.drawings.shapes import KINDS
-from idefics.data.drawings.turns import Asked, Turn, where
-from idefics.data.drawings.wording import word, worded
+from idefics.data.sources.drawings.askers import unique
+from idefics.data.sources.drawings.chance import chance, pick, shuffled
+from idefics.data.sources.drawings.exchanges import Exchange, Mention, where
+from idefics.data.sources.drawings.facts import MAX_THINGS, Number, Scene, Thing
+from idefics.data.sources.drawings.palette import COLORS
+from idefics.data.sources.drawings.shapes import KINDS
+from idefics.data.sources.drawings.wording import word, worded
 
 __all__ = ["Claim", "ask_which", "ask_yesno", "claims_about", "holds"]
 
@@ -132,7 +132,7 @@ def _subject(claim: Claim, scene: Scene) -> tuple[Thing | Number | None, tuple[s
     return it, tuple(name for name, said in (("color", claim.color), ("shape", claim.kind)) if said is None) if it else ()
 
 
-def ask_yesno(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None:
+def ask_yesno(rng: np.random.Generator, scenes: Sequence[Scene]) -> Mention | None:
     """Whether a claim is true of one scene; both answers are equally likely."""
     index = int(rng.integers(len(scenes)))
     scene = scenes[index]
@@ -143,10 +143,10 @@ def ask_yesno(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None
     words = claim.number if claim.number not in (None, "any") else claim.words
     question = worded(rng, phrasing, x=str(words), w=where(rng, scenes, index))
     it, still_open = _subject(claim, scene) if true else (None, ())
-    return Asked(Turn("yesno", question, "yes" if true else "no"), it, still_open)
+    return Mention(Exchange("yesno", question, "yes" if true else "no"), it, still_open)
 
 
-def ask_which(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None:
+def ask_which(rng: np.random.Generator, scenes: Sequence[Scene]) -> Mention | None:
     """Which of two images a claim is true of; exactly one it is."""
     if len(scenes) != 2:
         return None
@@ -158,11 +158,11 @@ def ask_which(rng: np.random.Generator, scenes: Sequence[Scene]) -> Asked | None
     counts = [len(scene.things) if scene.number is None else None for scene in scenes]
     if None not in counts and counts[0] != counts[1] and chance(rng, 0.15):
         answer = "the first" if (counts[0] or 0) > (counts[1] or 0) else "the second"
-        return Asked(Turn("which", worded(rng, "which more", i=noun), answer))
+        return Mention(Exchange("which", worded(rng, "which more", i=noun), answer))
     for index in shuffled(rng, (0, 1)):
         if options[index]:
             claim = _pick_by_sort(rng, options[index])
             it, still_open = _subject(claim, scenes[index])
             question = worded(rng, "which", i=noun, x=claim.words)
-            return Asked(Turn("which", question, ("the first", "the second")[index]), it, still_open)
+            return Mention(Exchange("which", question, ("the first", "the second")[index]), it, still_open)
     return None

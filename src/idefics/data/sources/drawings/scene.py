@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from idefics.data.drawings.chance import chance, pick, pick_weighted, uniform
-from idefics.data.drawings.facts import MAX_THINGS, Drawing, Number, Scene, Thing
-from idefics.data.drawings.invent import SUBJECTS, Subject, random_number, random_things
-from idefics.data.drawings.lettering import MIN_DIGIT_HEIGHT, lettering
-from idefics.data.drawings.palette import COLORS, RGB, Backdrop, backdrop, shade, stands_out
-from idefics.data.drawings.placing import arrange, box_of, place_beside
-from idefics.data.drawings.shapes import KINDS, Outline
+from idefics.data.sources.drawings.chance import chance, pick, pick_weighted, uniform
+from idefics.data.sources.drawings.facts import MAX_THINGS, Drawing, Number, Scene, Thing
+from idefics.data.sources.drawings.invent import MOTIFS, Motif, random_number, random_things
+from idefics.data.sources.drawings.lettering import MIN_DIGIT_HEIGHT, lettering
+from idefics.data.sources.drawings.palette import COLORS, RGB, Backdrop, backdrop, shade, stands_out
+from idefics.data.sources.drawings.placing import arrange, box_of, place_beside
+from idefics.data.sources.drawings.shapes import KINDS, Outline
 from idefics.errors import InputError
 
 __all__ = ["MIN_SIDE", "draw_scene", "wear"]
@@ -30,7 +30,7 @@ def draw_scene(
     *,
     width: int,
     height: int,
-    subject: Subject | None = None,
+    subject: Motif | None = None,
     max_digits: int = 4,
     max_things: int = MAX_THINGS,
 ) -> Drawing:
@@ -53,7 +53,7 @@ def draw_scene(
         raise InputError(f"max_digits is {max_digits}; choose 1 to 4")
     if not 1 <= max_things <= MAX_THINGS:
         raise InputError(f"max_things is {max_things}; choose 1 to {MAX_THINGS}")
-    chosen = subject or pick_weighted(rng, SUBJECTS)
+    chosen = subject or pick_weighted(rng, MOTIFS)
     scale = uniform(rng, 1.0, 3.0) if chance(rng, 0.5) else 1.0
     if chosen == "number":
         picture, scene, outlines = _paint_number(rng, width=width, height=height, scale=scale, max_digits=max_digits)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from idefics.data.drawings.palette import COLORS
-from idefics.data.drawings.shapes import KINDS, Outline
+from idefics.data.sources.drawings.palette import COLORS
+from idefics.data.sources.drawings.shapes import KINDS, Outline
 
 __all__ = ["MAX_THINGS", "PATCH_COLORS", "PATCH_KINDS", "Box", "Crowd", "Drawing", "Number", "Scene", "Thing", "patch_labels"]
 

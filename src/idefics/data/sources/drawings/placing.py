@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idefics.data.drawings.chance import chance, uniform
-from idefics.data.drawings.facts import Box
-from idefics.data.drawings.shapes import Outline, outline
+from idefics.data.sources.drawings.chance import chance, uniform
+from idefics.data.sources.drawings.facts import Box
+from idefics.data.sources.drawings.shapes import Outline, outline
 
 __all__ = ["MIN_THING", "arrange", "box_of", "place_beside"]
 

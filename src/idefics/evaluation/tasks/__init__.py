@@ -1,0 +1,1 @@
+"""What models are asked, a file each."""

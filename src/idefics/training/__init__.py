@@ -1,0 +1,1 @@
+"""Learning: stages, their schedules and losses, the optimizer, the loop, and a run's state on disk."""
