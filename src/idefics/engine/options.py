@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from idefics.errors import NotOffered, OptionError
+from idefics.processor.call_options import plain
 
-__all__ = ["ABSENT", "ALIASES", "OPTIONS", "Absent", "Kind", "Option", "not_taken", "plain"]
+__all__ = ["ABSENT", "ALIASES", "OPTIONS", "Absent", "Kind", "Option", "not_taken"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +29,6 @@ class Kind:
 
     words: str
     read: Callable[[Any], Any]
-
-
-def plain(value: Any) -> Any:
-    """A number or list of numpy's or torch's as Python's own; anything else as it is.
-
-    >>> import numpy
-    >>> plain(numpy.int64(3)), plain(numpy.bool_(True)), plain("text")
-    (3, True, 'text')
-    """
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _whole(value: Any) -> int:

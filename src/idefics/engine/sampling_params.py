@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from idefics.engine.options import ABSENT, ALIASES, OPTIONS, not_taken, plain
+from idefics.engine.options import ABSENT, ALIASES, OPTIONS, not_taken
 from idefics.errors import OptionError
+from idefics.processor.call_options import plain
 
 __all__ = ["SamplingParams", "sampling_params", "unknown_defaults"]
 

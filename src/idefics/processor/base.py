@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from idefics.config.json_files import read_json, write_json
-from idefics.errors import ConfigError, OptionError, TemplateError
+from idefics.errors import ConfigError, InputError, OptionError, TemplateError
 from idefics.processor.batch import BatchFeature
+from idefics.processor.call_options import asking, check_left_over
+from idefics.processor.described import Described
 from idefics.processor.literal import Chat, literal_prompt
 from idefics.processor.messages import fill_images, normalise
 from idefics.processor.prepared import LevelMaker, PreparedImage, prepared
@@ -33,6 +36,11 @@ END_OF_UTTERANCE = "<end_of_utterance>"
 class Images(LevelMaker, Protocol):
     """How images become pixels, as far as all families agree."""
 
+    @property
+    def option_names(self) -> Collection[str]:
+        """Settings that a call may change for itself."""
+        ...
+
     def processed_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
         """(width, height) of every sub-image that an image of these sides becomes, as the model sees it."""
         ...
@@ -50,7 +58,7 @@ class Images(LevelMaker, Protocol):
         ...
 
 
-class Processor(ABC):
+class Processor(Described):
     """Texts and images to a model's inputs, and ids back to text.
 
     Args:
@@ -69,6 +77,7 @@ class Processor(ABC):
 
     Raises:
         ConfigError: the tokenizer lacks a token.
+        InputError: the tokenizer or the image processor is of another kind, another library's say.
     """
 
     image_token = IMAGE_TOKEN
@@ -76,6 +85,7 @@ class Processor(ABC):
     published_name: str
 
     def __init__(self, image_processor: Images, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
+        _check_kinds(image_processor, tokenizer, self.published_name)
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.image_token_id = self._required_id(IMAGE_TOKEN)
@@ -111,8 +121,21 @@ class Processor(ABC):
         """Image tokens that one sub-image fills in this processor's prompts."""
 
     @abstractmethod
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Writes the published files."""
+    def save_pretrained(self, folder: Path | str, **options: Any) -> None:
+        """Writes the published files; options of the reference's are taken where they ask for nothing.
+
+        Raises:
+            OptionError: an option asks for more.
+        """
+
+    @property
+    @abstractmethod
+    def model_input_names(self) -> list[str]:
+        """What calls return."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings of texts and images; the tokenizer's are its own."""
+        return {"processor_class": self.published_name, "image_processor": self.image_processor.to_dict()}
 
     @abstractmethod
     def with_small_images(self, config: Config) -> Self:
@@ -154,6 +177,19 @@ class Processor(ABC):
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> BatchFeature:
         """Inputs as the reference returns them, with padded ids and pixels; every family takes `text=` and `images=`."""
+
+    def _image_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a call's options that `__call__` does not name, those for images; the rest asks for nothing.
+
+        Raises:
+            OptionError: an option that there is not.
+        """
+        known = {*self.image_processor.option_names}
+        left = {name: value for name, value in options.items() if name not in known}
+        if left:
+            named = {*inspect.signature(type(self).__call__).parameters} - {"self", "options"}
+            check_left_over(self.published_name, left, there=named | known)
+        return {name: value for name, value in options.items() if name in known}
 
     @abstractmethod
     def expand(self, prompt: str) -> str:
@@ -201,7 +237,7 @@ class Processor(ABC):
         write = self._written(chat_template, add_generation_prompt=add_generation_prompt)
         prompts = [write(chat) for chat, _ in chats]
         if not tokenize:
-            unused = sorted(options) + [
+            unused = sorted(asking(options)) + [
                 name for name, value in (("images", images), ("return_tensors", return_tensors)) if value is not None
             ]
             if return_dict or unused:
@@ -282,3 +318,14 @@ class Processor(ABC):
         if found is None:
             raise ConfigError(f"the tokenizer has no {token!r}; it is not that of a checkpoint for {self.published_name}")
         return int(found)
+
+
+def _check_kinds(image_processor: Any, tokenizer: Any, name: str) -> None:
+    for given, due, where in (
+        (tokenizer, isinstance(tokenizer, Tokenizer), "Tokenizer.from_folder"),
+        (image_processor, hasattr(image_processor, "levels"), "its image processor's from_pretrained"),
+    ):
+        if not due:
+            kind = f"{type(given).__module__}.{type(given).__qualname__}"
+            what = "tokenizer" if given is tokenizer else "image processor"
+            raise InputError(f"{name} takes no {what} of type {kind}; {where} reads the same files, and from_pretrained all")

@@ -15,6 +15,7 @@ from idefics.errors import ConfigError, ImageCountError, InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.batch import BatchFeature
+from idefics.processor.call_options import check_left_over
 from idefics.processor.characters import require_characters
 from idefics.processor.fetch import open_image
 from idefics.processor.image_mask import mask_of, seen_images
@@ -119,8 +120,14 @@ class IdeficsProcessor(Processor):
         _check_family(config)
         return self
 
-    def save_pretrained(self, folder: Path | str) -> None:
+    @property
+    def model_input_names(self) -> list[str]:
+        """What calls return."""
+        return [*self.tokenizer.model_input_names, "pixel_values", "image_attention_mask"]
+
+    def save_pretrained(self, folder: Path | str, **options: Any) -> None:
         """Writes the files of 2023, which `from_folder` and transformers 4.40 and 5 read."""
+        check_left_over("save_pretrained", options, there=("folder",))
         self._save(Path(folder), None)
 
     def __call__(
@@ -137,6 +144,7 @@ class IdeficsProcessor(Processor):
         add_eos_token: bool = False,
         add_end_of_utterance_token: bool | None = None,
         return_tensors: str | None = "pt",
+        **options: Any,
     ) -> BatchFeature:
         """Inputs with padded images, as the reference returns them.
 
@@ -156,6 +164,8 @@ class IdeficsProcessor(Processor):
             add_end_of_utterance_token: write `<end_of_utterance>` between texts that follow each other; None does if
                 the tokenizer has the token.
             return_tensors: `"pt"`, `"np"`, or None for lists of ids and numpy otherwise.
+            options: settings of images for this call (`image_size`, `image_mean`, `image_std`), and whatever of the
+                reference's changes nothing.
 
         Returns:
             `input_ids` and `attention_mask` (B, T) int64, `pixel_values` (B, N, 3, S, S) float32, N the most images that a
@@ -171,6 +181,7 @@ class IdeficsProcessor(Processor):
 
         if return_tensors not in ("pt", "np", None):
             raise OptionError(f"return_tensors = {return_tensors!r} is not one of 'pt', 'np', None")
+        for_images = self._image_options(options)
         rows = self._rows(prompts, text, images, end_of_utterance=self._marks_utterances(add_end_of_utterance_token))
         end = self._end(add_eos_token)
         texts = [f"{self._bos}{_spelled(pieces)}{end}" for pieces, _ in rows]
@@ -184,7 +195,7 @@ class IdeficsProcessor(Processor):
         out = self.tokenizer.pad(
             encoded, padding=padding, max_length=max_length, padding_side=padding_side, return_tensors="pt"
         )
-        pixels = [self.image_processor.preprocess(row, transform=transform) for _, row in rows]
+        pixels = [self.image_processor.preprocess(row, transform=transform, **for_images) for _, row in rows]
         counts = [ids.count(self.image_token_id) for ids in encoded]
         most = max(1, *(len(row) for row in pixels))
         out["pixel_values"] = self._padded(pixels, counts, most)

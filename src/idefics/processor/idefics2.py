@@ -7,7 +7,7 @@ and of blocks come from the same call options, so pixels and tokens cannot drift
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -16,6 +16,7 @@ from idefics.errors import ConfigError, InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.batch import BatchFeature
+from idefics.processor.call_options import check_left_over, plain
 from idefics.processor.characters import require_characters
 from idefics.processor.fetch import upright_image
 from idefics.processor.image import ImageProcessor, Pixels
@@ -58,6 +59,7 @@ class Idefics2Processor(Processor):
         image_seq_len: int = 64,
         chat_template: str | None = None,
     ) -> None:
+        image_seq_len = plain(image_seq_len)
         if isinstance(image_seq_len, bool) or not isinstance(image_seq_len, int) or image_seq_len < 1:
             raise OptionError(f"image_seq_len = {image_seq_len!r} must be a positive whole number")
         super().__init__(image_processor, tokenizer, chat_template)
@@ -133,8 +135,18 @@ class Idefics2Processor(Processor):
         size = {"shortest_edge": min(3, side) * patch, "longest_edge": min(side * patch, 7 * patch + patch // 2)}
         return self._with_images(self.image_processor.with_options(size=size))
 
-    def save_pretrained(self, folder: Path | str) -> None:
+    @property
+    def model_input_names(self) -> list[str]:
+        """What calls return."""
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Processor`; with the tokens of a sub-image."""
+        return {**super().to_dict(), "image_seq_len": self.image_seq_len}
+
+    def save_pretrained(self, folder: Path | str, **options: Any) -> None:
         """Writes the files of 2024, which `from_folder` and every transformers since 4.40 read."""
+        check_left_over("save_pretrained", options, there=("folder",))
         self._save(Path(folder), {"image_seq_len": self.image_seq_len})
 
     def __call__(
@@ -149,8 +161,7 @@ class Idefics2Processor(Processor):
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
         return_attention_mask: bool = True,
-        size: Mapping[str, int] | None = None,
-        do_image_splitting: bool | None = None,
+        **options: Any,
     ) -> BatchFeature:
         """Inputs with padded pixels, as the reference returns them.
 
@@ -166,8 +177,9 @@ class Idefics2Processor(Processor):
             add_special_tokens: begin with `<s>`, as the tokenizer's files say.
             return_tensors: `"pt"`, `"np"`, or None for lists of ids and numpy pixels.
             return_attention_mask: False leaves it out.
-            size: of images, for this call; pixels only change, the tokens of an image do not depend on it.
-            do_image_splitting: for this call, pixels and tokens alike.
+            options: settings of images for this call: `size` (pixels only change, the tokens of an image do not depend
+                on it), `do_image_splitting` (pixels and tokens alike), or any other of the image processor's; and whatever of
+                the reference's changes nothing.
 
         Returns:
             `input_ids` and `attention_mask` (B, T) int64 if there is text; `pixel_values` (B, N, 3, H, W) float32 and
@@ -182,7 +194,7 @@ class Idefics2Processor(Processor):
         texts, rows = arrange(text, images, placeholder=IMAGE_TOKEN)
         for one in texts or ():
             require_characters(one, "a text")
-        worker = self.image_processor.with_options(size=size, do_image_splitting=do_image_splitting)
+        worker = self.image_processor.with_options(**self._image_options(options))
         out = BatchFeature()
         if texts is not None:
             if truncation is False and max_length is not None and padding != "max_length":

@@ -15,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from idefics.config.json_files import write_json
 from idefics.config.keys import asks_for_nothing
 from idefics.config.rules import brief
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.machine.cpus import in_parallel, usable_cpus
 from idefics.processor.batch import BatchFeature
+from idefics.processor.call_options import check_left_over, plain
+from idefics.processor.described import Described
 from idefics.processor.fetch import open_image
 from idefics.processor.modes import named, to_rgb
 from idefics.processor.resizing import resized
-from idefics.processor.settings import check_options, image_settings_of
+from idefics.processor.settings import INERT, check_options, image_settings_of
 from idefics.processor.sizes import Box, check_size, processed_sizes, resized_size, sub_image_boxes, with_longest_edge
 
 __all__ = ["ImageProcessor", "Pixels", "pad_images"]
@@ -33,25 +36,6 @@ Pixels = NDArray[np.float32]
 _ONE_THREAD = 2**20
 """Pixels in all from which threads save more than they cost."""
 
-# Keys that published files carry and that change nothing here. `data_format` and `do_center_crop` are checked below.
-_INERT = frozenset(
-    (
-        "_processor_class",
-        "_valid_processor_keys",
-        "auto_map",
-        "crop_size",
-        "default_to_square",
-        "device",
-        "disable_grouping",
-        "feature_extractor_type",
-        "image_processor_type",
-        "image_seq_length",
-        "input_data_format",
-        "pad_size",
-        "processor_class",
-        "return_tensors",
-    )
-)
 _FIXED: dict[str, tuple[Any, ...]] = {
     "data_format": (None, "channels_first"),
     "do_center_crop": (None, False),
@@ -60,7 +44,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageProcessor:
+class ImageProcessor(Described):
     """How images become pixels, with the field names of the published `preprocessor_config.json`.
 
     Called on its own it takes the image processor's route of the reference: alpha on white, EXIF ignored. Behind a
@@ -94,21 +78,25 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            value = getattr(self, option.name)
-            if option.type == "bool" and not isinstance(value, bool):
+            value = plain(getattr(self, option.name))
+            object.__setattr__(self, option.name, value)
+            if isinstance(option.default, bool) and not isinstance(value, bool):
                 raise OptionError(f"{option.name} = {value!r} must be true or false")
         if isinstance(self.rescale_factor, bool) or not isinstance(self.rescale_factor, int | float):
             raise OptionError(f"rescale_factor = {self.rescale_factor!r} must be a number")
         object.__setattr__(self, "size", check_size(self.size))
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            channels = [value] * 3 if isinstance(value, int | float) else list(value)
+            try:
+                channels = tuple(map(float, [value] * 3 if isinstance(value, int | float) else value))
+            except (TypeError, ValueError):
+                channels = ()
             if len(channels) != 3 or (name == "image_std" and 0 in channels):
                 raise OptionError(f"{name} = {value!r} must be three numbers, one per colour, and no deviation zero")
-            object.__setattr__(self, name, tuple(float(channel) for channel in channels))
+            object.__setattr__(self, name, channels)
         try:
             object.__setattr__(self, "resample", int(Image.Resampling(self.resample)))
-        except ValueError:
+        except (TypeError, ValueError):
             raise OptionError(f"resample = {self.resample!r} is not one of Pillow's filters 0..5") from None
 
     @classmethod
@@ -122,7 +110,7 @@ class ImageProcessor:
         for key, value in raw.items():
             if key in _FIXED and value not in _FIXED[key]:
                 raise ConfigError(f"image processor: {key} = {value!r} is not supported; only {_FIXED[key][1]!r} is")
-            if key not in known and key not in _INERT and key not in _FIXED and not asks_for_nothing(value):
+            if key not in known and key not in INERT and key not in _FIXED and not asks_for_nothing(value):
                 raise ConfigError(f"image processor: the key {key!r} = {brief(value)} is unknown and may change the pixels")
         try:
             return cls(**{key: value for key, value in raw.items() if key in known and value is not None})
@@ -149,13 +137,37 @@ class ImageProcessor:
         values.update(size=dict(self.size), image_mean=list(self.image_mean), image_std=list(self.image_std))
         return {**values, "image_processor_type": "Idefics2ImageProcessor", "processor_class": "Idefics2Processor"}
 
-    def with_options(self, *, size: Mapping[str, int] | None = None, do_image_splitting: bool | None = None) -> Self:
-        """This processor with a call's own `size` and `do_image_splitting`; None keeps its own."""
-        changes: dict[str, Any] = {}
-        if size is not None:
-            changes["size"] = check_size(size)
-        if do_image_splitting is not None:
-            changes["do_image_splitting"] = do_image_splitting
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """Settings that a call may change for itself."""
+        return tuple(option.name for option in fields(self))
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What calls return."""
+        return ["pixel_values", "pixel_attention_mask"]
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> list[str]:
+        """Writes `preprocessor_config.json`, and returns its path.
+
+        Raises:
+            OptionError: an option that asks for more than that.
+        """
+        check_left_over("save_pretrained", options, there=("save_directory",))
+        path = Path(save_directory) / "preprocessor_config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.to_dict())
+        return [str(path)]
+
+    def with_options(self, **options: Any) -> Self:
+        """This processor with a call's own settings; None keeps its own.
+
+        Raises:
+            OptionError: an unusable value, or an option that there is not and that would change something.
+        """
+        there = self.option_names
+        check_left_over("images", {k: v for k, v in options.items() if k not in there}, there=there)
+        changes = {name: value for name, value in options.items() if name in there and value is not None}
         return dataclasses.replace(self, **changes) if changes else self
 
     def adjusted(self, *, max_image_size: int | None = None, split: bool | None = None) -> Self:
@@ -211,30 +223,28 @@ class ImageProcessor:
         values_CG = self.level_values
         return [_through(values_CG, levels_CHW) for levels_CHW in self.levels(images)]
 
-    def __call__(
-        self,
-        images: Any,
-        *,
-        size: Mapping[str, int] | None = None,
-        do_image_splitting: bool | None = None,
-        return_tensors: str | None = None,
-    ) -> BatchFeature:
+    def preprocess(self, images: Any, *, return_tensors: str | None = None, **options: Any) -> BatchFeature:
         """The reference's image processor used alone: alpha on white, EXIF orientation ignored.
 
         Args:
             images: one image, a list of them, or a list per row; anything `open_image` takes.
-            size: for this call.
-            do_image_splitting: for this call.
             return_tensors: `"pt"`, `"np"` or None for numpy.
+            options: settings for this call, such as `size` and `do_image_splitting`.
 
         Returns:
             `pixel_values` (B, N, C, H, W) float32 and, if `do_pad`, `pixel_attention_mask` (B, N, H, W) int64.
+
+        Raises:
+            ImageError: an image cannot be used.
+            OptionError: as `with_options`.
         """
         rows = images if isinstance(images, list | tuple) else [images]
         if not any(isinstance(row, list | tuple) for row in rows):
             rows = [rows]
-        worker = self.with_options(size=size, do_image_splitting=do_image_splitting)
+        worker = self.with_options(**options)
         return worker.batch([worker.pixels([open_image(image) for image in row]) for row in rows], return_tensors)
+
+    __call__ = preprocess
 
     def batch(self, rows: Sequence[Sequence[Pixels]], return_tensors: str | None = None) -> BatchFeature:
         """Pads rows of pixels to one array; see `__call__` for what comes back. Empty without any image."""

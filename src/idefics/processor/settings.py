@@ -14,7 +14,27 @@ from typing import Any
 from idefics.config.json_files import read_json
 from idefics.errors import ConfigError, OptionError
 
-__all__ = ["check_options", "check_owner", "image_settings_of", "processor_settings_of"]
+__all__ = ["INERT", "check_options", "check_owner", "image_settings_of", "processor_settings_of"]
+
+INERT = frozenset(
+    (
+        "_processor_class",
+        "_valid_processor_keys",
+        "auto_map",
+        "crop_size",
+        "default_to_square",
+        "device",
+        "disable_grouping",
+        "feature_extractor_type",
+        "image_processor_type",
+        "image_seq_length",
+        "input_data_format",
+        "pad_size",
+        "processor_class",
+        "return_tensors",
+    )
+)
+"""Keys that published image settings carry and that change nothing here."""
 
 _SUFFIXES = ("", "Fast", "Pil")  # of image processors: the reference's several implementations of one thing
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from idefics.config.rules import brief
 from idefics.errors import ImageError, OptionError
+from idefics.processor.call_options import plain
 
 __all__ = [
     "Box", "check_size", "image_tokens", "processed_sizes", "prompt_tokens", "resized_size", "sub_image_boxes", "sub_images",
@@ -32,7 +33,7 @@ def check_size(size: Mapping[str, int]) -> dict[str, int]:
     """
     if not isinstance(size, Mapping):
         raise OptionError(f"size must be a mapping such as {{'shortest_edge': 378, 'longest_edge': 980}}, not {size!r}")
-    known = {key: value for key, value in size.items() if value is not None}
+    known = {key: plain(value) for key, value in size.items() if value is not None}
     if set(known) not in ({"shortest_edge", "longest_edge"}, {"height", "width"}):
         raise OptionError(
             f"size has the keys {sorted(known)}; it takes 'shortest_edge' and 'longest_edge', or 'height' and 'width'"

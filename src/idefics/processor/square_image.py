@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from PIL import Image
 
+from idefics.config.json_files import write_json
 from idefics.config.keys import asks_for_nothing
 from idefics.config.rules import brief
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
+from idefics.processor.call_options import check_left_over, plain
+from idefics.processor.described import Described
 from idefics.processor.fetch import open_image
 from idefics.processor.image import ImageProcessor
-from idefics.processor.settings import check_options, image_settings_of
+from idefics.processor.settings import INERT, check_options, image_settings_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,11 +43,11 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "resample": (3, None),
     "rescale_factor": (1 / 255, None),
 }
-_INERT = ("feature_extractor_type", "image_processor_type", "processor_class")
+_NAMES = ("model_input_names", "data_format")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquareImageProcessor:
+class SquareImageProcessor(Described):
     """How images become squares, with the field names of the published `preprocessor_config.json`.
 
     Images of other modes become RGB with alpha on white; EXIF orientation is ignored, of URLs too, as by the reference.
@@ -63,7 +66,7 @@ class SquareImageProcessor:
     _squares: ImageProcessor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        side = self.image_size
+        side = plain(self.image_size)
         if isinstance(side, bool) or not isinstance(side, int) or side < 1:
             raise OptionError(f"image_size = {side!r} must be a positive whole number of pixels")
         squares = ImageProcessor(
@@ -72,7 +75,12 @@ class SquareImageProcessor:
             image_mean=self.image_mean,
             image_std=self.image_std,
         )
-        for name, value in (("_squares", squares), ("image_mean", squares.image_mean), ("image_std", squares.image_std)):
+        for name, value in (
+            ("_squares", squares),
+            ("image_size", side),
+            ("image_mean", squares.image_mean),
+            ("image_std", squares.image_std),
+        ):
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -85,7 +93,7 @@ class SquareImageProcessor:
         for key, value in raw.items():
             if key in _FIXED and value not in _FIXED[key]:
                 raise ConfigError(f"image processor: {key} = {value!r}; this family's models are made for {_FIXED[key][0]!r}")
-            if key not in (*_options(cls), *_FIXED, *_INERT, "size") and not asks_for_nothing(value):
+            if key not in (*_options(cls), *_FIXED, *INERT, *_NAMES, "size") and not asks_for_nothing(value):
                 raise ConfigError(
                     f"image processor: the key {key!r} = {brief(value)} is unknown to this family of square images"
                 )
@@ -158,23 +166,43 @@ class SquareImageProcessor:
         """Every image as a square of bytes (C, S, S); see `ImageProcessor`."""
         return self._squares.levels(images, workers=workers)
 
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """Settings that a call may name; those that cannot be changed, too."""
+        return (*_options(type(self)), "size", *_FIXED)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the processor of texts and images calls the pixels."""
+        return ["pixel_values"]
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> list[str]:
+        """Writes `preprocessor_config.json`, and returns its path.
+
+        Raises:
+            OptionError: an option that asks for more than that.
+        """
+        check_left_over("save_pretrained", options, there=("save_directory",))
+        path = Path(save_directory) / "preprocessor_config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.to_dict())
+        return [str(path)]
+
     def preprocess(
         self,
         images: Any,
         *,
-        image_size: int | None = None,
-        image_mean: Sequence[float] | None = None,
-        image_std: Sequence[float] | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
-    ) -> torch.Tensor:
-        """Pixels (N, C, S, S) float32 of one image or a list of them, with options for this call.
+        return_tensors: str | None = "pt",
+        **options: Any,
+    ) -> Any:
+        """Pixels (N, C, S, S) float32 of one image or a list of them.
 
         Args:
             images: anything `open_image` takes.
-            image_size: None keeps the processor's; so for the next two.
-            image_mean: one value per channel.
-            image_std: one value per channel.
             transform: makes a tensor of each Pillow image instead, as in training, all of one shape.
+            return_tensors: `"pt"` or None for a tensor, `"np"` for an array.
+            options: settings for this call: `image_size` (or the square `size`), `image_mean`, `image_std`.
 
         Raises:
             ImageError: an image cannot be used.
@@ -183,17 +211,30 @@ class SquareImageProcessor:
         """
         import torch
 
-        given = {"image_size": image_size, "image_mean": image_mean, "image_std": image_std}
-        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if return_tensors not in ("pt", "np", None):
+            raise OptionError(f"return_tensors = {return_tensors!r} is not one of 'pt', 'np', None")
+        changes = self._changes(options)
         opened = [open_image(image) for image in (images if isinstance(images, list | tuple) else [images])]
         if transform is not None:
             if changes:
                 raise OptionError(f"{', '.join(changes)}: no effect beside a transform, which makes the pixels")
-            return _stacked([_transformed(transform(image), self.image_num_channels) for image in opened], self.image_size)
-        worker = dataclasses.replace(self, **changes) if changes else self
-        return _stacked([torch.from_numpy(pixels) for pixels in worker._squares.pixels(opened)], worker.image_size)
+            pixels = _stacked([_transformed(transform(image), self.image_num_channels) for image in opened], self.image_size)
+        else:
+            worker = dataclasses.replace(self, **changes) if changes else self
+            pixels = _stacked([torch.from_numpy(made) for made in worker._squares.pixels(opened)], worker.image_size)
+        return pixels.numpy() if return_tensors == "np" else pixels
 
     __call__ = preprocess
+
+    def _changes(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings among a call's options that are not the processor's own."""
+        given = {name: value for name, value in options.items() if value is not None}
+        if "size" in given:
+            given.setdefault("image_size", _square(given.pop("size")))
+        there = _options(type(self))
+        left = {name: value for name, value in given.items() if name not in there}
+        check_left_over("images", left, there=(*there, "size", "transform"), neutral=_FIXED)
+        return {name: value for name, value in given.items() if name in there}
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """A Pillow image of a URL, or a list of them of a list; in its own mode and orientation, as it comes.
@@ -204,6 +245,14 @@ class SquareImageProcessor:
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(one) for one in image_url_or_urls]
         return open_image(image_url_or_urls)
+
+
+def _square(size: Any) -> Any:
+    """The side of a square that is given as the reference of today gives it."""
+    sides = {plain(side) for side in size.values()} if isinstance(size, Mapping) and set(size) == {"height", "width"} else set()
+    if len(sides) != 1:
+        raise OptionError(f"size = {size!r} is no square {{'height': ..., 'width': ...}}, as which this model sees all images")
+    return sides.pop()
 
 
 def _options(cls: type[SquareImageProcessor]) -> tuple[str, ...]:

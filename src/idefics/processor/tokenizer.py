@@ -18,13 +18,16 @@ from idefics.config.json_files import read_json, write_json
 from idefics.config.whole_files import read_whole
 from idefics.errors import CheckpointNotFound, ConfigError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
+from idefics.processor.call_options import check_left_over
 from idefics.processor.characters import require_characters
+from idefics.processor.described import Described
 from idefics.processor.literal import MARK, reader_of
 
 __all__ = ["Tokenizer", "clean_up_spaces"]
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
+_OPTIONS = ("add_special_tokens", "padding", "truncation", "max_length", "return_tensors", "padding_side")
 _ENDLESS = 10**20  # above it `model_max_length` says "none", as the reference writes it
 _CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
@@ -32,7 +35,7 @@ _CLEAN_UP = (
 )  # fmt: skip
 
 
-class Tokenizer:
+class Tokenizer(Described):
     """Text to ids and back.
 
     Args:
@@ -106,12 +109,32 @@ class Tokenizer:
         tokenizer._source = None if added else source
         return tokenizer
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """What calls return."""
+        return ["input_ids", "attention_mask"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `tokenizer_config.json`."""
+        return {"tokenizer_class": "PreTrainedTokenizerFast", **self.config, "padding_side": self.padding_side}
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> list[str]:
+        """Writes the tokenizer's own files, and returns their paths.
+
+        Raises:
+            OptionError: an option that asks for more than that.
+        """
+        check_left_over("save_pretrained", options, there=("save_directory",))
+        self.save(Path(save_directory))
+        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+        return [str(Path(save_directory) / name) for name in names]
+
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, which transformers loads."""
         folder.mkdir(parents=True, exist_ok=True)
         source = self._source if self._source is not None else _portable(self.backend.to_str())
         (folder / "tokenizer.json").write_text(source, encoding="utf-8")
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config, "padding_side": self.padding_side}
+        config = self.to_dict()
         config.pop("chat_template", None)  # the processor writes it, once
         config["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
         if config["tokenizer_class"] in _LLAMA:
@@ -161,6 +184,7 @@ class Tokenizer:
         max_length: int | None = None,
         return_tensors: str | None = None,
         padding_side: str | None = None,
+        **options: Any,
     ) -> BatchFeature:
         """`input_ids` and `attention_mask` of a text or a list of texts.
 
@@ -172,7 +196,9 @@ class Tokenizer:
             max_length: limit of truncation and length of `padding="max_length"`.
             return_tensors: `"pt"`, `"np"` or None for lists.
             padding_side: `"left"` or `"right"` for this call.
+            options: of the reference, where they ask for nothing (`return_token_type_ids=False`, ...).
         """
+        check_left_over("tokenizer", options, there=_OPTIONS)
         texts = [text] if isinstance(text, str) else list(text)
         rows = [
             self.encode(one, add_special_tokens=add_special_tokens, truncation=truncation, max_length=max_length)

@@ -246,8 +246,8 @@ def test_wrong_prompts_are_named(processor: IdeficsProcessor, base: IdeficsProce
         processor(["a", tmp_path / "none.png"])
     with pytest.raises(OptionError, match="no '<end_of_utterance>'"):
         base(["a", "b"], add_end_of_utterance_token=True)
-    with pytest.raises(TypeError, match="add_eos"):
-        processor(["a"], add_eos=True)  # type: ignore[call-arg]
+    with pytest.raises(OptionError, match=r"add_eos = True is not offered; there are .*add_eos_token, .*image_size"):
+        processor(["a"], add_eos=True)
 
 
 @pytest.mark.parametrize(

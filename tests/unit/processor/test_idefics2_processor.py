@@ -112,8 +112,10 @@ def test_truncation_after_the_images_is_fine(processor: Idefics2Processor) -> No
 
 
 def test_wrong_input_is_named(processor: Idefics2Processor, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="do_image_spliting"):
-        processor("a", do_image_spliting=True)  # type: ignore[call-arg]
+    with pytest.raises(
+        OptionError, match=r"do_image_spliting = True is not offered; there are .*do_image_splitting, .*max_length"
+    ):
+        processor("a", do_image_spliting=True)
     with pytest.raises(ImageCountError, match=r"the prompt has 1 image placeholder.*but 0 image"):
         processor("<image>")
     with pytest.raises(ImageError, match=r"none\.png does not exist"):
