@@ -38,10 +38,7 @@ def bench(
 
     Example: idefics bench HuggingFaceM4/idefics2-8b --dtype bfloat16 --rounds 3
     """
-    if checkpoint is not None:
-        if model.model is not None:
-            raise OptionError(f"MODEL {checkpoint!r} and --model {model.model!r} are both given; give one")
-        model = dataclasses.replace(model, model=checkpoint)
+    model = model.naming(checkpoint)
     sides = re.fullmatch(r"(\d+)[xX×](\d+)", image)
     if sides is None:
         raise OptionError(f"--image {image!r} is not a size such as 1280x960")

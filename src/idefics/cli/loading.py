@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -72,6 +73,16 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
         )
     model.name = options.model or EMBEDDED_NAME
     return model
+
+
+@contextmanager
+def _collector_resting() -> Iterator[None]:
+    """Else Python looks through the same lasting objects again and again while torch is imported: a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -60,6 +60,18 @@ class ModelOptions:
         ),
     ] = False
 
+    def naming(self, checkpoint: str | None) -> ModelOptions:
+        """The same with the model that a command's MODEL names, if it does.
+
+        Raises:
+            OptionError: it is named twice.
+        """
+        if checkpoint is None:
+            return self
+        if self.model is not None:
+            raise OptionError(f"MODEL {checkpoint!r} and --model {self.model!r} are both given; give one")
+        return dataclasses.replace(self, model=checkpoint)
+
     def placement(self) -> str | Mapping[str, Any] | None:
         """The device map as `load` takes it.
 

@@ -13,7 +13,6 @@ from typer import Argument, Exit, Option
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions
 from idefics.cli.terminal import status
-from idefics.errors import OptionError
 
 if TYPE_CHECKING:
     from idefics.selftest import Check
@@ -35,10 +34,7 @@ def verify(
 
     Example: idefics verify HuggingFaceM4/idefics2-8b --dtype bfloat16
     """
-    if checkpoint is not None:
-        if model.model is not None:
-            raise OptionError(f"MODEL {checkpoint!r} and --model {model.model!r} are both given; give one")
-        model = dataclasses.replace(model, model=checkpoint)
+    model = model.naming(checkpoint)
     loaded = open_model(model, ImageOptions())
     from idefics.selftest import verify as run
 
