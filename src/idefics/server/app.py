@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from idefics import __version__
 from idefics.errors import IdeficsError
-from idefics.server.errors import Invalid, ServerError
+from idefics.server.errors import Invalid, NotAllowed, NotFound, ServerError
 from idefics.server.http.guard import OPEN_PATHS, Guard
 from idefics.server.http.keys import checked_keys
 from idefics.server.http.sse import Json
@@ -123,9 +123,10 @@ def create_app(
 def error_response(path: str, error: ServerError) -> Response:
     """An error in the form of the API that was asked."""
     if path.startswith("/v1/"):
-        status = _BAD_REQUEST.get(error.status, error.status)
-        return Json(openai_error(error), status_code=status, headers=dict(error.headers))
-    return Json(tgi_error(error), status_code=error.status, headers=dict(error.headers))
+        told, status = openai_error(error), _BAD_REQUEST.get(error.status, error.status)
+    else:
+        told, status = tgi_error(error), error.status
+    return Json(told, status_code=status, headers=dict(error.headers))
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -139,11 +140,10 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_such(request: Request, error: HTTPException) -> Response:
-        kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "validation")
-        told: Mapping[str, Any] = {"error": str(error.detail), "error_type": kind}
-        if request.url.path.startswith("/v1/"):
-            told = {**openai_error(Invalid(str(error.detail))), "error_type": kind}
-        return Json(told, status_code=error.status_code, headers=dict(error.headers or {}))
+        kind = {404: NotFound, 405: NotAllowed}.get(error.status_code, Invalid)
+        response = error_response(request.url.path, kind(str(error.detail)))
+        response.headers.update(error.headers or {})
+        return response
 
 
 def _malformed(error: RequestValidationError) -> Invalid:

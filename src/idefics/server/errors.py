@@ -5,6 +5,10 @@
     ServerError           status  error_type; itself 500, internal: what nobody meant to happen
     ├── TooDeep              400  validation
     ├── Invalid              422  validation
+    │   ├── TooLong
+    │   └── NoRoom
+    ├── NotFound             404  not_found
+    ├── NotAllowed           405  method_not_allowed
     ├── TooLarge             413  validation
     ├── Unauthorized         401  unauthorized
     ├── Overloaded           429  overloaded
@@ -23,8 +27,8 @@ from typing import ClassVar
 from idefics.errors import IdeficsError, InputError
 
 __all__ = [
-    "ClientGone", "Closing", "GenerationFailed", "Invalid", "Overloaded", "ServerError", "TimedOut", "TooDeep", "TooLarge",
-    "Unauthorized", "as_server_error", "as_told_error",
+    "ClientGone", "Closing", "GenerationFailed", "Invalid", "NoRoom", "NotAllowed", "NotFound", "Overloaded", "ServerError",
+    "TimedOut", "TooDeep", "TooLarge", "TooLong", "Unauthorized", "as_server_error", "as_told_error",
 ]  # fmt: skip
 
 
@@ -57,6 +61,51 @@ class Invalid(ServerError):
 
     status = 422
     kind = "validation"
+
+
+class TooLong(Invalid):
+    """A prompt that leaves no room for an answer.
+
+    Args:
+        limit: that tokens must be below.
+        tokens: of the prompt; None where it was not read, as its `characters` are too many for any tokens.
+        characters: of the prompt.
+        prompt: the API's name for it.
+    """
+
+    def __init__(self, *, limit: int, tokens: int | None = None, characters: int = 0, prompt: str) -> None:
+        given = f"; {characters} characters are more in any case" if tokens is None else f". Given: {tokens}"
+        super().__init__(f"`{prompt}` must have less than {limit} tokens{given}", param=prompt)
+
+
+class NoRoom(Invalid):
+    """A prompt and an answer that do not fit together.
+
+    Args:
+        limit: of tokens of both.
+        tokens: of the prompt.
+        new: that the answer may have.
+        prompt: the API's name for the prompt.
+        answer: the API's name for `new`.
+    """
+
+    def __init__(self, *, limit: int, tokens: int, new: int, prompt: str, answer: str) -> None:
+        given = f"{tokens} `{prompt}` tokens and {new} `{answer}`"
+        super().__init__(f"`{prompt}` tokens + `{answer}` must be <= {limit}. Given: {given}", param=answer)
+
+
+class NotFound(ServerError):
+    """A path or a name that the server has not."""
+
+    status = 404
+    kind = "not_found"
+
+
+class NotAllowed(ServerError):
+    """A path that takes other methods."""
+
+    status = 405
+    kind = "method_not_allowed"
 
 
 class TooLarge(ServerError):

@@ -19,7 +19,7 @@ from idefics.server.http.routes import taking_route
 from idefics.server.http.sse import Json
 from idefics.server.openai.asking import COMPLETION_TOKENS
 from idefics.server.prepare.prompts import Prompt, prompt_of_markdown
-from idefics.server.prepare.requests import Asked
+from idefics.server.prepare.requests import Asked, Words
 from idefics.server.service import Service
 from idefics.server.tgi.schemas import TgiError
 
@@ -162,7 +162,8 @@ def playground_router(service: Service) -> APIRouter:
     @router.post("/plan", summary="Tokens and memory of a chat or a text", response_model=PlanAnswer, responses=errors)
     async def plan(body: PlanRequest) -> Response:
         prompt = await service.preparer.in_worker(lambda: _prompt(body, service))
-        asked = Asked(prompt=prompt, split=body.do_image_splitting, max_image_size=body.max_image_size)
+        words = Words(prompt="prompt" if body.messages is None else "messages", new_tokens="max_tokens")
+        asked = Asked(prompt=prompt, words=words, split=body.do_image_splitting, max_image_size=body.max_image_size)
         ids = [token.id for token in await service.preparer.tokens(asked)]
         return Json(await service.preparer.in_worker(lambda: _planned(service, asked, ids, new=body.new_tokens).model_dump()))
 

@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from idefics.errors import OptionError
+from idefics.server.deadlines import ANSWERS_SENT
 from idefics.server.http.connections import Connection, Settings, raise_file_limit
 from idefics.server.service import Service
 
@@ -28,7 +29,6 @@ QUEUED = 2048  # connections that the kernel keeps until they are taken
 # Connections taken in one turn of the event loop. Each is a file, and only after its turn it is refused if it is one too many;
 # if files run out in between, asyncio logs an error for every other one of them.
 ACCEPTED = 8
-LAST_SECONDS = 2  # after the drain: for answers that are being sent, and for requests that are still being prepared
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -123,7 +123,7 @@ def configuration(app: Any, *, tls: ssl.SSLContext | None = None) -> Settings:
         server_header=False,
         backlog=ACCEPTED,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=LAST_SECONDS,
+        timeout_graceful_shutdown=ANSWERS_SENT,
         h11_max_incomplete_event_size=64 * 1024,
     )
     config.load()

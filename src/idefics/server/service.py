@@ -274,7 +274,7 @@ class Service:
                 yield conversation
             finally:
                 running.cancel()
-        except BaseException as error:
+        except BaseException as error:  # cancelled, too: every end of a request is counted and logged, and goes on
             self._failed(error, conversation)
             raise
         self._answered(conversation)
@@ -285,7 +285,7 @@ class Service:
             prepared = await self.preparer.prepare(asked)
             self._observe(prepared)
             running = await self.bridge.ask(prepared, streams=streams, deadline=deadline, done=release)
-        except BaseException:
+        except BaseException:  # cancelled, too: the place is free again
             release()
             raise
         return prepared, running

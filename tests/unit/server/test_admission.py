@@ -78,7 +78,7 @@ def test_who_leaves_while_workers_are_busy_is_forgotten(path: str) -> None:
 
 
 def test_time_is_over_while_workers_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idefics.server.http.routes.GRACE", 0.0)
+    monkeypatch.setattr("idefics.server.http.routes.ROUTE_SAYS", 0.0)
     app = fake_app(FakeEngine(script()), limits=ServerLimits(deadline=0.3))
     with serving(app) as address, busy_workers(app):
         assert httpx.post(f"{address}/tokenize", json=BODIES["/tokenize"], timeout=60).status_code == 504

@@ -18,10 +18,11 @@ from starlette.responses import Response
 
 from fake_engine import FakeEngine
 from fake_server import fake_server
+from idefics.server.deadlines import ANSWERS_SENT
 from idefics.server.http import connections
 from idefics.server.http.connections import most_connections, raise_file_limit
 from idefics.server.limits import ServerLimits
-from idefics.server.run import LAST_SECONDS, Server, configuration, tls_context
+from idefics.server.run import Server, configuration, tls_context
 from serving import certificate, fake_app, script, wait_until
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -39,7 +40,7 @@ def served(app: Any, *, tls: ssl.SSLContext | None = None) -> Iterator[tuple[int
             yield at.getsockname()[1], server
         finally:
             server.should_exit = True
-            thread.join(timeout=LAST_SECONDS + 30)
+            thread.join(timeout=ANSWERS_SENT + 30)
             assert not thread.is_alive(), "the server does not stop"
 
 

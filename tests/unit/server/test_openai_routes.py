@@ -337,3 +337,52 @@ def test_models(client: TestClient) -> None:
     missing = client.get("/v1/models/other")
     assert missing.status_code == 404
     assert missing.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "told", "param"),
+    [
+        (CHAT, body(text="b" * 600), "`messages` must have less than 512 tokens. Given: 6", "messages"),
+        (CHAT, body(text="b" * 60_000), "`messages` must have less than 512 tokens; 60", "messages"),
+        (CHAT, body(max_tokens=510), "`messages` tokens + `max_tokens` must be <= 512. Given: ", "max_tokens"),
+        (
+            CHAT, body(max_completion_tokens=510), "`messages` tokens + `max_completion_tokens` must be <= 512",
+            "max_completion_tokens",
+        ),
+        ("/v1/completions", {"prompt": "b" * 600}, "`prompt` must have less than 512 tokens. Given: 6", "prompt"),
+        ("/v1/completions", {"prompt": "b", "max_tokens": 511}, "`prompt` tokens + `max_tokens` must be <= 512", "max_tokens"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_in_the_words_of_who_asked(
+    client: TestClient, path: str, asked: dict[str, Any], told: str, param: str
+) -> None:
+    response = client.post(path, json=asked)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["message"].startswith(told)
+    assert (error["param"], error["code"]) == (param, "context_length_exceeded")
+    assert "inputs" not in error["message"]
+    assert "max_new_tokens" not in error["message"]
+
+
+def test_a_grammar_is_told_by_the_name_it_came_under(client: TestClient) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}
+    error = client.post(CHAT, json=body(response_format=form)).json()["error"]
+    assert error["message"].startswith("`response_format` is not valid: ")
+    assert error["param"] == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/v1/nowhere", 404, "not_found"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("GET", "/v1/models/x", 404, "not_found"),
+    ],
+)
+def test_what_is_not_here_is_told_in_openais_form(client: TestClient, method: str, path: str, status: int, kind: str) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    assert response.json()["error_type"] == kind
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert status != 405 or response.headers["allow"] == "POST"

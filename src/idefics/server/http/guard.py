@@ -100,7 +100,7 @@ class Guard:
             if begun:
                 raise
             await self._error(path, Closing("the server is stopping"))(scope, receive, send_marked)
-        except Exception as error:
+        except Exception as error:  # nobody meant to raise it: told as such, and logged
             if begun:
                 raise
             await self._error(path, served_error(error))(scope, receive, send_marked)

@@ -9,13 +9,12 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from idefics.server.deadlines import ROUTE_SAYS
 from idefics.server.http.bodies import parsed
 from idefics.server.http.sse import while_connected
 from idefics.server.service import Place, Service
 
 __all__ = ["is_brief", "place_of", "taking_route"]
-
-GRACE = 5.0  # seconds after a deadline in which the engine or its bridge may say so, with what the answer has come to
 
 # Bodies up to here are read in the event loop. Values take time, and commas count them; a picture in a data URL has one.
 BRIEF_BYTES = 2**18
@@ -43,7 +42,7 @@ def taking_route(service: Service) -> type[APIRoute]:
                             read.content = parsed(data)
                         return await handle(read)
 
-                return await while_connected(read, answer(), deadline=service.limits.deadline + GRACE)
+                return await while_connected(read, answer(), deadline=service.limits.deadline + ROUTE_SAYS)
 
             return take
 

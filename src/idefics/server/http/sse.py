@@ -129,7 +129,7 @@ def guarded_events(
         try:
             async for event in events:
                 yield _event(event)
-        except Exception as error:
+        except Exception as error:  # the response has begun: whatever it is, it is the last event
             yield _event(told(failed(error)))
         finally:
             await events.aclose()

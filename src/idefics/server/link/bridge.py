@@ -21,6 +21,7 @@ from typing import Protocol
 from idefics.engine.request import Token
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
+from idefics.server.deadlines import STEP_ENDS
 from idefics.server.errors import Closing, ServerError, as_server_error
 from idefics.server.link.answers import AnswerText
 from idefics.server.link.running import Message, Running, hand_over
@@ -32,7 +33,6 @@ from idefics.server.prepare.requests import Prepared
 __all__ = ["Bridge", "EngineLink"]
 
 log = logging.getLogger(__name__)
-GRACE = 2.0  # seconds that the engine gets to end the step it is in
 IDLE_SILENCE = 4 * BEAT_SECONDS  # after which an engine without work is not merely late to say that it is there
 
 
@@ -123,7 +123,7 @@ class Bridge:
         self._ended = True
         self._outbox.put(Stop())
         self._refuse_all()
-        until = time.monotonic() + GRACE
+        until = time.monotonic() + STEP_ENDS
         while self._engine.alive and time.monotonic() < until:
             await asyncio.sleep(0.02)
         self._engine.kill()
@@ -217,7 +217,7 @@ class Bridge:
         )
         try:
             await running.taken()
-        except BaseException:
+        except BaseException:  # cancelled, too: the engine need not go on
             running.cancel()
             raise
         return running
@@ -272,7 +272,7 @@ class Bridge:
                 self._engine.send(command)
             except OSError:  # nobody reads any more: whoever reads reports tells why
                 return
-            except Exception as error:
+            except Exception as error:  # of this command alone: others can still be sent
                 log.exception("a command could not be sent")
                 self._unsent(command, as_server_error(error))
             last = isinstance(command, Stop)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from idefics.engine.request import Token
+from idefics.server.deadlines import ENGINE_SAYS
 from idefics.server.errors import ServerError, TimedOut
 from idefics.server.link.answers import AnswerText, Said
 from idefics.server.link.worker import Failed, Outcome
@@ -15,8 +16,6 @@ __all__ = ["Message", "Running", "hand_over"]
 
 Message = Said | ServerError | None
 """What is said, or why no more will be, or that the engine has taken the request in, and in the end that all is said."""
-
-GRACE = 2.0  # seconds after a deadline in which the engine itself may say so
 
 
 class Running:
@@ -116,7 +115,7 @@ class Running:
             done()
 
     async def _next(self) -> Message:
-        left = self._deadline + GRACE - time.monotonic()
+        left = self._deadline + ENGINE_SAYS - time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, left)):
                 return await self._queue.get()

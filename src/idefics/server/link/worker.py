@@ -208,7 +208,7 @@ class Worker:
                 params = command.params
                 try:
                     job.guides = self._guides.of(command.grammar, answers=params.candidates, ends=params.eos_token_id)
-                except Exception as error:
+                except Exception as error:  # whatever it is, it refuses this request and no other
                     job.refused = _logged(error, command.request_id)
             with self._inbox.changed:
                 self._compiling.popleft()
@@ -225,7 +225,7 @@ class Worker:
                 pass
             for number in list(self._asked):
                 self._engine.cancel(number)
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the loop: its last report must say so, or all would wait
             log.critical("the engine's loop ended", exc_info=True)
             self._report([], fault=f"the engine's loop ended: {type(error).__name__}")
 
@@ -298,7 +298,7 @@ class Worker:
             if isinstance(command, Score):
                 return [(command.number, Scored(self._engine.score_prompt(command.inputs)))]
             self._add(command, job.guides)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it ends this request, and the loop goes on
             return [(command.number, Failed(None, _logged(error, command.request_id)))]
         return [(command.number, Taken())]
 

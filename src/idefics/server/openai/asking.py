@@ -9,7 +9,7 @@ from idefics.server.errors import Invalid
 from idefics.server.openai.schemas import ChatCompletionRequest, Completing, CompletionRequest, ResponseFormat
 from idefics.server.prepare.grammars import Grammar, json_grammar, named_schema
 from idefics.server.prepare.prompts import Prompt, prompt_of_markdown
-from idefics.server.prepare.requests import Asked
+from idefics.server.prepare.requests import Asked, Words
 from idefics.server.service import Service
 
 __all__ = ["COMPLETION_TOKENS", "asked_of_chat", "asked_of_completion", "copies_of"]
@@ -38,7 +38,8 @@ def asked_of_chat(body: ChatCompletionRequest, service: Service) -> Asked:
     new = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     options = _options(body, service, new=new)
     options["logprobs"] = _alternatives(body.top_logprobs, service, "top_logprobs")
-    return _asked(body, prompt, options, _grammar(body.response_format, service))
+    words = Words(prompt="messages", new_tokens="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens")
+    return _asked(body, prompt, words, options, _grammar(body.response_format, service))
 
 
 def asked_of_completion(body: CompletionRequest, service: Service) -> list[Asked]:
@@ -62,8 +63,9 @@ def asked_of_completion(body: CompletionRequest, service: Service) -> list[Asked
     options = _options(body, service, new=new, best_of=body.best_of)
     options["logprobs"] = _alternatives(body.logprobs, service, "logprobs")
     images, processor = service.limits.images, service.model.processor
+    words = Words(prompt="prompt", new_tokens="max_tokens")
     prompts = [prompt_of_markdown(text, processor, images=images) for text in texts]
-    return [replace(_asked(body, prompt, options, None), appended=True) for prompt in prompts]
+    return [replace(_asked(body, prompt, words, options, None), appended=True) for prompt in prompts]
 
 
 def copies_of(body: Completing) -> int:
@@ -71,10 +73,11 @@ def copies_of(body: Completing) -> int:
     return body.n or 1 if _greedy(body) else 1
 
 
-def _asked(body: Completing, prompt: Prompt, options: dict[str, Any], grammar: Grammar | None) -> Asked:
+def _asked(body: Completing, prompt: Prompt, words: Words, options: dict[str, Any], grammar: Grammar | None) -> Asked:
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return Asked(
         prompt=prompt,
+        words=words,
         options=options,
         stop=stop,
         grammar=grammar,

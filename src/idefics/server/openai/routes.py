@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from idefics.server.errors import Invalid, ServerError
+from idefics.server.errors import NoRoom, NotFound, ServerError, TooLong
 from idefics.server.http.compute import asked_headers, computed_headers
 from idefics.server.http.routes import is_brief, place_of, taking_route
 from idefics.server.http.sse import STREAMED, EventStream, Json, guarded_events
@@ -28,6 +28,8 @@ __all__ = ["openai_error", "openai_router"]
 _TYPES = {
     400: ("invalid_request_error", None),
     401: ("invalid_request_error", "invalid_api_key"),
+    404: ("invalid_request_error", None),
+    405: ("invalid_request_error", None),
     413: ("invalid_request_error", "request_too_large"),
     422: ("invalid_request_error", None),
     429: ("rate_limit_error", "rate_limit_exceeded"),
@@ -39,8 +41,13 @@ _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 def openai_error(error: ServerError) -> dict[str, Any]:
     """OpenAI's form of an error, with text-generation-inference's kind beside it for its clients."""
     kind, code = _TYPES.get(error.status, ("server_error", None))
+    if isinstance(error, TooLong | NoRoom):
+        code = "context_length_exceeded"
+    told, param = str(error), error.param
+    if param == "grammar":
+        told, param = told.replace("grammar is not valid", "`response_format` is not valid", 1), "response_format"
     return {
-        "error": {"message": str(error), "type": kind, "param": error.param, "code": code},
+        "error": {"message": told, "type": kind, "param": param, "code": code},
         "error_type": error.kind,
     }
 
@@ -62,8 +69,7 @@ def openai_router(service: Service) -> APIRouter:
     @router.get("/models/{name:path}", summary="The served model by its name")
     async def model(name: str) -> Response:
         if name != service.model.name:
-            error = Invalid(f"the model {name!r} does not exist; {service.model.name!r} is served", param="model")
-            return Json({**openai_error(error), "error_type": "not_found"}, status_code=404)
+            raise NotFound(f"the model {name!r} does not exist; {service.model.name!r} is served", param="model")
         return Json(card)
 
     @router.post("/chat/completions", summary="Go on with a chat", responses=STREAMED)

@@ -68,7 +68,7 @@ def prompt_of_markdown(text: str, processor: Processor, *, images: int) -> Promp
     """
     for token in (processor.image_token, processor.fake_image_token):
         if token in text:
-            raise InputError(f"inputs holds {token}, which stands for an image; write images as ![](URL)")
+            raise InputError(f"the prompt holds {token}, which stands for an image; write images as ![](URL)")
     pieces = _pieces(text, before=0, images=images)
     return Prompt(processor.image_token.join(pieces[::2]), tuple(pieces[1::2]))
 

@@ -16,7 +16,7 @@ from idefics.inputs import ModelInputs, image_digest
 from idefics.processor.base import Processor
 from idefics.processor.literal import MARK, unmarked
 from idefics.processor.prepared import PreparedImage
-from idefics.server.errors import Invalid
+from idefics.server.errors import Invalid, NoRoom, TooLong
 from idefics.server.images.budget import PixelBudget
 from idefics.server.images.decoders import Decoders
 from idefics.server.images.source import ImageSource
@@ -26,7 +26,7 @@ from idefics.server.prepare.grammars import Grammar
 from idefics.server.prepare.prompts import Prompt, prompt_of_messages
 from idefics.server.processes.crew import Crew
 
-__all__ = ["Asked", "Prepared", "Preparer", "Tokenized"]
+__all__ = ["Asked", "Prepared", "Preparer", "Tokenized", "Words"]
 
 Result = TypeVar("Result")
 
@@ -36,11 +36,25 @@ BRIEF_IMAGES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class Words:
+    """What the API that was asked calls things, for refusals that its clients understand.
+
+    Attributes:
+        prompt: text and images.
+        new_tokens: how many an answer may have.
+    """
+
+    prompt: str = "inputs"
+    new_tokens: str = "max_new_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """What a client wants.
 
     Attributes:
         prompt: text and images.
+        words: of the API.
         options: of `SamplingParams`, without `stop`; what is left out follows the checkpoint.
         stop: strings that end an answer.
         keep_stop: whether a stop string is part of the answer that it ends.
@@ -52,6 +66,7 @@ class Asked:
     """
 
     prompt: Prompt
+    words: Words = field(default_factory=Words)
     options: Mapping[str, Any] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     keep_stop: bool = False
@@ -168,7 +183,7 @@ class Preparer:
             stop_ids=frozenset(special),
             stop=stop,
             prompt_tokens=tokens,
-            new_tokens=self._room(params, tokens),
+            new_tokens=self._room(asked.words, params, tokens),
             image_bytes=image_bytes,
             seconds=time.monotonic() - began,
         )
@@ -215,11 +230,7 @@ class Preparer:
                 f"{len(asked.prompt.references)} images in one request are over the limit of {self._limits.images}"
             )
         if len(asked.prompt.text) > self._characters:
-            raise Invalid(
-                f"`inputs` must have less than {self._positions} tokens; "
-                f"{len(asked.prompt.text)} characters are more in any case",
-                param="inputs",
-            )
+            raise TooLong(limit=self._positions, characters=len(asked.prompt.text), prompt=asked.words.prompt)
         size = asked.max_image_size
         if size is not None and not 1 <= size <= self._longest_image:
             raise Invalid(f"max_image_size = {size} must be from 1 to {self._longest_image} pixels", param="max_image_size")
@@ -242,7 +253,7 @@ class Preparer:
     def _check_tokens(self, asked: Asked, params: SamplingParams) -> None:
         ids = self.processor.tokenizer.encode(self._adjusted(asked).expand(asked.prompt.text))
         cut = 0 if asked.truncate is None else self._cut(torch.tensor(ids), asked.truncate)
-        self._room(params, len(ids) - cut)
+        self._room(asked.words, params, len(ids) - cut)
 
     def _make(self, asked: Asked, ready: Mapping[str, PreparedImage]) -> ModelInputs:
         for image in ready.values():
@@ -289,16 +300,12 @@ class Preparer:
             )
         return cut
 
-    def _room(self, params: SamplingParams, tokens: int) -> int:
+    def _room(self, words: Words, params: SamplingParams, tokens: int) -> int:
         if tokens >= self._positions:
-            raise Invalid(f"`inputs` must have less than {self._positions} tokens. Given: {tokens}", param="inputs")
+            raise TooLong(limit=self._positions, tokens=tokens, prompt=words.prompt)
         new = params.new_tokens(tokens, positions=self._positions)
         if tokens + new > self._positions:
-            raise Invalid(
-                f"`inputs` tokens + `max_new_tokens` must be <= {self._positions}. "
-                f"Given: {tokens} `inputs` tokens and {new} `max_new_tokens`",
-                param="max_new_tokens",
-            )
+            raise NoRoom(limit=self._positions, tokens=tokens, new=new, prompt=words.prompt, answer=words.new_tokens)
         return new
 
     def _tokens(self, asked: Asked) -> list[Tokenized]:

@@ -17,7 +17,7 @@ from idefics.server.http.sse import STREAMED, EventStream, Json, guarded_events
 from idefics.server.link.answers import Said
 from idefics.server.prepare.grammars import Grammar, json_grammar, named_schema
 from idefics.server.prepare.prompts import prompt_of_markdown
-from idefics.server.prepare.requests import Asked, Tokenized
+from idefics.server.prepare.requests import Asked, Tokenized, Words
 from idefics.server.service import Conversation, Service, Written, served_error
 from idefics.server.tgi.info import info
 from idefics.server.tgi.schemas import (
@@ -90,7 +90,9 @@ def tgi_router(service: Service) -> APIRouter:
     async def chat_tokenize(body: ChatTokenizeRequest) -> Response:
         in_worker = service.preparer.in_worker
         prompt = await in_worker(lambda: service.preparer.chat(body.messages))
-        asked = Asked(prompt=prompt, split=body.do_image_splitting, max_image_size=body.max_image_size)
+        asked = Asked(
+            prompt=prompt, words=Words(prompt="messages"), split=body.do_image_splitting, max_image_size=body.max_image_size
+        )
         tokens = await service.preparer.tokens(asked)
         text = prompt.written(service.model.processor.image_token)
         return await in_worker(lambda: Json({"tokenize_response": _listed(tokens), "templated_text": text}))
