@@ -14,6 +14,7 @@ from idefics.cli.terminal import one_line, say
 from idefics.config import Config
 from idefics.config.json_files import read_json
 from idefics.config.presets import preset, preset_names
+from idefics.config.rules import brief
 from idefics.errors import CheckpointNotFound
 from idefics.machine.byte_sizes import readable_bytes
 from idefics.plan import preset_named, published_images
@@ -59,7 +60,7 @@ def _find(model: str | None, *, revision: str | None, offline: bool) -> tuple[Pa
             raise
         say(f"{one_line(error)}; showing the preset of that name")
         return None, config
-    return folder, load_config(folder)
+    return folder, load_config(folder, allow_unknown=True)  # to show it is not to use it
 
 
 def _of_config(name: str, config: Config) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def _of_config(name: str, config: Config) -> dict[str, Any]:
         "type": config.model_type,
         "parameters": {**counts, "total": sum(counts.values())},
         "dtype": config.dtype,
+        "not understood": {key: brief(value) for key, value in config.unknown.items()} or None,
         "weights": readable_bytes(sum(counts.values()) * dtype.itemsize),
         "KV cache per token": readable_bytes(kv_bytes_per_token(config, dtype)),
         "vision tower": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels, "

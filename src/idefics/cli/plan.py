@@ -14,6 +14,8 @@ from idefics.assets import EMBEDDED_NAME
 from idefics.cli.images import reference
 from idefics.cli.options import ImageOptions
 from idefics.cli.streams import as_text
+from idefics.cli.terminal import say
+from idefics.config.keys import shown
 from idefics.errors import ImageError, OptionError, OutOfMemory
 from idefics.machine.byte_sizes import byte_size
 from idefics.plan import (
@@ -75,6 +77,8 @@ def plan(
     if sizes is not None:
         available = (sum(sizes), f"on {len(sizes)} GPUs")
     planned_for = subject(EMBEDDED_NAME if model is None else model)
+    if planned_for.config.unknown:
+        say(f"warning: planned as if config.json did not say {shown(planned_for.config.unknown)}")
     text = None if text is None else as_text(text, "--text")
     counted, how = _text(planned_for, text, text_tokens, images=len(image or ()))
     made = make_plan(

@@ -13,6 +13,7 @@ from typer import Argument, Exit, Option
 from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions
 from idefics.cli.terminal import status
+from idefics.config.keys import shown
 
 if TYPE_CHECKING:
     from idefics.selftest import Check
@@ -41,13 +42,17 @@ def verify(
     with status("testing") as progress, memory_explained("testing the model"):
         checks = run(loaded, progress=progress)
     failed = [check for check in checks if not check.passed]
+    unknown = loaded.model.config.unknown
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     if as_json:
         rows = [dataclasses.asdict(check) for check in checks]
-        print(json.dumps({"model": loaded.name, "dtype": dtype, "passed": not failed, "checks": rows}, ensure_ascii=False))
+        report = {"model": loaded.name, "dtype": dtype, "passed": not failed, "checks": rows}
+        print(json.dumps(report | ({"unknown_config": dict(unknown)} if unknown else {}), ensure_ascii=False))
     else:
         _print_table(checks, title=f"{loaded.name}, {dtype}")
         names = ": " + "; ".join(check.name for check in failed) if failed else ""
+        if unknown:
+            print(f"config.json asks for what nobody here knows, and no check can tell whether it matters: {shown(unknown)}")
         print(f"{len(checks) - len(failed)} of {len(checks)} checks passed{', FAILED' if failed else ''}{names}")
     if failed:
         raise Exit(1)

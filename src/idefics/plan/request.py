@@ -227,7 +227,9 @@ def published_images(config: Config) -> Images:
 def _checkpoint(name: str, folder: Path) -> Subject:
     from idefics.weights.load import load_config
 
-    return Subject(name=name, config=load_config(folder), images=load_processor(folder).image_processor, folder=folder)
+    return Subject(
+        name=name, config=load_config(folder, allow_unknown=True), images=load_processor(folder).image_processor, folder=folder
+    )
 
 
 def make_plan(

@@ -222,7 +222,7 @@ def test_an_image_from_a_pipe(run: Any, tmp_path: Path, picture: Path) -> None:
         writer.join()
 
 
-def test_unknown_keys_of_a_config(run: Any, tmp_path: Path) -> None:
+def test_unknown_keys_of_a_config(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     shutil.copytree(EMBEDDED, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -234,6 +234,12 @@ def test_unknown_keys_of_a_config(run: Any, tmp_path: Path) -> None:
     assert ran.code == 0
     assert ran.err.startswith("warning: ")
     assert "did not say config.attention_sinks = 4" in ran.err
+    assert json.loads(run("info", folder, "--json").out)["not understood"] == {"config.attention_sinks": "4"}
+    assert "as if config.json did not say config.attention_sinks = 4" in run("plan", folder).err
+    monkeypatch.setattr("idefics.selftest.verify", lambda *_, **__: [])
+    words = ("verify", folder, "--allow-unknown-config")
+    assert "config.attention_sinks = 4" in run(*words).out
+    assert json.loads(run(*words, "--json").out)["unknown_config"] == {"config.attention_sinks": 4}
 
 
 def test_half_of_the_weights_never_arrived(run: Any, tmp_path: Path) -> None:
