@@ -142,11 +142,15 @@ class Idefics:
     ) -> Any:
         """Answers a question about images, or continues a prompt.
 
+        An answer ends by itself, or after 512 tokens where neither `max_new_tokens` nor the checkpoint says otherwise (20 in
+        the Hugging Face library). What is drawn without `seed` obeys `torch.manual_seed`.
+
         Args:
             prompt: one or several. A prompt that holds `<image>` is taken as it is; another is put to the model as a user's
                 turn after its images (chat models), or right after its images (base models). In a turn special tokens are
                 text; in a prompt that is taken as it is they are read as such.
-            images: for one prompt an image or a list; for several, a list of lists. Path, URL, data URL, PIL or numpy.
+            images: for one prompt an image or a list; for several, a list of lists. Path, URL, data URL, bytes, open file,
+                `{"bytes": ..., "path": ...}`, PIL or numpy.
             raw: True never applies the chat template, False always does; None decides as said.
             details: return `Answer` instead of text.
             max_image_size: longest edge in pixels for this call.

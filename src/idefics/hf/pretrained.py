@@ -235,6 +235,9 @@ class PretrainedModel(nn.Module, ABC):
     ) -> Any:
         """Continues prompts.
 
+        Without `max_new_tokens`, and where the checkpoint names no limit, an answer has 512 tokens at most (20 in the
+        reference). Tokens that are drawn without `seed` obey `torch.manual_seed`.
+
         Args:
             input_ids: (B, T), padded on either side.
             attention_mask: (B, T).
