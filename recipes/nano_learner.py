@@ -16,6 +16,7 @@ from idefics.config import Idefics2Config, VisionConfig
 from idefics.data.sources.drawings import KINDS, PATCH_COLORS, PATCH_KINDS
 from idefics.model.idefics2 import Idefics2
 from idefics.model.perceiver import PerceiverResampler
+from idefics.model.sight import Placed
 from idefics.training.stage import Outcome
 from nano_batches import CELLS, FAKE, IMAGE, PATCH, SLOTS, UNK, NanoBatch, NanoStage
 
@@ -99,7 +100,8 @@ class Learner(nn.Module):
     def answers(self, batch: NanoBatch, latents_NLD: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the answers, and which of their tokens were right."""
         positions_BT = torch.arange(batch.ids_BT.shape[1]).expand_as(batch.ids_BT)
-        hidden_BTD = self.model(batch.ids_BT, positions_BT=positions_BT, seen=latents_NLD)
+        seen = Placed(latents_NLD.flatten(0, 1), batch.ids_BT == IMAGE)
+        hidden_BTD = self.model(batch.ids_BT, positions_BT=positions_BT, seen=seen)
         answered = batch.turns_BT[:, 1:] >= 0
         logits = self.model.logits(hidden_BTD[:, :-1][answered]).float()
         targets = batch.ids_BT[:, 1:][answered]

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from idefics.config import Idefics2Config
 from idefics.config.presets import preset
+from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.weights.families import build_on_meta
 from idefics.weights.footprint import parameter_counts
@@ -63,8 +64,10 @@ def _logits(
         pixel_values=images[None],
         pixel_attention_mask=torch.ones(1, 2, 70, 42, dtype=torch.bool),
     ).logits
-    latents = ours.encode_images(list(images))
-    return ours.logits(ours(ids, positions_BT=torch.arange(13)[None], seen=latents)), reference
+    inputs = ModelInputs(
+        input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids), images_CHW=tuple(images), images_per_row=(2,)
+    )
+    return ours.logits(ours(ids, positions_BT=torch.arange(13)[None], seen=ours.see(inputs))), reference
 
 
 def _assert_close(ours: VisionLanguageModel, theirs: transformers.Idefics2ForConditionalGeneration) -> None:

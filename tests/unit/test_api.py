@@ -159,7 +159,7 @@ def test_score_is_the_probability_of_generating(tiny: Idefics, pictures: list[Im
             hidden = tiny.model(
                 inputs.input_ids_BT,
                 positions_BT=torch.arange(inputs.input_ids_BT.shape[1])[None],
-                seen=tiny.model.encode_images(inputs.images_CHW),
+                seen=tiny.model.see(inputs),
             )
             logprobs_TV = tiny.model.logits(hidden).float().log_softmax(-1)[0, prompt - 1 : -1]
         targets = inputs.input_ids_BT[0, prompt:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +16,12 @@ from idefics.inputs import ModelInputs
 from idefics.machine.memory import explain_out_of_memory
 from idefics.model.base import VisionLanguageModel
 from idefics.model.logits import positions
+from idefics.model.sight import Sight
 
-__all__ = ["LESS", "Encoder", "Prefill", "left_aligned"]
+__all__ = ["LESS", "Encoder", "Prefill", "encoder_of", "left_aligned", "remaining"]
 
 Encoder = Callable[[ModelInputs], Encoded | None]
-"""Of one prompt's images, what `VisionLanguageModel.project` makes of them."""
+"""Of the prompts' images, what `VisionLanguageModel.project` makes of them; None if there are none."""
 
 LESS = "use smaller images (max_image_size), no splitting, fewer prompts or new tokens, or a smaller dtype"
 """What to do where memory ends."""
@@ -37,8 +37,7 @@ class Prefill:
         inputs: the prompts.
         rows: which prompt each continued row belongs to; each prompt is run once, then copied.
         rooms: new tokens of each prompt at most, for which the cache leaves room.
-        encoded: of one prompt what `VisionLanguageModel.project` makes of its images, where that may be known already; None
-            asks the model for everything.
+        encoded: encodes their images, of which it may know some already; None asks the model for all.
 
     Attributes:
         prompt_ids: each prompt's ids without padding.
@@ -78,17 +77,18 @@ class Prefill:
                 devices=model.layer_devices,
                 heads=model.key_value_heads,
             )
-            seen = model.see(inputs) if encoded is None else _sight(model, given, encoded(given))
+            projected = (encoded or encoder_of(model))(given)
+            sources_BT = model.sources(given)
             hidden_BTD = model(
                 ids_BT,
                 positions_BT=positions(mask_BT),
-                seen=seen,
+                seen=None if projected is None else model.sight(projected, sources_BT),
                 key_mask_BS=mask_BT if padded else None,
                 cache=self._cache,
             )
         self._prompt_length = ids_BT.shape[1]
         picked = torch.tensor(list(rows), device=device)
-        self._seen = model.after(seen, picked)
+        self._seen = None if projected is None else remaining(model, projected, sources_BT[list(rows), -1])
         if picked.tolist() != list(range(len(ids_BT))):
             self._cache.select(picked)
         self._lengths_R = torch.tensor([len(ids) for ids in self.prompt_ids], device=device)[picked]
@@ -155,7 +155,23 @@ def left_aligned(inputs: ModelInputs) -> ModelInputs:
     return replace(inputs, input_ids_BT=ids, attention_mask_BT=out_mask, seen_BT=seen)
 
 
-def _sight(model: VisionLanguageModel, inputs: ModelInputs, projected: Encoded | None) -> Any:
-    """`VisionLanguageModel.see` of one prompt whose images are encoded."""
-    assert len(inputs.input_ids_BT) == 1, "sources are counted within one prompt"
-    return None if projected is None else model.sight(projected, model.sources(inputs))
+def encoder_of(model: VisionLanguageModel) -> Encoder:
+    """The encoder that knows no image yet."""
+    return lambda inputs: model.project(model.encode_images(inputs.images_CHW)) if inputs.images_CHW else None
+
+
+def remaining(model: VisionLanguageModel, projected: Encoded, source_R: Tensor) -> Sight | None:
+    """What tokens that follow draw on: what their row's last one does, if sources remain. No other image is kept.
+
+    Args:
+        model: whose sources they are.
+        projected: the prompts' images.
+        source_R: the source of each row's last token, or -1.
+    """
+    if not model.sources_remain:
+        return None
+    # One row is one prompt's beams or candidates as often as not: what several rows see is kept once.
+    each = model.sources_per_image
+    images = sorted({source // each for source in source_R.tolist() if source >= 0})
+    now = [-1 if source < 0 else images.index(source // each) * each + source % each for source in source_R.tolist()]
+    return model.sight(tuple(part[images] for part in projected), torch.tensor(now)[:, None]) if images else None

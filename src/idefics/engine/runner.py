@@ -20,6 +20,7 @@ from idefics.engine.upload import uploaded
 from idefics.errors import NumericsError
 from idefics.inputs import Levels, ModelInputs, image_digest
 from idefics.model.base import VisionLanguageModel
+from idefics.model.sight import Sight
 from idefics.parallel.launch import agreed_least
 
 __all__ = ["ImageEncoder", "Picture", "Runner", "Source", "pictures"]
@@ -86,7 +87,7 @@ class ImageEncoder:
         self.images = images
 
     def encoded(self, inputs: ModelInputs) -> Encoded | None:
-        """`VisionLanguageModel.project` of one prompt's images, each encoded once; None if there are none."""
+        """`VisionLanguageModel.project` of prompts' images, each encoded once; None if there are none."""
         shown = pictures(inputs)
         self.encode(shown)
         return _side_by_side(shown) if shown else None
@@ -231,7 +232,7 @@ class Runner(ImageEncoder):
         logits_RV = self.graphs.run([piece.ids[0] for piece in slices], segments)
         return None if logits_RV is None else list(torch.split(logits_RV, 1))
 
-    def _seen(self, ordered: Sequence[Slice]) -> object:
+    def _seen(self, ordered: Sequence[Slice]) -> Sight | None:
         per_image = self.model.sources_per_image
         stack: list[Picture] = []
         places: dict[int, int] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from idefics.engine.kv_cache import StaticKVCache
-from idefics.engine.prefill import Encoder, Prefill, left_aligned
+from idefics.engine.prefill import Encoder, Prefill, encoder_of, left_aligned
 from idefics.engine.sampling import require_finite
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
@@ -106,7 +106,7 @@ def score_prompt(model: VisionLanguageModel, inputs: ModelInputs, *, encoded: En
     inputs = left_aligned(inputs)
     ids_1T, length = inputs.input_ids_BT, inputs.input_ids_BT.shape[1]
     positions_1T, sources_1T = positions(inputs.attention_mask_BT), model.sources(inputs)
-    projected = (encoded or _encoder(model))(inputs)
+    projected = (encoded or encoder_of(model))(inputs)
     cache = None
     if length > PASS:
         cache = StaticKVCache(
@@ -132,10 +132,6 @@ def score_prompt(model: VisionLanguageModel, inputs: ModelInputs, *, encoded: En
             targets_T = ids_1T[0, first + start + 1 : first + start + 1 + len(logits_TV)].to(logits_TV.device)
             scores += _judged(logits_TV[: len(targets_T)], targets_T)[0]
     return scores
-
-
-def _encoder(model: VisionLanguageModel) -> Encoder:
-    return lambda inputs: model.project(model.encode_images(inputs.images_CHW)) if inputs.images_CHW else None
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idefics.errors import OptionError
+from idefics.errors import InputError, OptionError
 from idefics.hf.configuration import Idefics2Config, IdeficsConfig
 from idefics.hf.outputs import CausalLMOutput
 from idefics.hf.pretrained import PretrainedModel, output
@@ -72,6 +72,8 @@ class Idefics2ForConditionalGeneration(PretrainedModel):
         if latents is None:
             self.model.check(inputs)
             latents = self.model.encode_images(inputs.images_CHW) if inputs.images_CHW else None
+        else:
+            _check_latents(int((self.model.sources(inputs) >= 0).sum()), latents)
         logits = prompt_logits(self.model, inputs, latents_NLD=latents, positions_BT=position_ids)
         loss = None
         if labels is not None:
@@ -156,3 +158,13 @@ class IdeficsForVisionText2Text(PretrainedModel):
             if latents is not None:
                 states[used_BN] = latents.to(used_BN.device)
         return output(loss=loss, logits=logits, image_hidden_states=states, return_dict=return_dict)
+
+
+def _check_latents(places: int, latents_NLD: Tensor) -> None:
+    """Refuses latents that are not one for each image token."""
+    images, latents, _ = latents_NLD.shape
+    if places != images * latents:
+        raise InputError(
+            f"the prompts hold {places} image token(s) but image_hidden_states of {images} image(s) of {latents} latents need "
+            f"{images * latents}; give those of exactly these prompts' images"
+        )

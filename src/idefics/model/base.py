@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from idefics.model.cache import KVCache
 from idefics.model.decoder import Decoder
 from idefics.model.layers.linear import Block, Linears
 from idefics.model.peaks import encoding_bytes, groups
+from idefics.model.sight import Sight
 
 __all__ = ["VisionLanguageModel"]
 
@@ -28,8 +29,14 @@ __all__ = ["VisionLanguageModel"]
 class VisionLanguageModel(Block, ABC):
     """Images and text in, hidden states and logits out.
 
-    A pass over prompts is `check`, then `see`, then calls: the first with what `see` returned, later ones, on tokens that
-    follow, with what `after` made of it.
+    There is one way for images into the decoder:
+
+        latents_NLD = model.encode_images(images)                # each image alone
+        projected = model.project(latents_NLD)                   # all that is computed of images alone, to be kept
+        seen = model.sight(projected, model.sources(inputs))     # what these tokens draw on, of these images
+        hidden_BTD = model(ids_BT, positions_BT=..., seen=seen)
+
+    `see` is the first three. `check` comes before: it counts what is to meet.
 
     Attributes:
         config: sizes; `config.text_config` are the decoder's in every family.
@@ -44,7 +51,7 @@ class VisionLanguageModel(Block, ABC):
 
     config: Config
     text_model: Decoder
-    vision_model: Any
+    vision_model: nn.Module
     lm_head: nn.Linear
 
     @property
@@ -124,27 +131,9 @@ class VisionLanguageModel(Block, ABC):
     def image_vectors(self, images_CHW: Sequence[Tensor | Levels]) -> Tensor:
         """One vector per image (N, F) of the tower, by which images can be compared."""
 
-    def see(self, inputs: ModelInputs) -> Any:
-        """Everything that the prompts' tokens need of their images, computed once; None if there are no images."""
-        return self.place(self.encode_images(inputs.images_CHW), inputs) if inputs.images_CHW else None
-
     @abstractmethod
-    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Any:
-        """Brings encoded images to the prompts' tokens.
-
-        Args:
-            latents_NLD: `encode_images` of the images of `inputs`.
-            inputs: the prompts.
-        """
-
-    @abstractmethod
-    def after(self, seen: Any, rows_R: Tensor) -> Any:
-        """What tokens that follow need of the images.
-
-        Args:
-            seen: from `see`.
-            rows_R: which prompt each continued row belongs to.
-        """
+    def project(self, latents_NLD: Tensor) -> tuple[Tensor, ...]:
+        """Everything that decoders compute of images alone, to be kept: tensors whose first dimension is that of images."""
 
     sources_remain: ClassVar[bool]
     """Whether tokens after the prompt draw on the source that its last token draws on, or on none."""
@@ -156,20 +145,30 @@ class VisionLanguageModel(Block, ABC):
 
     @abstractmethod
     def sources(self, inputs: ModelInputs) -> Tensor:
-        """Which of its row's sources each token draws on, or -1 (B, T); an image's sources are consecutive."""
+        """Which source each token draws on, or -1 (B, T), counted over all images of `inputs`; an image's are consecutive."""
 
     @abstractmethod
-    def project(self, latents_NLD: Tensor) -> tuple[Tensor, ...]:
-        """Everything that decoders compute of images alone, to be kept: tensors whose first dimension is that of images."""
-
-    @abstractmethod
-    def sight(self, projected: tuple[Tensor, ...], source_BT: Tensor) -> Any:
-        """What `forward` wants as `seen` for tokens that draw on these sources of these images.
+    def sight(self, projected: tuple[Tensor, ...], source_BT: Tensor) -> Sight | None:
+        """What `forward` wants as `seen` for tokens that draw on these sources of these images; None if none draws on any.
 
         Args:
             projected: of one or more images, from `project`.
-            source_BT: sources counted over those images, or -1.
+            source_BT: sources counted over those images, or -1. Where sources remain, one column stands for all tokens of
+                its row.
         """
+
+    def see(self, inputs: ModelInputs, *, latents_NLD: Tensor | None = None) -> Sight | None:
+        """What the prompts' tokens draw on; None if there are no images.
+
+        Args:
+            inputs: the prompts, which `check` has seen.
+            latents_NLD: `encode_images` of their images, where that is known; None encodes them.
+        """
+        if latents_NLD is None:
+            if not inputs.images_CHW:
+                return None
+            latents_NLD = self.encode_images(inputs.images_CHW)
+        return self.sight(self.project(latents_NLD), self.sources(inputs))
 
     @abstractmethod
     def forward(
@@ -177,7 +176,7 @@ class VisionLanguageModel(Block, ABC):
         input_ids_BT: Tensor,
         *,
         positions_BT: Tensor,
-        seen: Any = None,
+        seen: Sight | None = None,
         key_mask_BS: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -186,7 +185,7 @@ class VisionLanguageModel(Block, ABC):
         Args:
             input_ids_BT: new tokens.
             positions_BT: their positions, padding not counted.
-            seen: from `see` or `after`; None where there is no image.
+            seen: from `sight`, for exactly these tokens; None where none draws on an image.
             key_mask_BS: bool over cached and new tokens, False for padding; None when nothing is padding.
             cache: keys and values of the tokens before.
         """

@@ -19,12 +19,13 @@ from idefics.model.layers.attention import Backend, segmented_attention
 from idefics.model.layers.linear import Linears, SharedInput
 from idefics.model.layers.mlp import GatedMLP
 from idefics.model.layers.norm import RMSNorm
+from idefics.model.sight import Sight
 
-__all__ = ["CrossAttention", "GatedCrossAttention", "Routes", "Sight", "View", "route"]
+__all__ = ["CrossAttention", "Crossed", "GatedCrossAttention", "Routes", "View", "route"]
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class Crossed(Sight):
     """What tokens can see of their images, ready to be attended to.
 
     Attributes:

@@ -20,9 +20,10 @@ from idefics.model.cache import KVCache
 from idefics.model.clip import ClipTower
 from idefics.model.decoder import Decoder
 from idefics.model.flamingo_resampler import FlamingoResampler
-from idefics.model.gated_cross_attention import GatedCrossAttention, Sight, View, route
+from idefics.model.gated_cross_attention import Crossed, GatedCrossAttention, View, route
 from idefics.model.layers.attention import Backend
 from idefics.model.layers.decoupled import DecoupledEmbedding, DecoupledLinear
+from idefics.model.sight import Sight
 from idefics.model.vision_encoder import check_shapes
 
 __all__ = ["Idefics1"]
@@ -56,7 +57,7 @@ class GatedDecoder(Decoder):
         positions_BT: Tensor,
         key_mask_BS: Tensor | None,
         cache: KVCache | None,
-        sight: Sight | None = None,
+        sight: Crossed | None = None,
     ) -> Tensor:
         """As `Decoder.forward`; `sight` is what the new tokens can see of their images."""
         views: Sequence[View | None] = [None] * len(self.gated_cross_attn_layers)
@@ -173,34 +174,14 @@ class Idefics1(VisionLanguageModel):
             for _, alike in groupby(images_CHW[first:last], key=lambda image: image.shape):
                 yield self.vision_model([pixels_of(image.to(table.device), table.dtype) for image in alike])
 
-    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Sight | None:
-        """Keys and values of every image for every gated block, and which image each token sees."""
-        return self.sight(self.project(latents_NLD), global_images(self.sources(inputs), inputs.images_per_row))
-
-    def after(self, seen: Sight | None, rows_R: Tensor) -> Sight | None:
-        """The image that each row's last token saw, which all tokens that follow see."""
-        if seen is None:
-            return None
-        last_R = seen.image_BT[:, -1][rows_R.to(seen.image_BT.device)]
-        kept = sorted({*last_R.tolist()} - {-1})
-        if not kept:
-            return None
-        # One row is one prompt's beams or candidates as often as not: what several rows see is kept once.
-        places = torch.full_like(last_R, -1)
-        for place, image in enumerate(kept):
-            places[last_R == image] = place
-        return Sight(
-            keys=tuple(k[kept] for k in seen.keys),
-            values=tuple(v[kept] for v in seen.values),
-            image_BT=places[:, None],
-        )
-
     sources_remain = True
     sources_per_image = 1
 
     def sources(self, inputs: ModelInputs) -> Tensor:
         """The images that the tokens see."""
-        return torch.full_like(inputs.input_ids_BT, -1) if inputs.seen_BT is None else inputs.seen_BT
+        if inputs.seen_BT is None:
+            return torch.full_like(inputs.input_ids_BT, -1)
+        return global_images(inputs.seen_BT, inputs.images_per_row)
 
     def project(self, latents_NLD: Tensor) -> tuple[Tensor, ...]:
         """Keys, then values, of every gated block, (N, L, H, K) each."""
@@ -209,11 +190,11 @@ class Idefics1(VisionLanguageModel):
         return (*keys, *values)
 
     def sight(self, projected: tuple[Tensor, ...], source_BT: Tensor) -> Sight | None:
-        """The images' keys and values, and who sees which; None if nobody sees any."""
+        """The images' keys and values, and who sees which."""
         if not (source_BT >= 0).any():
             return None
         blocks = len(projected) // 2
-        return Sight(keys=projected[:blocks], values=projected[blocks:], image_BT=source_BT)
+        return Crossed(keys=projected[:blocks], values=projected[blocks:], image_BT=source_BT)
 
     def forward(
         self,
@@ -225,6 +206,7 @@ class Idefics1(VisionLanguageModel):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Runs new tokens and returns hidden states (B, T, D); see the base class."""
+        assert seen is None or isinstance(seen, Crossed), "the sight of another family"
         x_BTD = self.text_model.embed_tokens(input_ids_BT)
         hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache, sight=seen)
         return hidden_BTD

@@ -18,7 +18,7 @@ from idefics.model.cache import KVCache
 from idefics.model.connector import Connector
 from idefics.model.decoder import Decoder
 from idefics.model.layers.attention import Backend
-from idefics.model.merge import Placed, merge_latents
+from idefics.model.sight import Placed, Sight
 from idefics.model.siglip import SiglipTower
 from idefics.model.vision_encoder import check_shapes, patchify
 
@@ -105,13 +105,6 @@ class Idefics2(VisionLanguageModel):
                 )
         super().check(inputs)
 
-    def place(self, latents_NLD: Tensor, inputs: ModelInputs) -> Tensor:  # noqa: ARG002
-        """The latents themselves (N, L, D): they stand among the tokens."""
-        return latents_NLD
-
-    def after(self, seen: Tensor | None, rows_R: Tensor) -> None:
-        """Nothing: once the latents are in the cache, tokens that follow see them there."""
-
     sources_remain = False
 
     @property
@@ -120,16 +113,16 @@ class Idefics2(VisionLanguageModel):
         return self.config.perceiver_config.resampler_n_latents
 
     def sources(self, inputs: ModelInputs) -> Tensor:
-        """Image tokens take the latents in order."""
-        places_BT = inputs.input_ids_BT == self.config.image_token_id
-        return torch.where(places_BT, places_BT.cumsum(1) - 1, -1)
+        """Image tokens take the latents in order, row after row."""
+        places_BT = (inputs.input_ids_BT == self.config.image_token_id) & inputs.attention_mask_BT.bool()
+        return torch.where(places_BT, places_BT.flatten().cumsum(0).view_as(places_BT) - 1, -1)
 
     def project(self, latents_NLD: Tensor) -> tuple[Tensor, ...]:
         """The latents (N, L, D) themselves."""
         return (latents_NLD,)
 
     def sight(self, projected: tuple[Tensor, ...], source_BT: Tensor) -> Placed | None:
-        """The latents that the tokens stand for, and which tokens those are; None if there are none."""
+        """The latents that the tokens stand for, and which tokens those are."""
         places_BT = source_BT >= 0
         drawn_X = source_BT[places_BT].to(projected[0].device)
         return Placed(projected[0].flatten(0, 1)[drawn_X], places_BT) if len(drawn_X) else None
@@ -139,27 +132,14 @@ class Idefics2(VisionLanguageModel):
         input_ids_BT: Tensor,
         *,
         positions_BT: Tensor,
-        seen: Tensor | Placed | None = None,
+        seen: Sight | None = None,
         key_mask_BS: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Runs new tokens, with the latents of the images among them, and returns hidden states (B, T, D).
-
-        Args:
-            input_ids_BT: new tokens.
-            positions_BT: their positions, padding not counted.
-            seen: `encode_images` of exactly the images whose tokens are among `input_ids_BT`, in order: (N, L, D); or
-                latents that know their places, from `sight`.
-            key_mask_BS: bool over cached and new tokens, False for padding; None when nothing is padding.
-            cache: what came before.
-
-        Raises:
-            InputError: image tokens and latents differ in number.
-        """
+        """Runs new tokens, latents among them, and returns hidden states (B, T, D); see the base class."""
+        assert seen is None or isinstance(seen, Placed), "the sight of another family"
         x_BTD = self.text_model.embed_tokens(input_ids_BT)
-        if isinstance(seen, Placed):
+        if seen is not None:
             x_BTD = seen.into(x_BTD)
-        elif seen is not None:
-            x_BTD = merge_latents(x_BTD, input_ids_BT, seen, image_token_id=self.config.image_token_id)
         hidden_BTD: Tensor = self.text_model(x_BTD, positions_BT=positions_BT, key_mask_BS=key_mask_BS, cache=cache)
         return hidden_BTD

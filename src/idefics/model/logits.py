@@ -30,7 +30,7 @@ def prompt_logits(
     hidden_BTD = model(
         inputs.input_ids_BT,
         positions_BT=positions(mask_BT) if positions_BT is None else positions_BT,
-        seen=None if latents_NLD is None else model.place(latents_NLD, inputs),
+        seen=None if latents_NLD is None else model.see(inputs, latents_NLD=latents_NLD),
         key_mask_BS=None if bool(mask_BT.all()) else mask_BT.bool(),
     )
     return model.logits(hidden_BTD)

@@ -45,7 +45,7 @@ def greedy_repeatable(subject: Subject) -> Check:
     answer = torch.tensor(first.token_ids, device=subject.device)
     whole = continued(subject.row(1), first.token_ids[:-1]).to(subject.device)
     positions_BT = torch.arange(whole.input_ids_BT.shape[1], device=subject.device)[None]
-    seen = subject.model.place(subject.alone[0], whole)
+    seen = subject.model.see(whole, latents_NLD=subject.alone[0])
     hidden_BTD = subject.model(whole.input_ids_BT, positions_BT=positions_BT, seen=seen)
     expected_TV = subject.model.logits(hidden_BTD[0, -len(answer) :]).float()
     off = disagreements(torch.nn.functional.one_hot(answer, expected_TV.shape[-1]), expected_TV, allowed=subject.allowed)

@@ -18,6 +18,7 @@ from idefics.api import Idefics
 from idefics.engine.intake import unpadded
 from idefics.engine.prefill import Prefill
 from idefics.inputs import ModelInputs, pixels_of
+from idefics.model.sight import Sight
 from idefics.selftest.checks import distance, tolerance
 from idefics.selftest.dictation import Dictated, dictate, engine_for
 from idefics.selftest.pictures import draw
@@ -149,7 +150,7 @@ class Subject:
         try:
             ids_1T = inputs.input_ids_BT
             positions_BT = torch.arange(ids_1T.shape[1], device=self.device)[None]
-            images = None if latents_NLD is None else self.model.place(latents_NLD, inputs)
+            images = None if latents_NLD is None else self.model.see(inputs, latents_NLD=latents_NLD)
             hidden_BTD = self.model(ids_1T, positions_BT=positions_BT, seen=images)
         finally:
             handle.remove()
@@ -160,23 +161,12 @@ class Subject:
         """The latents of a row's pictures, each encoded alone."""
         return torch.cat([self.alone[i] for i in PICTURES[row]]) if PICTURES[row] else None
 
-    def seen(self, row: int, start: int, end: int) -> Any:
-        """What tokens `start` to `end` of a prompt with pictures need of them; an image among them may be cut."""
-        latents_NLD, inputs = self.latents(row), self.whole(row)
+    def seen(self, row: int, start: int, end: int) -> Sight | None:
+        """What tokens `start` to `end` of a prompt with pictures draw on; an image among them may be cut."""
+        latents_NLD = self.latents(row)
         assert latents_NLD is not None, "a prompt without pictures"
-        if inputs.seen_BT is not None:
-            return self.model.place(
-                latents_NLD,
-                replace(
-                    inputs,
-                    input_ids_BT=inputs.input_ids_BT[:, start:end],
-                    attention_mask_BT=inputs.attention_mask_BT[:, start:end],
-                    seen_BT=inputs.seen_BT[:, start:end],
-                ),
-            )
-        places_T = inputs.input_ids_BT[0] == self.config.image_token_id
-        before, here = int(places_T[:start].sum()), int(places_T[start:end].sum())
-        return latents_NLD.flatten(0, 1)[before : before + here, None] if here else None
+        sources_1T = self.model.sources(self.whole(row))
+        return self.model.sight(self.model.project(latents_NLD), sources_1T[:, start:end])
 
     @cached_property
     def alone(self) -> tuple[Tensor, ...]:

@@ -59,10 +59,11 @@ def patch_positions(subject: Subject) -> Check:
     grids = [(n, 1) for n in range(1, side + 1)] + [(1, n) for n in range(1, side + 1)]
     grids += [(h, w) for h, w in ((2, 3), (5, 4), (side, 2), (3, side)) if max(h, w) <= side]
     patches, values = sum(h * w for h, w in grids), vision.num_channels * vision.patch_size**2
-    embeddings = subject.model.vision_model.embeddings
-    handle = embeddings.position_embedding.register_forward_pre_hook(spy)
+    embeddings = subject.model.get_submodule("vision_model.embeddings")
+    table = embeddings.get_submodule("position_embedding")
+    handle = table.register_forward_pre_hook(spy)
     try:
-        device = embeddings.position_embedding.weight.device
+        device = table.get_parameter("weight").device
         embeddings(torch.zeros(patches, values, dtype=subject.model.dtype, device=device), grids)
     finally:
         handle.remove()

@@ -103,6 +103,10 @@ def test_image_hidden_states_stand_for_the_images(
     torch.testing.assert_close(features, first.image_hidden_states)
     with pytest.raises(OptionError, match="same images twice"):
         model(**inputs, image_hidden_states=first.image_hidden_states)
+    with pytest.raises(
+        InputError, match=r"hold 12 image token\(s\) but image_hidden_states of 2 image\(s\) of 4 latents need 8"
+    ):
+        model(**tokens, image_hidden_states=first.image_hidden_states[1:])
 
 
 def test_text_and_images_must_match(model: Idefics2ForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> None:

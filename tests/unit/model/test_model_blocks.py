@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from torch.nn import functional as F
 from fakes import LATENTS, PATCH, tiny_config, tiny_model
 from idefics.config.parts import ACTIVATIONS as CONFIGURABLE
 from idefics.errors import InputError
+from idefics.inputs import ModelInputs
 from idefics.model.layers import norm
 from idefics.model.layers.activation import ACTIVATIONS
 from idefics.model.layers.norm import RMSNorm, normalised
 from idefics.model.layers.rope import rotary_angles, rotate
-from idefics.model.merge import merge_latents
+from idefics.model.sight import Placed
 from idefics.model.siglip import patch_position_ids
 from idefics.model.vision_encoder import PatchEmbedding, patchify
+from reference_merge import merged
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -130,19 +133,50 @@ def test_position_ids_do_not_depend_on_the_default_dtype(dtype):
         patch_position_ids.cache_clear()
 
 
-def test_merge_puts_latents_in_reading_order():
-    ids = torch.tensor([[1, 9, 9, 3], [9, 9, 4, 5]])
-    embedded, latents = torch.zeros(2, 4, 2), torch.arange(1.0, 9.0).view(2, 2, 2)
-    merged = merge_latents(embedded, ids, latents, image_token_id=9)
-    assert merged[0].tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
-    assert merged[1].tolist() == [[5, 6], [7, 8], [0, 0], [0, 0]]
-    assert not embedded.any(), "its input is left alone"
+@pytest.mark.parametrize("seed", range(4))
+def test_latents_stand_in_the_places_of_image_tokens(seed):
+    """Of rows with none to three images, padded with image tokens on either side, and of one row cut anywhere."""
+    model, ids, mask, latents = tiny_model(), *random_prompts(seed, image=tiny_config().image_token_id)
+    embedded = model.text_model.embed_tokens(ids)
+    given = ModelInputs(input_ids_BT=ids, attention_mask_BT=mask)
+    expected = merged(embedded, ids, mask, latents, image_token_id=model.config.image_token_id)
+    seen = model.see(given, latents_NLD=latents)
+    assert torch.equal(seen.into(embedded), expected)
+    sources = model.sources(given)
+    for start, end in ((0, 3), (3, 7), (5, ids.shape[1])):
+        sight = model.sight(model.project(latents), sources[:, start:end])
+        now = embedded[:, start:end]
+        assert torch.equal(now if sight is None else sight.into(now), expected[:, start:end])
 
 
-@pytest.mark.parametrize("images", [1, 3])
-def test_merge_counts(images):
-    with pytest.raises(InputError, match=rf"4 image token\(s\) but {images} image\(s\) of 2 latents need {2 * images}"):
-        merge_latents(torch.zeros(1, 5, 2), torch.tensor([[9, 9, 1, 9, 9]]), torch.zeros(images, 2, 2), image_token_id=9)
+def random_prompts(seed, *, image):
+    rng = random.Random(seed)
+    rows, images = [], 0
+    for _ in range(3):
+        row = [rng.randint(10, 60)]
+        for _ in range(rng.randint(0, 3)):
+            row += [image] * LATENTS + [rng.randint(10, 60)] * rng.randint(0, 2)
+            images += 1
+        rows.append(row)
+    width = max(map(len, rows)) + 2
+    ids, mask = torch.full((3, width), image), torch.zeros(3, width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        start = rng.choice((0, width - len(row)))
+        ids[index, start : start + len(row)], mask[index, start : start + len(row)] = torch.tensor(row), 1
+    return ids, mask, torch.randn(max(images, 1), LATENTS, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def test_places_and_latents_are_counted():
+    with pytest.raises(AssertionError, match="2 places for 3 latents"):
+        Placed(torch.zeros(3, 2), torch.tensor([[True, False, True]]))
+
+
+def test_nothing_is_placed_where_no_token_is_an_image():
+    model = tiny_model()
+    ids = torch.tensor([[1, 50, 60]])
+    inputs = ModelInputs(input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids))
+    assert model.see(inputs) is None
+    assert model.see(inputs, latents_NLD=torch.zeros(1, LATENTS, 32)) is None
 
 
 def test_an_image_smaller_than_a_patch_is_refused():
@@ -163,8 +197,9 @@ def test_latents_have_the_text_size_whatever_the_image(backend):
 def test_gradients_reach_every_parameter():
     model = tiny_model(std=0.2)
     ids = torch.tensor([[1, *[model.config.image_token_id] * LATENTS, 50, 60]])
-    latents = model.encode_images([torch.randn(3, 20, 30)])
-    model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], seen=latents)).square().mean().backward()
+    inputs = ModelInputs(input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids))
+    seen = model.see(inputs, latents_NLD=model.encode_images([torch.randn(3, 20, 30)]))
+    model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], seen=seen)).square().mean().backward()
     silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     # Adding a constant to every key changes no softmax: its gradient is zero but for rounding.
     assert [name for name in silent if not name.endswith("k_proj.bias")] == []

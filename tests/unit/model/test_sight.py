@@ -12,10 +12,13 @@ import torch
 import gated
 import invariants
 from gated import BOS, EDGES, block, model_inputs, pictures, random_batch, tiny_config, tiny_model
+from idefics.engine import prefill
+from idefics.engine.prefill import remaining
 from idefics.errors import InputError, NumericsError
 from idefics.model import gated_cross_attention, idefics1, peaks
-from idefics.model.gated_cross_attention import Routes, Sight, View, route
+from idefics.model.gated_cross_attention import Crossed, Routes, View, route
 from idefics.model.idefics1 import Idefics1, global_images
+from idefics.model.sight import Placed
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as published": {},
@@ -66,8 +69,8 @@ def _all_at_once(self: Any, x_BTD: torch.Tensor, view: View) -> torch.Tensor:
     return HONEST_FORWARD(self, x_BTD, View(view.keys_NLHK.flatten(0, 1)[None], view.values_NLHK.flatten(0, 1)[None], one))
 
 
-def _first_row_for_all(self: Idefics1, seen: Sight | None, rows_R: torch.Tensor) -> Sight | None:
-    return HONEST_AFTER(self, seen, torch.zeros_like(rows_R))
+def _first_row_for_all(model: Idefics1, projected: Any, source_R: torch.Tensor) -> Any:
+    return HONEST_REMAINING(model, projected, source_R[:1].expand_as(source_R))
 
 
 def _not_counted_over_rows(seen_BT: torch.Tensor, images_per_row: Any) -> torch.Tensor:  # noqa: ARG001
@@ -75,7 +78,7 @@ def _not_counted_over_rows(seen_BT: torch.Tensor, images_per_row: Any) -> torch.
 
 
 HONEST_FORWARD = gated_cross_attention.CrossAttention.forward
-HONEST_AFTER = Idefics1.after
+HONEST_REMAINING = remaining
 MUTATIONS: list[tuple[Any, str, Callable[..., Any], Callable[..., None]]] = [
     (idefics1, "route", _leak, invariants.assert_blind_tokens_get_nothing),
     (idefics1, "route", _leak, invariants.assert_images_unheard_until_seen),
@@ -83,8 +86,8 @@ MUTATIONS: list[tuple[Any, str, Callable[..., Any], Callable[..., None]]] = [
     (gated_cross_attention.CrossAttention, "forward", _all_at_once, invariants.assert_images_unheard_until_seen),
     (gated_cross_attention.CrossAttention, "forward", _all_at_once, invariants.assert_rows_are_alone),
     (idefics1, "global_images", _not_counted_over_rows, invariants.assert_rows_are_alone),
-    (Idefics1, "after", _first_row_for_all, invariants.assert_steps_match_whole),
-    (Idefics1, "after", lambda *_: None, invariants.assert_steps_match_whole),
+    (prefill, "remaining", _first_row_for_all, invariants.assert_steps_match_whole),
+    (prefill, "remaining", lambda *_: None, invariants.assert_steps_match_whole),
 ]
 
 
@@ -115,12 +118,21 @@ def test_only_the_last_seen_image_is_kept_for_answers() -> None:
     model = tiny_model()
     inputs = model_inputs(*EDGES["mixed image counts"])
     with torch.inference_mode():
-        seen = model.see(inputs)
-        kept = model.after(seen, torch.tensor([0, 0, 1, 3]))
-        assert model.after(seen, torch.tensor([1])) is None
-    assert kept is not None
+        projected = model.project(model.encode_images(inputs.images_CHW))
+        last_B = model.sources(inputs)[:, -1]
+        kept = remaining(model, projected, last_B[[0, 0, 1, 3]])
+        assert remaining(model, projected, last_B[[1]]) is None
+    assert isinstance(kept, Crossed)
     assert [len(k) for k in kept.keys] == [2, 2]
     assert kept.image_BT.tolist() == [[0], [0], [-1], [1]]
+    assert torch.equal(kept.keys[0][1], projected[0][last_B[3]])
+
+
+def test_the_sight_of_another_family_is_our_own_bug() -> None:
+    model, inputs = tiny_model(), model_inputs([[BOS, 5, 6]], [[]])
+    sight = Placed(torch.zeros(1, 32), torch.tensor([[False, True, False]]))
+    with pytest.raises(AssertionError, match="another family"):
+        model(inputs.input_ids_BT, positions_BT=torch.arange(3)[None], seen=sight)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from gated import EDGES, model_inputs, tiny_model
 from idefics.config import Idefics2Config
 from idefics.config.presets import preset
 from idefics.errors import OptionError, OutOfMemory
+from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Angles
 from idefics.model.gated_cross_attention import route
@@ -51,8 +52,9 @@ def _build(*, tied: bool = False) -> VisionLanguageModel:
 @torch.no_grad()
 def _logits(model: VisionLanguageModel, **inputs: torch.Tensor) -> torch.Tensor:
     ids = torch.tensor([[7, *[TINY.image_token_id] * 32, 9, 10]])
-    latents = model.encode_images([torch.linspace(-1, 1, 3 * 28 * 42).reshape(3, 28, 42)])
-    return model.logits(model(ids, positions_BT=torch.arange(35)[None], seen=latents, **inputs))
+    image = torch.linspace(-1, 1, 3 * 28 * 42).reshape(3, 28, 42)
+    prompt = ModelInputs(input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids), images_CHW=(image,), images_per_row=(1,))
+    return model.logits(model(ids, positions_BT=torch.arange(35)[None], seen=model.see(prompt), **inputs))
 
 
 @pytest.mark.parametrize("free", [[40], [9, 9], [12, 6], [5, 5, 5, 5], [3, 20, 3], [1, 1, 30]])

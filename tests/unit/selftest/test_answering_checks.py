@@ -24,8 +24,8 @@ from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.model.idefics1 import Idefics1
 from idefics.model.idefics2 import Idefics2
-from idefics.model.merge import Placed
-from idefics.selftest import answering
+from idefics.model.sight import Placed, Sight
+from idefics.selftest import answering, sight, vision
 from idefics.selftest.checks import Check
 from idefics.selftest.run import attempt
 from idefics.selftest.subject import Subject
@@ -65,39 +65,62 @@ def loaded(idefics1: Idefics) -> dict[str, Idefics]:
 # Images
 
 
-@caught_by(answering.answers_equal_full, families=["idefics2"])
-def sight_takes_latents_from_the_end(patch: pytest.MonkeyPatch) -> None:
-    sight = Idefics2.sight
-    patch.setattr(Idefics2, "sight", lambda self, projected, at: sight(self, tuple(part.flip(0) for part in projected), at))
+# What `sight` gets wrong for all alike is wrong in whole prompts too: there the decoder's inputs are looked at.
 
 
-@caught_by(answering.answers_equal_full, families=["idefics2"])
+@caught_by(vision.swapped_images, families=["idefics2"])
 def sight_is_one_latent_late(patch: pytest.MonkeyPatch) -> None:
-    sight = Idefics2.sight
+    honest = Idefics2.sight
     late = lambda at_BT: torch.where(at_BT > 0, at_BT - 1, at_BT)  # noqa: E731
-    patch.setattr(Idefics2, "sight", lambda self, projected, at_BT: sight(self, projected, late(at_BT)))
+    patch.setattr(Idefics2, "sight", lambda self, projected, at_BT: honest(self, projected, late(at_BT)))
 
 
-@caught_by(answering.answers_equal_full, families=["idefics"])
-def sight_is_of_the_first_image(patch: pytest.MonkeyPatch) -> None:
-    sight = Idefics1.sight
-    patch.setattr(Idefics1, "sight", lambda self, projected, at_BT: sight(self, projected, at_BT.clamp(max=0)))
-
-
-@caught_by(answering.answers_equal_full, families=["idefics"])
-def answers_are_blind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Idefics1, "sources_remain", False)
-
-
-@caught_by(answering.answers_equal_full, families=["idefics2"])
+@caught_by(vision.swapped_images, families=["idefics2"])
 def latents_stand_in_reverse(patch: pytest.MonkeyPatch) -> None:
     into = Placed.into
     patch.setattr(Placed, "into", lambda self, x_BTD: into(replace(self, latents_XD=self.latents_XD.flip(0)), x_BTD))
 
 
-@caught_by(answering.answers_equal_full, families=["idefics2"])
+@caught_by(vision.swapped_images, families=["idefics2"])
 def latents_stand_nowhere(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Placed, "into", lambda _, x_BTD: x_BTD)
+
+
+@caught_by(sight.last_image_only, families=["idefics"])
+def sight_is_of_the_first_image(patch: pytest.MonkeyPatch) -> None:
+    honest = Idefics1.sight
+    patch.setattr(Idefics1, "sight", lambda self, projected, at_BT: honest(self, projected, at_BT.clamp(max=0)))
+
+
+# What it gets wrong where tokens of several requests are packed, or an image is cut, is not.
+
+
+@caught_by(answering.answers_equal_full, families=["idefics2"])
+def sight_of_a_cut_image_begins_anew(patch: pytest.MonkeyPatch) -> None:
+    honest = Idefics2.sight
+
+    def anew(self: Idefics2, projected: tuple[Tensor, ...], at_BT: Tensor) -> Sight | None:
+        first = at_BT[at_BT >= 0].min() if (at_BT >= 0).any() else 0
+        return honest(self, projected, torch.where(at_BT >= 0, at_BT - first, at_BT))
+
+    patch.setattr(Idefics2, "sight", anew)
+
+
+@caught_by(answering.answers_equal_full, families=["idefics2"])
+def sight_of_a_pass_is_of_its_last_image(patch: pytest.MonkeyPatch) -> None:
+    honest = Idefics2.sight
+
+    def last(self: Idefics2, projected: tuple[Tensor, ...], at_BT: Tensor) -> Sight | None:
+        each, images = self.sources_per_image, len(projected[0])
+        beyond = (at_BT >= 0) & (images > 2)  # no prompt whole has so many
+        return honest(self, projected, torch.where(beyond, at_BT % each + (images - 1) * each, at_BT))
+
+    patch.setattr(Idefics2, "sight", last)
+
+
+@caught_by(answering.answers_equal_full, families=["idefics"])
+def answers_are_blind(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Idefics1, "sources_remain", False)
 
 
 @caught_by(answering.answers_equal_full)
@@ -380,4 +403,4 @@ def test_every_break_of_a_step_is_seen(
 
 
 def test_every_check_of_answering_is_seen_to_fail() -> None:
-    assert set(answering.__all__) == {check.__name__ for _, _, check in BROKEN}
+    assert set(answering.__all__) <= {check.__name__ for _, _, check in BROKEN}

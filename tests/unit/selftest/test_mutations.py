@@ -23,7 +23,9 @@ from idefics.engine.paged_cache import PagedPass
 from idefics.linears.packed import PackedLinear
 from idefics.linears.packing import pack
 from idefics.model.decoder import Decoder
+from idefics.model.idefics2 import Idefics2
 from idefics.model.layers.attention import attention
+from idefics.model.sight import Placed
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.selftest import answering, answers, decoding, files, sight, vision, weights
 from mutations import registry
@@ -158,19 +160,26 @@ def found_blocks_hold_something_else(_, patch):
 
 
 @caught_by(vision.swapped_images, vision.images_isolated)
-def images_merged_in_wrong_order(_, patch):
-    merge = idefics.model.idefics2.merge_latents
-    patch.setattr(
-        idefics.model.idefics2, "merge_latents", lambda x, ids, latents, **given: merge(x, ids, latents.flip(0), **given)
-    )
+def images_placed_in_wrong_order(_, patch):
+    sight = Idefics2.sight
+    patch.setattr(Idefics2, "sight", lambda self, projected, at: sight(self, tuple(part.flip(0) for part in projected), at))
 
 
 @caught_by(vision.swapped_images)
-def latents_merged_in_wrong_order(_, patch):
-    merge = idefics.model.idefics2.merge_latents
-    patch.setattr(
-        idefics.model.idefics2, "merge_latents", lambda x, ids, latents, **given: merge(x, ids, latents.flip(1), **given)
-    )
+def latents_placed_in_wrong_order(_, patch):
+    sight = Idefics2.sight
+    patch.setattr(Idefics2, "sight", lambda self, projected, at: sight(self, tuple(part.flip(1) for part in projected), at))
+
+
+@caught_by(vision.swapped_images)
+def image_tokens_draw_on_the_latent_before(_, patch):
+    sources = Idefics2.sources
+
+    def late(self, inputs):
+        found = sources(self, inputs)
+        return torch.where(found > 0, found - 1, found)
+
+    patch.setattr(Idefics2, "sources", late)
 
 
 @caught_by(vision.swapped_images, vision.pixel_padding_inert)
@@ -247,7 +256,7 @@ def image_path_dead(loaded, _):
 
 @caught_by(answers.depends_on_image, answers.depends_on_order, vision.swapped_images)
 def latents_ignored(_, patch):
-    patch.setattr(idefics.model.idefics2, "merge_latents", lambda x, *_, **__: x)
+    patch.setattr(Placed, "into", lambda _, x_BTD: x_BTD)
 
 
 @caught_by(files.parts_agree, decoding.batch_equals_single, vision.split_parity)

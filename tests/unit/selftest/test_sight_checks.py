@@ -78,7 +78,6 @@ def gates_closed(loaded: Idefics, _: pytest.MonkeyPatch) -> None:
 
 @caught_by(decoding.batch_equals_single, decoding.padding_inert, answers.greedy_repeatable)
 def later_tokens_are_blind(_: Idefics, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Idefics1, "after", lambda *_: None)
     patch.setattr(Idefics1, "sources_remain", False)
 
 

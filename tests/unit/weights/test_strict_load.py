@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build, logits
 
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError, OutOfMemory, TensorMismatch
+from idefics.inputs import ModelInputs
 from idefics.machine import memory
 from idefics.machine.memory import explain_out_of_memory, free_bytes
 from idefics.weights import load
@@ -75,8 +76,10 @@ def test_the_published_checkpoint_of_4_40_gives_its_logits() -> None:
     expected = load_file(HERE / "oracle_4_40" / "expected.safetensors")
     ids = expected["input_ids"]
     with torch.no_grad():
-        latents = model.encode_images([expected["pixels"]])
-        ours = model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], seen=latents))
+        inputs = ModelInputs(
+            input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids), images_CHW=(expected["pixels"],), images_per_row=(1,)
+        )
+        ours = model.logits(model(ids, positions_BT=torch.arange(ids.shape[1])[None], seen=model.see(inputs)))
     torch.testing.assert_close(ours, expected["logits"], atol=1e-4, rtol=1e-5)
 
 

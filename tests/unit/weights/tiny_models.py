@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from idefics.config import Idefics2Config
+from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.weights.families import build_on_meta
 from idefics.weights.init import initialize
@@ -40,5 +41,5 @@ def build(*, dtype: torch.dtype = torch.float32, tied: bool = False, seed: int =
 def logits(model: VisionLanguageModel) -> torch.Tensor:
     image = torch.linspace(-1, 1, 3 * 28 * 42).reshape(3, 28, 42)
     ids = torch.tensor([[1, 7, 5, 5, 5, 9, 30, 2]])
-    latents = model.encode_images([image])
-    return model.logits(model(ids, positions_BT=torch.arange(8)[None], seen=latents))
+    inputs = ModelInputs(input_ids_BT=ids, attention_mask_BT=torch.ones_like(ids), images_CHW=(image,), images_per_row=(1,))
+    return model.logits(model(ids, positions_BT=torch.arange(8)[None], seen=model.see(inputs)))
