@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fakes import tiny_processor
@@ -19,6 +21,7 @@ from idefics.evaluation.records import Record, read_records, write_records
 from idefics.evaluation.runner import ask
 from idefics.evaluation.scores import scores
 from idefics.evaluation.task import Question
+from idefics.evaluation.tasks import drawings
 from idefics.evaluation.tasks.drawings import KINDS, DrawingsTask
 
 
@@ -189,6 +192,14 @@ class TestDrawings:
         assert found["later turns"].count == 6
         assert sum(estimate.count for row, estimate in found.items() if row.startswith("count ")) == 3
         assert {row.split()[0] for row in found if row not in rows} == {"count", "number"}
+
+    def test_some_pictures_are_two_or_three_times_as_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(drawings, "SHORTEST", drawings.LONGEST)  # only the largest are enlarged
+        rng = np.random.default_rng(0)
+        shown = [drawings.picture(rng, "thing") for _ in range(24)]
+        factors = Counter(image.width // drawing.image.width for drawing, image in shown)
+        assert factors.keys() == {1, 2, 3}
+        assert factors[1] > max(factors[2], factors[3])
 
     def test_refused(self) -> None:
         with pytest.raises(OptionError, match="each = 0"):
