@@ -50,7 +50,6 @@ class FakeEngine:
         self.params: list[SamplingParams] = []
         self.threads: set[str] = set()
         self._answers: list[Answer] = []
-        self._numbers = 0
 
     @property
     def busy(self) -> bool:
@@ -64,12 +63,14 @@ class FakeEngine:
         stops: Sequence[StopCheck] | None = None,
         guides: Sequence[LogitFilter] | None = None,
         deadline: float | None = None,
+        number: int | None = None,
     ) -> int:
         del guides
         self.threads.add(threading.current_thread().name)
         if self.refuse is not None:
             raise self.refuse
-        number, self._numbers = self._numbers, self._numbers + 1
+        assert number is not None, "the server numbers its requests"
+        assert number not in {answer.number for answer in self._answers}
         self.seen.append(inputs)
         self.params.append(params)
         room = params.new_tokens(inputs.input_ids_BT.shape[1], positions=512)

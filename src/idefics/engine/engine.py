@@ -107,6 +107,7 @@ class Engine:
         guides: Sequence[LogitFilter] | None = None,
         deadline: float | None = None,
         stream: int = 0,
+        number: int | None = None,
     ) -> int:
         """Takes in one prompt; `step` works on it from now on.
 
@@ -117,6 +118,7 @@ class Engine:
             guides: likewise; what they forbid on top of `params` is not chosen.
             deadline: in seconds of `time.monotonic`; what is unfinished then ends with `"deadline"`.
             stream: which of a seed's streams of random numbers the first answer draws from.
+            number: the caller's for it; who gives numbers gives one to each request, and no number twice. None counts.
 
         Returns:
             The request's number, which its events bear.
@@ -127,7 +129,7 @@ class Engine:
         """
         if params.num_beams > 1:
             raise OptionError(f"num_beams = {params.num_beams}: beams are searched by generate, one prompt after the other")
-        number = next(self._numbers)
+        number = next(self._numbers) if number is None else number
         made = answers_of(
             self.model,
             inputs,

@@ -83,8 +83,9 @@ class EngineLike(Protocol):
         stops: Sequence[StopCheck] | None = None,
         guides: Sequence[LogitFilter] | None = None,
         deadline: float | None = None,
+        number: int | None = None,
     ) -> int:
-        """Takes in a prompt and returns its number."""
+        """Takes in a prompt, under a number that no other has, and returns it."""
         ...
 
     def step(self) -> list[Event]:

@@ -129,9 +129,8 @@ class Report:
 
 @dataclass(eq=False)
 class _Asked:
-    """A request in the engine: its number outside, and its answers that have not ended."""
+    """A request in the engine, and its answers that have not ended."""
 
-    number: int
     request_id: str | None
     open: set[int]
 
@@ -171,8 +170,7 @@ class Worker:
         self._guides = Guides(tokenizer)
         self._inbox = _Inbox()
         self._compiling: deque[_Job] = deque()  # under the inbox's lock
-        self._asked: dict[int, _Asked] = {}  # by the engine's numbers
-        self._numbers: dict[int, int] = {}  # outside to engine
+        self._asked: dict[int, _Asked] = {}  # by their numbers, which the engine has from us
         self._commands = 0
         self._state = EngineState()
         self._busy = False
@@ -287,10 +285,8 @@ class Worker:
         if job.unwanted:
             return []
         if isinstance(command, Cancel):
-            number = self._numbers.pop(command.number, None)
-            if number is not None:
-                del self._asked[number]
-                self._engine.cancel(number)
+            if self._asked.pop(command.number, None) is not None:
+                self._engine.cancel(command.number)
             return []
         try:
             if job.refused is not None:
@@ -305,9 +301,10 @@ class Worker:
     def _add(self, command: Add, guides: Sequence[LogitFilter] | None) -> None:
         answers = range(command.params.candidates)
         watches = [StopWatch(self._tokenizer, command.stop, inside=command.inside) for _ in answers] if command.stop else None
-        number = self._engine.add(command.inputs, command.params, stops=watches, guides=guides, deadline=command.deadline)
-        self._asked[number] = _Asked(command.number, command.request_id, set(answers))
-        self._numbers[command.number] = number
+        self._engine.add(
+            command.inputs, command.params, stops=watches, guides=guides, deadline=command.deadline, number=command.number
+        )
+        self._asked[command.number] = _Asked(command.request_id, set(answers))
 
     def _outcome(self, event: Event) -> list[tuple[int, Outcome]]:
         asked = self._asked.get(event.row)
@@ -324,8 +321,8 @@ class Worker:
         if isinstance(event, Ended) or event.finish is not None:
             asked.open.discard(event.candidate)
             if not asked.open:
-                del self._asked[event.row], self._numbers[asked.number]
-        return [(asked.number, outcome)]
+                del self._asked[event.row]
+        return [(event.row, outcome)]
 
     def _step_failed(self, error: Exception) -> bool:
         """Fails all requests; False if the engine must be given up, too."""
@@ -334,12 +331,11 @@ class Worker:
 
     def _fail_all(self, told: ServerError) -> bool:
         asked, self._asked = self._asked, {}
-        self._numbers.clear()
         fault = f"the engine failed {FAILURES} times in a row" if self._engine.faults >= FAILURES else None
         if fault is not None:
             log.critical(fault)
         # Told before the engine is: one that fails may not even cancel.
-        self._report([(each.number, Failed(None, told)) for each in asked.values()], fault=fault)
+        self._report([(number, Failed(None, told)) for number in asked], fault=fault)
         for number in asked:
             self._engine.cancel(number)
         if fault is None:
