@@ -26,6 +26,10 @@ class ServerLimits:
         image_pixels: of one image.
         request_pixels: of all images of a request together.
         jpeg_scans: of one JPEG. Encoders write 1, or 6 to 18 that refine each other (progressive).
+        jpeg_segments: before a JPEG's first scan. An image of 20 MB has room for 320 that are full.
+        image_parts: chunks of a PNG or WebP, blocks of a GIF before its first frame, boxes of an AVIF, tags of a TIFF or of
+            Exif. A PNG of 20 MB in the pieces that libpng writes has 2,560.
+        rle_pixels: of a BMP in runs, which are decoded in Python.
         scan_pixels: pixels times scans of all JPEGs of a request together.
         decode_seconds: that decoding and resizing one image may take, after which its process is killed. The slowest honest
             image, a progressive JPEG of 50 megapixels, takes 4.
@@ -62,6 +66,9 @@ class ServerLimits:
     image_pixels: int = 50_000_000
     request_pixels: int = 200_000_000
     jpeg_scans: int = 32
+    jpeg_segments: int = 1_000
+    image_parts: int = 10_000
+    rle_pixels: int = 4_000_000
     scan_pixels: int = 2_000_000_000
     decode_seconds: float = 10.0
     request_decode_seconds: float = 30.0

@@ -10,6 +10,7 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from idefics.errors import ImageError
 from idefics.processor.fetch import upright_image
 from idefics.processor.quiet import quiet
+from idefics.server.images.headers import check_header
 from idefics.server.images.jpeg import scans
 from idefics.server.limits import ServerLimits
 
@@ -69,7 +70,7 @@ class Decoder:
             where: what messages call it.
 
         Raises:
-            ImageError: bytes that are no image, or one of too many pixels or scans; says which.
+            ImageError: bytes that are no image, or one of too many pixels, scans or parts; says which.
         """
         opened = self._opened(data, where)
         stated = opened.width * opened.height
@@ -90,6 +91,7 @@ class Decoder:
         """The image as far as its header tells."""
         if not data:
             raise ImageError(f"{where} is empty (0 bytes), not an image")
+        check_header(data, self._limits, where)
         Image.init()
         try:
             with quiet():

@@ -1,14 +1,23 @@
-"""The scans of a JPEG, counted without decoding one.
+"""What a JPEG costs before and while it is decoded, without decoding it.
 
-A progressive JPEG refines the whole image with every scan, and a scan that refines nothing takes 23 bytes: a file of a few
-kilobytes can keep a decoder busy for minutes, however few pixels its header states.
+Pillow joins the segments before the picture one by one, and reads the Exif among them, so thousands of small ones keep it busy
+for minutes. A progressive JPEG refines the whole image with every scan, and a scan that refines nothing takes 23 bytes: a file
+of a few kilobytes can keep a decoder busy for minutes, however few pixels its header states.
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["scans"]
+from idefics.errors import ImageError
+from idefics.server.images.tiff import check_tags
+from idefics.server.limits import ServerLimits
+
+__all__ = ["check_jpeg", "scans"]
+
+_EXIF = b"Exif\0\0"
+_EXIFS = 4
+"""Segments of Exif. The standard has one; what does not fit in it goes elsewhere."""
 
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _ALONE = frozenset({0x01, *range(0xD0, 0xDA)})  # markers without a segment
@@ -40,3 +49,31 @@ def scans(data: bytes, *, enough: int) -> int:
         elif kind in _SEGMENTS:
             at += max(2, int.from_bytes(data[at : at + 2]))
     return found
+
+
+def check_jpeg(data: bytes, limits: ServerLimits, where: str) -> None:
+    """Bounds the segments before the first scan.
+
+    Raises:
+        ImageError: there are too many, or the Exif among them is too large.
+    """
+    at, found, exif = 2, 0, []
+    while marker := _MARKER.search(data, at):
+        at = marker.end()
+        kind = data[at - 1]
+        if kind in (_START_OF_SCAN, _END_OF_IMAGE):
+            break
+        if kind not in _SEGMENTS:
+            continue
+        size = max(2, int.from_bytes(data[at : at + 2]))
+        if data.startswith(_EXIF, at + 2):
+            exif.append(data[at + 2 + len(_EXIF) : at + size])
+        found += 1
+        if found > limits.jpeg_segments or len(exif) > _EXIFS:
+            raise ImageError(
+                f"{where} is a JPEG of more segments than the limit of {limits.jpeg_segments}, {_EXIFS} of them Exif; "
+                "save it without its metadata"
+            )
+        at += size
+    if exif:
+        check_tags(b"".join(exif), limits, where)
