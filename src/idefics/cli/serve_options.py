@@ -138,7 +138,7 @@ class LoadOptions:
     ] = None
     workers: Annotated[
         int | None,
-        _option("--workers", help="Threads that prepare images; left out: one per core, up to 8.", panel=_LOAD, min=1),
+        _option("--workers", help="Processes that decode images; left out: one per core, up to 8.", panel=_LOAD, min=1),
     ] = None
     deadline: Annotated[float, _option("--deadline", help="Seconds that a request may take.", panel=_LOAD, shown=True)] = 600.0
     stuck_after: Annotated[
