@@ -25,7 +25,9 @@ from idefics.server.model import EngineLike, EngineState
 from idefics.server.prepare.grammars import Grammar
 from idefics.server.prepare.guides import Guides
 
-__all__ = ["Add", "Cancel", "Command", "Failed", "Outcome", "Report", "Score", "Scored", "Stop", "Taken", "Worker"]
+__all__ = [
+    "BEAT_SECONDS", "Add", "Cancel", "Command", "Failed", "Outcome", "Report", "Score", "Scored", "Stop", "Taken", "Worker",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 BEAT_SECONDS = 0.5  # between two reports of a worker that has nothing to do, which say that it is there

@@ -19,7 +19,7 @@ from typing import Any
 from idefics.errors import OptionError
 from idefics.server.processes.messages import receive, send
 
-__all__ = ["Child"]
+__all__ = ["LEAVING", "Child"]
 
 LEAVING = 5.0  # seconds that a process has to leave once it was told to, or killed
 _BEGIN = "from idefics.server.processes.child import main; main()"
