@@ -48,13 +48,15 @@ def literal_prompt(render: Callable[[Chat], str], chat: Chat, backend: Backend) 
             writes it and it is no word: its `<turn>` begins a turn, too.
 
     Raises:
-        TemplateError: of `render`; or the template changes with what texts hold, so that nobody can tell whose a token is.
+        TemplateError: of `render`; or the template changes with what texts hold, so that nobody can tell whose a token is; or
+            a text holds what becomes a special token by the tokenizer's normaliser only.
     """
     prompt = render(chat)
     added = list(backend.get_added_tokens_decoder().values())
     names = {token.content for token in added if token.special}
     signs = {token.content for token in added if not token.special and _is_sign(token.content)}
-    if not any(name in prompt for name in names | signs):
+    late = {token.content for token in added if token.special and token.normalized}
+    if not late and not any(name in prompt for name in names | signs):
         return prompt
     taken = set(prompt)
     free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
@@ -66,11 +68,11 @@ def literal_prompt(render: Callable[[Chat], str], chat: Chat, backend: Backend) 
         other = ""
     names |= {sign for sign in signs if sign in other}
     if other.translate(back) == prompt:
-        return _marked(prompt, other, names)
+        return _checked(_marked(prompt, other, names), other, late, backend)
     spoken = "".join(_texts(chat))
     if any(name in spoken or prompt.count(name) != other.count(name) for name in names):
         raise TemplateError("a message holds a special token, and the chat template changes with what messages hold")
-    return prompt
+    return _checked(prompt, other, late, backend)
 
 
 def reader_of(backend: Backend, text: str) -> tuple[Backend, str]:
@@ -129,6 +131,17 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [text for item in value for text in _texts(item)]
     return [value] if isinstance(value, str) else []
+
+
+def _checked(prompt: str, other: str, late: Collection[str], backend: Backend) -> str:
+    """The prompt, if no message holds what only a normaliser makes special tokens of: those of `late` are found after it."""
+    if late and backend.normalizer is not None:
+        normal = backend.normalizer.normalize_str
+        found, own = normal(prompt.replace(MARK, _READ[0])), normal(other)
+        for name in map(normal, late):
+            if found.count(name) != own.count(name):
+                raise TemplateError(f"a message holds what this tokenizer's normaliser makes {name!r} of, a special token")
+    return prompt
 
 
 def _marked(prompt: str, other: str, names: Collection[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 
 import mistral_tokenizer
@@ -152,3 +152,16 @@ def test_images_of_the_template_stand_beside_images_in_texts() -> None:
     inputs = processor.inputs([prompt], [[Image.new("RGB", (40, 30))]])
     assert int((inputs.input_ids_BT == processor.image_token_id).sum()) == processor.tokens_per_sub_image
     assert len(inputs.images_CHW) == 1
+
+
+def test_what_a_normaliser_makes_a_special_token_of_is_refused() -> None:
+    processor = with_template(PLAIN.replace("{% for part", "<turn>{% for part"))
+    backend = processor.tokenizer.backend
+    backend.normalizer = normalizers.NFKC()
+    backend.add_special_tokens([AddedToken("<turn>", normalized=True)])
+    wide = "\uff1cturn\uff1e"
+    assert len(real(processor, f"{wide}")) == 2, "the tokenizer reads it so"
+    with pytest.raises(TemplateError, match="normaliser makes"):
+        processor.chat_prompt(said(wide))
+    assert processor.chat_prompt(said("\uff1ca\uff1e")) == "<turn>\uff1ca\uff1e"
+    assert real(processor, processor.chat_prompt(said("a<turn>"))) == ["<s>", "<turn>"]
