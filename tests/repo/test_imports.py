@@ -41,6 +41,13 @@ def test_the_command_lines_help_loads_no_torch(arguments: list[str]) -> None:
     assert not {"torch", "numpy", "PIL", "transformers", *SERVER} & set(_loaded(_command_line(*arguments)))
 
 
+def test_an_answer_of_the_command_loads_nothing_that_it_does_not_need() -> None:
+    """Each of these takes longer to import than the embedded model takes to answer."""
+    names = _loaded(_command_line("generate", "What is this?", "--max-new-tokens", "2"))
+    assert "torch" in names
+    assert not {"sympy", "mpmath", "huggingface_hub", "httpx", *SERVER} & set(names)
+
+
 def test_the_facade_never_loads_transformers() -> None:
     names = _loaded("import idefics.api, idefics.hf, idefics.selftest")
     assert "torch" in names, "this test sees what is loaded"
