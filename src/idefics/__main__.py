@@ -1,8 +1,21 @@
-"""`python -m idefics`: the command line, where no script is on the path, and as `torchrun -m idefics` starts it."""
+"""The command line's beginning: as `idefics`, as `python -m idefics`, and as `torchrun -m idefics` starts it."""
 
 from __future__ import annotations
 
-from idefics.cli import main
+import sys
+
+__all__ = ["run"]
+
+
+def run() -> None:
+    """Runs the command line; Ctrl-C while it is imported ends it as quietly as later."""
+    try:
+        from idefics.cli import main
+
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
-    main()
+    run()

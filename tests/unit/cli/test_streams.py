@@ -232,3 +232,15 @@ def test_closed_from_the_start_and_no_home() -> None:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(streams.__file__).parents[2]), "LC_ALL": "C"}
     ran = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, text=True, timeout=60, env=environment)
     assert (ran.returncode, ran.stderr) == (1, "error: the question should come from stdin, which is closed\n")
+
+
+def test_ctrl_c_while_the_command_line_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from idefics.__main__ import run
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("idefics.cli.main", stop)
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 130
