@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -120,19 +121,18 @@ def test_sigterm_while_the_model_is_loaded_ends_even_a_containers_first_process(
     alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("no namespaces here: a container's first process cannot be tried")
-    waits = tmp_path / "waits.py"
-    waits.write_text(
-        "import sys, time\n"
+    # Read by the engine's process, too, which begins with this one's path and does not run the program again.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
         "import idefics.cli.serve as command\n"
         "def open_model(*_):\n"
         "    print('loading', flush=True)\n"
         "    while True: time.sleep(0.1)\n"
         "command.open_model = open_model\n"
-        "from idefics.cli import main\n"
-        "if __name__ == '__main__':\n"
-        "    main(['serve', '--port', '0'])\n"
     )
-    process = subprocess.Popen([*alone, sys.executable, str(waits)], stdout=subprocess.PIPE, text=True)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    served = [*alone, sys.executable, "-m", "idefics", "serve", "--port", "0"]
+    process = subprocess.Popen(served, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "loading\n"
