@@ -33,7 +33,7 @@ from idefics.processor.families import load_processor
 from idefics.processor.messages import fill_images, normalise
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.files import resolve
-from idefics.weights.load import Progress
+from idefics.weights.filling import Progress
 from idefics.weights.packing import pack_loaded
 
 __all__ = ["EMBEDDED", "Answer", "Idefics", "Score", "load"]

@@ -6,6 +6,7 @@
     ├── ConfigError          a config.json that cannot be honoured (unknown, missing or contradictory keys)
     ├── CheckpointError      files that are not the checkpoint they should be
     │   ├── CheckpointNotFound   no such folder, file, shard, Hub id or revision; or no network to look for it
+    │   ├── Quantised            weights in fewer bits, by a scheme that is not read; it is named
     │   ├── TensorMismatch       missing, extra or wrong-shaped tensors, all of them named
     │   └── UnsafeCheckpoint     pickle weights: refused, because loading them runs code
     ├── InputError           what the user hands over: prompts, images, options
@@ -35,6 +36,7 @@ __all__ = [
     "NumericsError",
     "OptionError",
     "OutOfMemory",
+    "Quantised",
     "TemplateError",
     "TensorMismatch",
     "UnsafeCheckpoint",
@@ -55,6 +57,10 @@ class CheckpointError(IdeficsError):
 
 class CheckpointNotFound(CheckpointError, FileNotFoundError):
     """No such folder, file, shard, Hub id or revision, or no network to look for it."""
+
+
+class Quantised(CheckpointError):
+    """Weights in fewer bits, by a scheme that is not read."""
 
 
 class TensorMismatch(CheckpointError):

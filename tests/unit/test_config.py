@@ -190,7 +190,7 @@ def test_a_perceiver_of_another_size_is_that_of_the_text() -> None:
 
 
 def test_presets() -> None:
-    assert preset("HuggingFaceM4/idefics2-8b-chatty") == preset("idefics2-8b") == preset("idefics2-8b-chatty-AWQ")
+    assert preset("HuggingFaceM4/idefics2-8b-chatty") == preset("idefics2-8b")
     with pytest.raises(ConfigError, match=r"no preset 'idefics9'; there are idefics-80b, .*, tiny-random-idefics2"):
         preset("idefics9")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from idefics.config import Config, Idefics1Config, Idefics2Config
-from idefics.errors import ConfigError
+from idefics.errors import ConfigError, Quantised
 
 __all__ = ["preset", "preset_names"]
 
@@ -76,6 +77,14 @@ _PRESETS: dict[str, Callable[[], Config]] = {
 }  # fmt: skip
 
 
+# As repositories of such models end.
+_FEWER_BITS = re.compile(
+    r"[-_.](AWQ|GPTQ|GGUF|HQQ|EXL[23]|(?:bnb-)?(?:nf4|fp4|[348]-?bits?)|int[48]|fp8|w[48]a(?:8|16)|Q\d\w*)"
+    r"(?:[-_.](?:int[48]|[48]-?bit))?$",
+    re.IGNORECASE,
+)
+
+
 def preset_names() -> tuple[str, ...]:
     """The names `preset` knows."""
     return tuple(sorted(_PRESETS))
@@ -86,13 +95,22 @@ def preset(name: str) -> Config:
 
     Raises:
         ConfigError: no preset of that name.
+        Quantised: the name is that of such a model in fewer bits, which is another one: in files and in memory.
 
     >>> preset("idefics2-8b").text_config.head_dim
     128
     """
     short = name.rsplit("/", 1)[-1]
-    for suffix in ("-AWQ", "-base", "-chatty"):  # idefics2-8b-chatty-AWQ has two
+    fewer = _FEWER_BITS.search(short)
+    if fewer is not None:
+        short = short[: fewer.start()]
+    for suffix in ("-base", "-chatty"):
         short = short.removesuffix(suffix)
+    if fewer is not None and short in _PRESETS:
+        raise Quantised(
+            f"{name} stores weights in fewer bits ({fewer.group(1)}), which this version does not read; {short} is the "
+            "model in 16 bits"
+        )
     if short not in _PRESETS:
         raise ConfigError(f"no preset {name!r}; there are {', '.join(preset_names())}")
     return _PRESETS[short]()

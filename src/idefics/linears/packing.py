@@ -11,7 +11,6 @@ used or `finish_packing` asks for it (`waiting.py`); each weight is dropped as s
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -53,7 +52,7 @@ def packing_pays(model: nn.Module) -> bool:
 
 def is_packed(model: VisionLanguageModel) -> bool:
     """Whether `pack` has been applied."""
-    return any(done.kind == PACKED.kind for done in model.arrangements)
+    return PACKED in model.arrangements
 
 
 def pack(model: _Model, *, reorder: bool | None = None, let_go: LetGo = keep) -> _Model:
@@ -97,8 +96,7 @@ def pack(model: _Model, *, reorder: bool | None = None, let_go: LetGo = keep) ->
         if isinstance(module, ScaledInput):
             _fold(module)
     if isinstance(model, VisionLanguageModel) and not is_packed(model):
-        places = {place for module in model.modules() if isinstance(module, JoinedLinear) for place in module.places}
-        model.arrangements = (*model.arrangements, replace(PACKED, places=frozenset(places)))
+        model.arrangements = (*model.arrangements, PACKED)
     return model.eval().requires_grad_(False)
 
 
@@ -142,7 +140,7 @@ def unpack(model: _Model) -> _Model:
         if isinstance(module, ScaledInput):
             module.contexts = None
     if isinstance(model, VisionLanguageModel):
-        model.arrangements = tuple(done for done in model.arrangements if done.kind != PACKED.kind)
+        model.arrangements = tuple(done for done in model.arrangements if done != PACKED)
     return model.requires_grad_(True)
 
 

@@ -8,28 +8,27 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from idefics.errors import OptionError
 from idefics.linears.borrowed import owned
-from idefics.model.arrangement import Arrangement
+from idefics.model.arrangement import Immovable, check_stays
 from idefics.model.layers.decoupled import DecoupledLinear
 from idefics.model.layers.linear import Split
 
 __all__ = ["StandIn", "assign", "matrices"]
 
 
-class StandIn(nn.Module):
+class StandIn(Immovable):
     """Computes what linear layers of one input would, for inference.
 
     Args:
         layers: one or several. They are kept as what `restore` fills again; `empty` takes their weights away.
 
     Attributes:
-        arrangement: what a model is by it, and what is refused therefore.
         sizes: output channels of each layer.
         in_features: input channels.
         layers: those it stands in for; empty where their weights were taken away.
@@ -37,8 +36,6 @@ class StandIn(nn.Module):
     Raises:
         OptionError: when used as only plain layers can be: trained, moved, or saved.
     """
-
-    arrangement: ClassVar[Arrangement]
 
     # Not registered: copying, moving and saving do not see them.
     layers: list[nn.Module]
@@ -93,11 +90,6 @@ class StandIn(nn.Module):
         """
         raise OptionError(cls.arrangement.refusal(f"divided by {split}"))
 
-    @property
-    def places(self) -> set[tuple[torch.dtype, torch.device]]:
-        """Dtypes and devices of what it holds."""
-        return {(tensor.dtype, tensor.device) for tensor in self.buffers()}
-
     def _refusal(self, what: str) -> str:
         return self.arrangement.refusal(what)
 
@@ -108,7 +100,7 @@ class StandIn(nn.Module):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.arrangement.check_stays(fn, self.places)
+        check_stays(self, fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from idefics.config import Config
 from idefics.errors import InputError, OptionError
 from idefics.inputs import Levels, ModelInputs
-from idefics.model.arrangement import Ability, Arrangement
+from idefics.model.arrangement import Ability, Arrangement, check_stays
 from idefics.model.cache import KVCache
 from idefics.model.decoder import Decoder
 from idefics.model.layers.linear import Block, Linears
@@ -95,8 +95,7 @@ class VisionLanguageModel(Block, ABC):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for arrangement in self.arrangements:
-            arrangement.check_stays(fn)
+        check_stays(self, fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -18,6 +18,7 @@ from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Angles, Decoder
 from idefics.model.gated_cross_attention import Routes, View
 from idefics.weights.families import build_on_meta
+from idefics.weights.footprint import tensor_bytes
 from idefics.weights.placement import Device, DeviceMap, Placement
 
 __all__ = ["plan_devices", "spread", "unit_bytes", "usable"]
@@ -136,14 +137,20 @@ def _units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def unit_bytes(config_or_model: Config | VisionLanguageModel, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of everything that is placed as a whole, in the order of the computation; a tied head takes none."""
+    """Bytes of everything that is placed as a whole, in the order of the computation; a tied head takes none.
+
+    Args:
+        config_or_model: of a model only shapes and dtypes are looked at.
+        dtype: that parameters will be in.
+    """
     model = config_or_model if isinstance(config_or_model, nn.Module) else build_on_meta(config_or_model)
     counted: set[int] = set()
     sizes = {}
     for unit, module in _units(model):
-        own = {id(p): p.numel() for p in module.parameters() if id(p) not in counted}
+        held = [*module.parameters(), *module.buffers()]
+        own = {id(tensor): tensor_bytes(tensor, dtype) for tensor in held if id(tensor) not in counted}
         counted |= own.keys()
-        sizes[unit] = sum(own.values()) * dtype.itemsize
+        sizes[unit] = sum(own.values())
     return sizes
 
 

@@ -103,7 +103,7 @@ def _check_even(model: VisionLanguageModel, n: int) -> None:
 
 
 class Shares:
-    """Loads only what this process keeps (see `Division` in `weights/load.py`).
+    """Loads only what this process keeps (see `Division` in `weights/division.py`).
 
     Args:
         mesh: from `init`.
@@ -116,9 +116,9 @@ class Shares:
         """Divides a model that has no storage yet."""
         parallelize(model, self._mesh)
 
-    def share(self, parameter: nn.Parameter, stored: Tensor) -> Tensor:
+    def share(self, held: Tensor, stored: Tensor) -> Tensor:
         """The rows or columns of a stored tensor that stay here: a view."""
-        placement = parameter.placements[0] if isinstance(parameter, DTensor) else Replicate()
+        placement = held.placements[0] if isinstance(held, DTensor) else Replicate()
         if not isinstance(placement, Shard):
             return stored
         # As torch.chunk: what does not divide evenly leaves the last ones less, or nothing.
@@ -127,12 +127,10 @@ class Shares:
         first = min(size, each * self._mesh.get_local_rank())
         return stored.narrow(placement.dim, first, min(each, size - first))
 
-    def filled(self, parameter: nn.Parameter, share: Tensor) -> nn.Parameter:
-        """The parameter of which this process holds that share."""
-        if not isinstance(parameter, DTensor):
-            return nn.Parameter(share)
-        assert share.shape == parameter.to_local().shape, "torch cuts a tensor otherwise than we do"
-        whole = DTensor.from_local(
-            share, self._mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-        )
+    def filled(self, held: Tensor, share: Tensor) -> Tensor:
+        """The parameter or buffer of which this process holds that share."""
+        if not isinstance(held, DTensor):
+            return nn.Parameter(share) if isinstance(held, nn.Parameter) else share
+        assert share.shape == held.to_local().shape, "torch cuts a tensor otherwise than we do"
+        whole = DTensor.from_local(share, self._mesh, held.placements, run_check=False, shape=held.shape, stride=held.stride())
         return nn.Parameter(whole)

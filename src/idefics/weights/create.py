@@ -31,7 +31,7 @@ from idefics.weights.dtype import torch_dtype
 from idefics.weights.families import build_on_meta, family_of
 from idefics.weights.init import Start, starts
 from idefics.weights.save import shard_index, shard_names, split_shards
-from idefics.weights.shards import DTYPES, INDEX
+from idefics.weights.shards import FLOATS, INDEX
 
 __all__ = ["EMBEDDED_TOKENIZER", "create_checkpoint", "padded_tokenizer"]
 
@@ -40,7 +40,7 @@ EMBEDDED_TOKENIZER = EMBEDDED / "tokenizer.json"
 
 Progress = Callable[[int, int], None]
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 def create_checkpoint(

@@ -20,6 +20,7 @@ from idefics.model.idefics1 import Idefics1
 from idefics.model.idefics2 import Idefics2
 from idefics.model.layers.attention import Backend
 from idefics.weights import idefics1, idefics2
+from idefics.weights.quantised import refuse_config
 from idefics.weights.rename import RenameTable
 
 __all__ = ["FAMILIES", "Family", "build_on_meta", "family_of", "read_config"]
@@ -75,8 +76,10 @@ def read_config(raw: Mapping[str, Any], *, allow_unknown: bool = False) -> Confi
 
     Raises:
         ConfigError: of no family here, or refused by its config class.
+        Quantised: its weights are in fewer bits.
     """
     model_type = family_name(raw)
+    refuse_config(raw)
     family = FAMILIES[model_type]
     architectures = raw.get("architectures") or []
     known = isinstance(architectures, list) and any(name in family.architectures for name in architectures)

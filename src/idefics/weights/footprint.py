@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor, nn
 
 from idefics.config import Config
 from idefics.weights.families import build_on_meta, family_of
 
-__all__ = ["kv_bytes_per_token", "main_dtype", "parameter_counts"]
+__all__ = ["kv_bytes_per_token", "main_dtype", "parameter_counts", "tensor_bytes"]
 
 
 def parameter_counts(config: Config) -> dict[str, int]:
@@ -36,6 +37,11 @@ def kv_bytes_per_token(config: Config, dtype: torch.dtype) -> int:
     """
     text = config.text_config
     return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
+
+
+def tensor_bytes(tensor: Tensor, dtype: torch.dtype) -> int:
+    """Bytes of a parameter that is loaded in a dtype, or of a buffer, which keeps its own."""
+    return tensor.numel() * (dtype if isinstance(tensor, nn.Parameter) else tensor.dtype).itemsize
 
 
 def main_dtype(tensors: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:

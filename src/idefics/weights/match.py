@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from idefics.errors import TensorMismatch
 from idefics.weights.rename import RenameTable
-from idefics.weights.shards import DTYPES, TensorEntry
+from idefics.weights.shards import DTYPES, FLOATS, TensorEntry
 
-__all__ = ["TensorsDiffer", "match"]
+__all__ = ["TensorsDiffer", "Wanted", "match"]
 
 SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a model needs of one stored tensor.
+
+    Attributes:
+        shape: exactly.
+        dtype: exactly; None takes any float.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+
+    def takes(self, dtype: str) -> bool:
+        """Whether a tensor of such a dtype, by safetensors' name, will do."""
+        return dtype in FLOATS if self.dtype is None else DTYPES.get(dtype) == self.dtype
 
 
 class TensorsDiffer(TensorMismatch):
@@ -22,7 +42,7 @@ class TensorsDiffer(TensorMismatch):
         missing: needed, not there.
         extra: there, of no use.
         misshapen: name to (shape in the file, shape that the config asks for).
-        unusable: name to the dtype in the file, which is none that a model computes in.
+        unusable: name to the dtype in the file, which is not the one due, or for a parameter none that a model computes in.
     """
 
     def __init__(
@@ -42,7 +62,9 @@ class TensorsDiffer(TensorMismatch):
             "missing": list(missing),
             "extra": list(extra),
             "of the wrong shape": [f"{name} is {have}, due {want}" for name, (have, want) in self.misshapen.items()],
-            f"of a dtype other than {', '.join(DTYPES)}": [f"{name} ({dtype})" for name, dtype in self.unusable.items()],
+            f"of a dtype that is none of {', '.join(FLOATS)}, or not that of its buffer": [
+                f"{name} ({dtype})" for name, dtype in self.unusable.items()
+            ],
         }
         kinds = {kind: found for kind, found in lines.items() if found}
         room = SHOWN // max(1, len(kinds))
@@ -57,17 +79,17 @@ def match(
     folder: Path,
     entries: Mapping[str, TensorEntry],
     table: RenameTable,
-    shapes: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, Wanted],
     *,
     optional: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
-    """Pairs every tensor of the files with a parameter.
+    """Pairs every tensor of the files with one of the model's.
 
     Args:
         folder: named in errors.
         entries: the files' tensors, by published name.
         table: the names.
-        shapes: the parameters' shapes, by our name.
+        wanted: what the model has, by our name.
         optional: of our names, those that the files may leave out.
 
     Returns:
@@ -77,14 +99,16 @@ def match(
         TensorsDiffer: the two differ in anything.
     """
     ours = {name: table.ours(name) if table.knows(name) else "" for name in entries}
-    pairs = {name: target for name, target in ours.items() if target is not None and target in shapes}
+    pairs = {name: target for name, target in ours.items() if target is not None and target in wanted}
     found = set(pairs.values())
-    missing = tuple(table.published(name) for name in shapes if name not in found and name not in optional)
-    extra = tuple(sorted(name for name, target in ours.items() if target is not None and target not in shapes))
+    missing = tuple(table.published(name) for name in wanted if name not in found and name not in optional)
+    extra = tuple(sorted(name for name, target in ours.items() if target is not None and target not in wanted))
     misshapen = {
-        name: (entries[name].shape, shapes[target]) for name, target in pairs.items() if entries[name].shape != shapes[target]
+        name: (entries[name].shape, wanted[target].shape)
+        for name, target in pairs.items()
+        if entries[name].shape != wanted[target].shape
     }
-    unusable = {name: entries[name].dtype for name in pairs if entries[name].dtype not in DTYPES}
+    unusable = {name: entries[name].dtype for name, target in pairs.items() if not wanted[target].takes(entries[name].dtype)}
     if missing or extra or misshapen or unusable:
         raise TensorsDiffer(folder, missing=missing, extra=extra, misshapen=misshapen, unusable=unusable)
     return pairs

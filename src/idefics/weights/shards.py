@@ -19,11 +19,17 @@ from torch import Tensor
 from idefics.config.json_files import parse_json, read_json
 from idefics.errors import CheckpointError, CheckpointNotFound, UnsafeCheckpoint
 
-__all__ = ["DTYPES", "INDEX", "SINGLE", "Shards", "TensorEntry"]
+__all__ = ["DTYPES", "FLOATS", "INDEX", "SINGLE", "Shards", "TensorEntry"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What a model computes in, by safetensors' names."""
+DTYPES = {
+    **FLOATS, "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+"""What files may hold."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_HEADER = 100_000_000
 """Bytes; the safetensors library refuses longer headers too."""

@@ -16,7 +16,6 @@ from idefics.errors import OptionError
 from idefics.linears.packed import can_pack
 from idefics.linears.packing import is_packed, pack, unpack
 from idefics.linears.sites import sites
-from idefics.model.arrangement import Arrangement
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.launch import Divided
 from idefics.parallel.tensor_parallel import parallelize
@@ -83,12 +82,11 @@ def test_a_divided_model_holds_its_part_of_the_heads_and_is_not_packed() -> None
         pack(model)
 
 
-def test_a_model_moves_to_where_it_is_and_nowhere_else() -> None:
-    here = frozenset({(torch.float32, torch.device("cpu"))})
-    done = Arrangement(kind="quantised", cannot=frozenset(), remedy="load it again", places=here)
-    model = tiny_model()
-    model.arrangements = (done,)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_model_moves_to_where_it_is_and_nowhere_else(first: bool) -> None:
+    model = pack(tiny_model(), reorder=False)
     assert model.to("cpu", torch.float32) is model
-    with pytest.raises(OptionError, match=r"a quantised model cannot be moved to cpu as torch\.float64; load it again"):
-        model.double()
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    part = model if first else model.text_model.layers[0].self_attn.joined
+    with pytest.raises(OptionError, match=r"a packed model cannot be moved to cpu as torch\.float64; load the model with"):
+        part.double()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}, "before anything has moved"
