@@ -29,6 +29,7 @@ from gpu_sides import Prompt, World, exactly
 from idefics.engine.engine import Engine
 from idefics.engine.request import Token
 from idefics.machine.ceilings import Ceilings, ceilings
+from idefics.machine.dtypes import dtype_name
 from idefics.model.layers.paged_attention import PAGED
 from idefics.model.layers.varlen import VARLEN
 from measure import Case, Side, compare, report
@@ -239,7 +240,7 @@ def card(world: World, _: Ceilings) -> Iterator[Case]:
         peak = world.peak(ours)
         facts = {"card_seconds": card_seconds, "card_gigabytes": card_gigabytes, "peak_bytes": peak}
         ours_20 = GENERATIONS * median(seconds)
-        name = f"20 generations, {str(dtype).removeprefix('torch.')}{', split' if split else ''}"
+        name = f"20 generations, {dtype_name(dtype)}{', split' if split else ''}"
         case = Case(name=name, ours=Side.of([GENERATIONS * s for s in seconds]), facts=facts, target=5.0)
         if world.theirs is not None:
             others = []

@@ -13,6 +13,7 @@ from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions
 from idefics.cli.terminal import status
 from idefics.errors import OptionError
+from idefics.machine.dtypes import dtype_name
 
 __all__ = ["bench"]
 
@@ -55,7 +56,7 @@ def bench(
             rounds=rounds,
             progress=progress,
         )
-    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    dtype = dtype_name(loaded.model.dtype)
     if as_json:
         rows = [dataclasses.asdict(work) for work in done]
         print(json.dumps({"model": loaded.name, "dtype": dtype, "ceilings": dataclasses.asdict(reached), "work": rows}))

@@ -15,6 +15,7 @@ from idefics.cli.streams import as_text, stdin_text
 from idefics.cli.terminal import introduce, one_voice, write
 from idefics.engine.sampling_params import sampling_params
 from idefics.errors import InputError, OptionError
+from idefics.machine.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from idefics.api import Answer, Idefics
@@ -132,7 +133,7 @@ def _report(asked: Idefics, attached: list[Attachment], answers: list[Answer], s
         "answer": first.text,
         "finish": first.finish,
         "model": asked.name,
-        "dtype": str(asked.model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(asked.model.dtype),
         "images": [{"source": _short(a.source), "width": a.image.width, "height": a.image.height} for a in attached],
         "tokens": {
             "prompt": first.prompt_tokens,

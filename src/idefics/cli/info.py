@@ -17,6 +17,7 @@ from idefics.config.presets import preset, preset_names
 from idefics.config.rules import brief
 from idefics.errors import CheckpointNotFound
 from idefics.machine.byte_sizes import readable_bytes
+from idefics.machine.dtypes import dtype_named
 from idefics.plan import preset_named, published_images
 from idefics.processor.base import Images
 from idefics.weights.files import resolve
@@ -68,7 +69,7 @@ def _of_config(name: str, config: Config) -> dict[str, Any]:
 
     vision, text, side = config.vision_config, config.text_config, config.square_side
     seen = "(sub-)image" if side is None else "image"
-    dtype: torch.dtype = getattr(torch, config.dtype)
+    dtype: torch.dtype = dtype_named(config.dtype)
     counts = parameter_counts(config)
     return {
         "model": name,

@@ -14,6 +14,7 @@ from idefics.cli.loading import memory_explained, open_model
 from idefics.cli.options import ImageOptions, ModelOptions
 from idefics.cli.terminal import status
 from idefics.config.keys import shown
+from idefics.machine.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from idefics.selftest import Check
@@ -43,7 +44,7 @@ def verify(
         checks = run(loaded, progress=progress)
     failed = [check for check in checks if not check.passed]
     unknown = loaded.model.config.unknown
-    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    dtype = dtype_name(loaded.model.dtype)
     if as_json:
         rows = [dataclasses.asdict(check) for check in checks]
         report = {"model": loaded.name, "dtype": dtype, "passed": not failed, "checks": rows}

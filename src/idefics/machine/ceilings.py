@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from idefics.machine.arithmetic import multiplies
+from idefics.machine.dtypes import dtype_name
 
 __all__ = ["Ceilings", "ceilings", "seconds_of"]
 
@@ -24,7 +25,7 @@ class Ceilings:
 
     def bound(self, *, moved: float = 0.0, operations: float = 0.0, dtype: torch.dtype = torch.bfloat16) -> float:
         """Seconds that so many bytes and operations take at best: the longer of the two."""
-        return max(moved / self.bytes_per_second, operations / self.operations_per_second[str(dtype).removeprefix("torch.")])
+        return max(moved / self.bytes_per_second, operations / self.operations_per_second[dtype_name(dtype)])
 
 
 def ceilings(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> Ceilings:
@@ -35,7 +36,7 @@ def ceilings(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> Ceili
     for dtype in dtypes:
         computed = torch.float32 if place.type == "cpu" and not multiplies(dtype) else dtype  # as our products are, too
         a, b = (torch.randn(size, size, device=place).to(computed) for _ in range(2))
-        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / _least(partial(torch.matmul, a, b), place)
+        rates[dtype_name(dtype)] = 2 * size**3 / _least(partial(torch.matmul, a, b), place)
     numbers = torch.ones(2**26 if place.type == "cpu" else 2**29, device=place)
     return Ceilings(bytes_per_second=numbers.numel() * 4 / _least(numbers.sum, place), operations_per_second=rates)
 

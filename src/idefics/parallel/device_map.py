@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from idefics.config import Config
 from idefics.errors import OptionError, OutOfMemory
 from idefics.machine.byte_sizes import readable_bytes
+from idefics.machine.dtypes import dtype_name
 from idefics.model.base import VisionLanguageModel
 from idefics.model.decoder import Angles, Decoder
 from idefics.model.gated_cross_attention import Routes, View
@@ -72,7 +73,7 @@ def plan_devices(
         offered = ", ".join(f"{place} {readable_bytes(free)}" for place, free in zip(places, room, strict=True))
         largest = max(sizes, key=lambda unit: sizes[unit])
         raise OutOfMemory(
-            f"the weights need {readable_bytes(sum(sizes.values()))} as {str(dtype).removeprefix('torch.')} "
+            f"the weights need {readable_bytes(sum(sizes.values()))} as {dtype_name(dtype)} "
             f"(the largest piece, {largest}, {readable_bytes(sizes[largest])}) and do not fit in what is free: {offered}; "
             "use a 16-bit dtype, more devices, or leave less room for other things"
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from idefics.config import Config
+from idefics.machine.dtypes import dtype_named
 from idefics.plan.request import MemoryPlan
 
 __all__ = ["Share", "make_shares"]
@@ -52,11 +53,9 @@ def make_shares(config: Config, gpus: Sequence[int], memory: MemoryPlan) -> tupl
     Raises:
         OutOfMemory: the weights do not fit; with all the numbers.
     """
-    import torch
-
     from idefics.parallel.device_map import plan_devices, unit_bytes, usable
 
-    dtype = getattr(torch, memory.precision.dtype)
+    dtype = dtype_named(memory.precision.dtype)
     devices = [(f"cuda:{index}", usable(size, devices=len(gpus))) for index, size in enumerate(gpus)]
     placed = plan_devices(config, devices, dtype=dtype)
     sizes = unit_bytes(config, dtype)

@@ -28,6 +28,7 @@ from idefics.config import Config
 from idefics.config.presets import preset, preset_names
 from idefics.config.whole_files import expanded
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
+from idefics.machine.dtypes import dtype_named
 from idefics.processor.base import Images
 from idefics.processor.families import load_processor, processor_class
 
@@ -311,7 +312,6 @@ def _parameters(config: Config) -> Mapping[str, int]:
 
 
 def _memory(config: Config, plan: Plan, precision: Precision) -> MemoryPlan:
-    import torch
 
     from idefics.model.peaks import VISION_BYTES, encoding_bytes, prompt_bytes
     from idefics.weights.footprint import kv_bytes_per_token
@@ -322,7 +322,7 @@ def _memory(config: Config, plan: Plan, precision: Precision) -> MemoryPlan:
     return MemoryPlan(
         precision=precision,
         weights=sum(plan.parameters.values()) * precision.weight_bits // 8,
-        kv_cache=tokens * kv_bytes_per_token(config, getattr(torch, precision.dtype)) + image_cache,
+        kv_cache=tokens * kv_bytes_per_token(config, dtype_named(precision.dtype)) + image_cache,
         image_cache=image_cache,
         # Groups are filled up to the limit; a larger image goes alone.
         vision=min(plan.batch * sum(every), max(VISION_BYTES, *every)) if every else 0,

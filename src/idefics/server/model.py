@@ -16,6 +16,7 @@ from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
 from idefics.linears.packing import is_packed, stays_in_caches
 from idefics.machine.cpus import usable_cpus
+from idefics.machine.dtypes import dtype_name
 from idefics.model.base import VisionLanguageModel
 from idefics.processor.base import Processor
 
@@ -170,6 +171,6 @@ class ServedModel:
             defaults=loaded.defaults | ({} if speculate is None else {"prompt_lookup_num_tokens": speculate}),
             positions=config.text_config.max_position_embeddings,
             longest_image=config.vision_config.image_size,
-            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            dtype=dtype_name(loaded.model.dtype),
             device=loaded.model.device.type,
         )

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from idefics.config.presets import preset
 from idefics.config.whole_files import expanded
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
 from idefics.machine.byte_sizes import readable_bytes
+from idefics.machine.dtypes import dtype_name, dtype_named
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.families import processor_class
 from idefics.processor.tokenizer import Tokenizer
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.families import build_on_meta, family_of
+from idefics.weights.filling import Progress
 from idefics.weights.init import Start, starts
 from idefics.weights.save import shard_index, shard_names, split_shards
 from idefics.weights.shards import FLOATS, INDEX
@@ -37,8 +39,6 @@ __all__ = ["EMBEDDED_TOKENIZER", "create_checkpoint", "padded_tokenizer"]
 
 EMBEDDED_TOKENIZER = EMBEDDED / "tokenizer.json"
 """What presets whose real tokenizer is not ours to ship are given, padded to their vocabulary."""
-
-Progress = Callable[[int, int], None]
 
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
@@ -76,7 +76,7 @@ def create_checkpoint(
     config = preset(preset_or_config) if isinstance(preset_or_config, str) else preset_or_config
     chosen = torch_dtype(dtype)
     if chosen is not None:
-        config = dataclasses.replace(config, dtype=str(chosen).removeprefix("torch."))
+        config = dataclasses.replace(config, dtype=dtype_name(chosen))
     if max_shard_bytes < 1:
         raise OptionError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
     out = expanded(out)
@@ -191,7 +191,7 @@ def _generation(config: Config, processor: Processor) -> dict[str, Any]:
 
 
 def _write_weights(config: Config, folder: Path, *, seed: int, max_shard_bytes: int, progress: Progress | None) -> None:
-    model = build_on_meta(config).to(getattr(torch, config.dtype))
+    model = build_on_meta(config).to(dtype_named(config.dtype))
     table = family_of(config).table
     # By identity: a tied tensor is written once, and begins as the last of its names says.
     begin = {id(model.get_parameter(name)): start for name, start in starts(model).items()}

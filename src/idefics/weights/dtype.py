@@ -6,6 +6,7 @@ import torch
 
 from idefics.config import DTYPES
 from idefics.errors import OptionError
+from idefics.machine.dtypes import dtype_name, dtype_named
 
 __all__ = ["torch_dtype"]
 
@@ -20,9 +21,8 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     if dtype is None or dtype == "auto":
         return None
-    name = str(dtype).removeprefix("torch.")
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype_name(dtype)
     name = _SHORT.get(name, name)
     if name not in DTYPES:
         raise OptionError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
-    found: torch.dtype = getattr(torch, name)
-    return found
+    return dtype_named(name)

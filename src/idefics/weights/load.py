@@ -15,6 +15,7 @@ from idefics.config.json_files import read_json
 from idefics.config.keys import shown
 from idefics.linears.scheme import Scheme
 from idefics.machine.byte_sizes import readable_bytes
+from idefics.machine.dtypes import dtype_name
 from idefics.machine.memory import explain_out_of_memory, require_free_bytes
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
@@ -98,7 +99,7 @@ def load_model(
     placement.check(filling.held)
     stored_as = stored_dtype(filling.entries)
     chosen = dtype if dtype is not None else unasked_dtype(config, stored_as)
-    model.config = replace(config, dtype=str(chosen).removeprefix("torch."))
+    model.config = replace(config, dtype=dtype_name(chosen))
     for warning in _warnings(filling, model.config, chosen, asked=dtype is not None, stored_as=stored_as):
         warnings.warn(f"{folder}: {warning}", UserWarning, stacklevel=2)
     doing = f"loading {folder} as {model.config.dtype}"
@@ -124,10 +125,7 @@ def _warnings(filling: Filling, config: Config, chosen: torch.dtype, *, asked: b
     if chosen in family_of(config).overflows:
         yield f"models of this family overflow in {config.dtype}, and answers become NaN; use bfloat16"
     elif not asked and chosen != stored_as:
-        yield (
-            f"stored as {str(stored_as).removeprefix('torch.')}, in which models of this family overflow; loaded as "
-            f"{config.dtype} instead"
-        )
+        yield (f"stored as {dtype_name(stored_as)}, in which models of this family overflow; loaded as {config.dtype} instead")
     blank = blank_weights(filling.entries)
     if blank.names:
         yield str(blank)

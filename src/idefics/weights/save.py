@@ -15,6 +15,7 @@ from torch import Tensor
 
 from idefics.config.json_files import write_json
 from idefics.errors import CheckpointError, OptionError
+from idefics.machine.dtypes import dtype_name
 from idefics.model.base import VisionLanguageModel
 from idefics.weights.families import family_of
 from idefics.weights.footprint import main_dtype
@@ -51,7 +52,7 @@ def save_model(model: VisionLanguageModel, folder: str | Path, *, max_shard_byte
     tensors = {table.published(name): parameter.detach() for name, parameter in model.named_parameters()}
     assert not any(tensor.is_meta for tensor in tensors.values()), "a model on the meta device has no weights to save"
     dtype = main_dtype((tensor.dtype, tensor.nbytes) for tensor in tensors.values())
-    config = replace(model.config, dtype=str(dtype).removeprefix("torch."))
+    config = replace(model.config, dtype=dtype_name(dtype))
     shards = split_shards(tensors, max_shard_bytes)
     names = shard_names(len(shards))
     staging = _Staging(folder)
