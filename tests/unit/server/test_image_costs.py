@@ -355,7 +355,7 @@ def test_a_queue_of_photos_does_not_hold_up_an_answer(tmp_path: Path, monkeypatc
         statuses.append(httpx.post(f"{address}/generate", json=body, timeout=60).status_code)
 
     engine = FakeEngine(script("the red image " * 40), step_seconds=0.005)
-    body = {"inputs": "a", "parameters": {"max_new_tokens": 400}}
+    body = {"inputs": "a", "parameters": {"max_new_tokens": 400, "details": True}}
     with held_decoders(tmp_path / "go", monkeypatch) as decoders:
         app = fake_app(engine, limits=ServerLimits(workers=2), decoders=decoders)
         with serving(app) as address, httpx.stream("POST", f"{address}/generate_stream", json=body, timeout=60) as answer:
