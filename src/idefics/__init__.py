@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Answer": "idefics.answers",
+    "Answer": "idefics.asking.answers",
     "AutoConfig": "idefics.hf",
     "AutoModelForImageTextToText": "idefics.hf",
     "AutoModelForVision2Seq": "idefics.hf",
@@ -33,7 +33,7 @@ _WHERE = {
     "IdeficsProcessor": "idefics.hf",
     "Limits": "idefics.engine.limits",
     "SamplingParams": "idefics.engine.sampling_params",
-    "Score": "idefics.answers",
+    "Score": "idefics.asking.answers",
     "load": "idefics.api",
     "load_image": "idefics.processor.fetch",
 }
@@ -63,8 +63,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from idefics import fewshot as fewshot
-    from idefics.answers import Answer, Score
     from idefics.api import Idefics, load
+    from idefics.asking.answers import Answer, Score
     from idefics.engine.limits import Limits
     from idefics.engine.sampling_params import SamplingParams
     from idefics.errors import IdeficsError

@@ -8,27 +8,28 @@ model.generate("What is this?", images="photo.jpg")
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from idefics.answers import Answer, Score, Writer, plain
+from idefics.asking.answers import Answer, Score, plain
+from idefics.asking.question import prompt_of
+from idefics.asking.text import AnswerText, stop_checks, text_of
 from idefics.assets import EMBEDDED, EMBEDDED_NAME
 from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
-from idefics.engine.request import Completion, StopCheck
+from idefics.engine.request import Completion, Token
 from idefics.engine.sampling_params import SamplingParams, sampling_params
-from idefics.errors import ImageCountError, InputError, OptionError
+from idefics.errors import InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.load import load_placed
 from idefics.processor.base import Processor
 from idefics.processor.characters import require_characters
-from idefics.processor.detokenizer import TextStream
 from idefics.processor.families import load_processor
 from idefics.processor.messages import fill_images, normalise
 from idefics.weights.dtype import torch_dtype
@@ -267,19 +268,7 @@ class Idefics:
         return [Score(logprob=sum(values), token_logprobs=tuple(values), greedy=greedy) for values, greedy in scored]
 
     def _prompt(self, text: str, images: int, raw: bool | None) -> str:
-        if not isinstance(text, str):
-            raise InputError(f"a prompt is a text, not {type(text).__name__}")
-        require_characters(text, "the prompt")
-        placeholders = text.count(self.processor.image_token)
-        chat = not raw if raw is not None else placeholders == 0 and self.processor.chat_template is not None
-        if placeholders and placeholders != images:
-            raise ImageCountError(placeholders=placeholders, images=images, where="the prompt")
-        if not chat:
-            return text if placeholders else self.processor.image_token * images + text
-        if placeholders:
-            raise InputError("the prompt holds <image> and raw=False puts images before it; leave one of them out")
-        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-        return self.processor.chat_prompt([{"role": "user", "content": content}])
+        return prompt_of(self.processor, text, images=images, chat=None if raw is None else not raw)
 
     def _inputs(
         self, texts: Sequence[str], rows: Sequence[Sequence[Any]], *, max_image_size: int | None, split: bool | None
@@ -302,46 +291,24 @@ class Idefics:
         return self._stream(inputs, params)
 
     def _stream(self, inputs: ModelInputs, params: SamplingParams) -> Iterator[str]:
-        writer = Writer(self.processor, params)
-        for _ in self.engine.stream(inputs, [params], [writer.stop]):
-            piece, writer.fresh = writer.fresh, ""
-            if piece:
-                yield piece
-        rest = writer.finish()
-        if rest:
-            yield rest
+        tokenizer = self.processor.tokenizer
+        tokens = self.engine.stream(inputs, [params], stop_checks(tokenizer, params, prompts=1))
+        return _texts(tokens, AnswerText(tokenizer, stop=params.stop))
 
     def _answers(self, inputs: ModelInputs, params: SamplingParams) -> list[list[Answer]]:
         rows = len(inputs.input_ids_BT)
         lengths = inputs.attention_mask_BT.sum(1).tolist()
         images = (inputs.input_ids_BT == self.processor.image_token_id).sum(1).tolist()
-        stops: list[StopCheck] | None = None
-        if params.stop:
-            count = 1 if params.num_beams > 1 else params.candidates
-            watch: Callable[[], StopCheck] = self._beam_stop(params) if params.num_beams > 1 else self._stop(params)
-            stops = [watch() for _ in range(rows * count)]
+        stops = stop_checks(self.processor.tokenizer, params, prompts=rows)
         completions = self.engine.generate(inputs, [params] * rows, stops)
         return [
             [self._answer(c, params, prompt_tokens=length, image_tokens=count) for c in row]
             for row, length, count in zip(completions, lengths, images, strict=True)
         ]
 
-    def _stop(self, params: SamplingParams) -> Callable[[], StopCheck]:
-        return lambda: Writer(self.processor, params).stop
-
-    def _beam_stop(self, params: SamplingParams) -> Callable[[], StopCheck]:
-        def ended(ids: Sequence[int]) -> bool:
-            text = self.processor.decode(ids, skip_special_tokens=True)
-            return any(stop in text for stop in params.stop)
-
-        return lambda: ended
-
     def _answer(self, completion: Completion, params: SamplingParams, *, prompt_tokens: int, image_tokens: int) -> Answer:
-        stream = TextStream(self.processor.tokenizer, stop=params.stop)
-        # An end token is no part of the text, be it special or an ordinary one that was asked for; streams do the same.
-        text = stream.push(completion.token_ids[:-1] if completion.finish == "eos" else completion.token_ids)
         return Answer(
-            text=text + stream.finish(),
+            text=text_of(self.processor.tokenizer, completion, params.stop),
             token_ids=completion.token_ids,
             logprobs=completion.logprobs,
             top=completion.top,
@@ -350,6 +317,13 @@ class Idefics:
             prompt_tokens=prompt_tokens,
             image_tokens=image_tokens,
         )
+
+
+def _texts(tokens: Iterator[Token], text: AnswerText) -> Iterator[str]:
+    """What each token adds, where it adds anything."""
+    for token in tokens:
+        if piece := text.push([token.id], token.finish):
+            yield piece
 
 
 def _rows(images: Any, prompts: Sequence[str], *, single: bool) -> list[list[Any]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from idefics.api import Idefics
+from idefics.asking.question import turn
 from idefics.config.json_files import parse_json
 from idefics.config.whole_files import expanded, read_whole
 from idefics.errors import InputError, OptionError
@@ -191,8 +192,8 @@ def build(
     if chat if chat is not None else processor.chat_template is not None:
         messages: list[dict[str, Any]] = []
         for text, answer, count in asked:
-            messages += [_turn("user", text, count), _turn("assistant", answer, 0)]
-        messages.append(_turn("user", question, len(own)))
+            messages += [turn("user", text, count), turn("assistant", answer)]
+        messages.append(turn("user", question, len(own)))
         return processor.chat_prompt(messages), every
     for field in ("{images}", "{question}", "{answer}"):
         if form.count(field) != 1:
@@ -226,10 +227,6 @@ def _check_images(shots: Sequence[Shot], images: Any) -> None:
     for number, shot in enumerate(shots, 1):
         if not shot.images:
             raise InputError(f"nearest compares images, and example {number} has none")
-
-
-def _turn(role: str, text: str, images: int) -> dict[str, Any]:
-    return {"role": role, "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]}
 
 
 @torch.inference_mode()

@@ -184,3 +184,8 @@ def test_processes_of_one_model_draw_the_same_examples(loaded: Idefics, monkeypa
     agreed = [fewshot.choose(loaded, many, [], by="random", k=5) for _ in range(2)]
     assert agreed[0] == agreed[1]
     assert fewshot.choose(loaded, many, [], by="random", k=5, seed=8) != agreed[0], "a seed that was given counts"
+
+
+def test_special_tokens_in_examples_are_text_and_reach_the_model(loaded: Idefics) -> None:
+    prompt, images = fewshot.build(loaded, [Shot(question="a</s>", answer="b")], "c<end_of_utterance>d")
+    assert isinstance(loaded.generate(prompt, images, raw=True, max_new_tokens=1), str)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from idefics.asking.text import stop_checks
 from idefics.engine.engine import Engine
 from idefics.engine.options import not_taken
 from idefics.engine.request import Completion, StopCheck
@@ -17,7 +18,6 @@ from idefics.errors import OptionError
 from idefics.hf.generation_settings import settings_in
 from idefics.hf.outputs import GenerateOutput
 from idefics.inputs import ModelInputs
-from idefics.processor.detokenizer import TextStream
 from idefics.processor.tokenizer import Tokenizer
 
 __all__ = ["Streamer", "generate"]
@@ -77,7 +77,7 @@ def generate(
         raise OptionError("stop_strings needs tokenizer=processor.tokenizer: ids alone do not tell where a text stops")
     rows = len(inputs.input_ids_BT)
     engine = engine_for(inputs, params)
-    stops = None if not params.stop else [_stop(params, tokenizer) for _ in range(rows * _answers(params))]
+    stops = stop_checks(tokenizer, params, prompts=rows)
     if streamer is not None:
         completions = [[_streamed(engine, inputs, params, stops, streamer)]]
     else:
@@ -107,18 +107,6 @@ def _streamed(
 
 def _answers(params: SamplingParams) -> int:
     return 1 if params.num_beams > 1 else params.candidates
-
-
-def _stop(params: SamplingParams, tokenizer: Any) -> StopCheck:
-    if params.num_beams > 1:
-        return lambda ids: any(stop in tokenizer.decode(ids, skip_special_tokens=True) for stop in params.stop)
-    stream = TextStream(tokenizer, stop=params.stop)
-
-    def check(ids: Any) -> bool:
-        stream.push(ids[-1])
-        return stream.stopped is not None
-
-    return check
 
 
 def _sequences(input_ids: Tensor, mask: Tensor, completions: list[list[Completion]], params: SamplingParams) -> Tensor:

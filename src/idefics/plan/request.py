@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
+from idefics.asking.question import turn
 from idefics.config import Config
 from idefics.config.presets import preset, preset_names
 from idefics.config.whole_files import expanded
@@ -89,11 +90,8 @@ class Subject:
         if self.folder is None:
             return None
         processor = load_processor(self.folder)
-        if processor.chat_template is None:
-            prompt = processor.image_token * images + text
-        else:
-            content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-            prompt = processor.chat_prompt([{"role": "user", "content": content}])
+        chat = processor.chat_template is not None
+        prompt = processor.chat_prompt([turn("user", text, images)]) if chat else processor.image_token * images + text
         ids = processor.tokenizer.encode(processor.expand(prompt))
         return sum(i not in (processor.image_token_id, processor.fake_image_token_id) for i in ids)
 

@@ -16,7 +16,6 @@ from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.batch import BatchFeature
 from idefics.processor.call_options import check_left_over
-from idefics.processor.characters import require_characters
 from idefics.processor.fetch import open_image
 from idefics.processor.image_mask import mask_of, seen_images
 from idefics.processor.interleaved import Piece, pieces_apart, pieces_between, pieces_of_text
@@ -186,7 +185,6 @@ class IdeficsProcessor(Processor):
         end = self._end(add_eos_token)
         texts = [f"{self._bos}{_spelled(pieces)}{end}" for pieces, _ in rows]
         for i, (written, (_, row)) in enumerate(zip(texts, rows, strict=True)):
-            require_characters(written, "a prompt")
             if written.count(IMAGE_TOKEN) != len(row):
                 where = f"prompt {i + 1}" if len(rows) > 1 else "the prompt"
                 raise ImageCountError(placeholders=written.count(IMAGE_TOKEN), images=len(row), where=where)

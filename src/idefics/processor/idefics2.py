@@ -17,7 +17,6 @@ from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.batch import BatchFeature
 from idefics.processor.call_options import check_left_over, plain
-from idefics.processor.characters import require_characters
 from idefics.processor.fetch import upright_image
 from idefics.processor.image import ImageProcessor, Pixels
 from idefics.processor.rows import arrange, unswap
@@ -192,8 +191,6 @@ class Idefics2Processor(Processor):
         """
         text, images = unswap(text, images)
         texts, rows = arrange(text, images, placeholder=IMAGE_TOKEN)
-        for one in texts or ():
-            require_characters(one, "a text")
         worker = self.image_processor.with_options(**self._image_options(options))
         out = BatchFeature()
         if texts is not None:

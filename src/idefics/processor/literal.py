@@ -21,8 +21,9 @@ from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 
 from idefics.errors import InputError, TemplateError
+from idefics.processor.characters import require_characters
 
-__all__ = ["MARK", "Chat", "literal_prompt", "reader_of", "unmarked"]
+__all__ = ["MARK", "Chat", "literal_prompt", "reader_of", "require_readable", "unmarked"]
 
 MARK = "\udfff"
 """Half a surrogate pair: no text that anybody writes in UTF-8 can hold it."""
@@ -102,6 +103,28 @@ def reader_of(backend: Backend, text: str) -> tuple[Backend, str]:
         (reader.add_special_tokens if token.special else reader.add_tokens)([same])
         assert reader.token_to_id(token.content) == token_id, token.content
     return reader, text.replace(MARK, mark)
+
+
+def require_readable(text: str, backend: Backend) -> None:
+    """Refuses half a surrogate pair, but for marks inside the names of tokens, as `literal_prompt` sets them.
+
+    Raises:
+        InputError: names it and its place.
+    """
+    if MARK not in text:
+        require_characters(text, "a text")
+        return
+    pieces = text.split(MARK)
+    whole = "".join(pieces)
+    require_characters(whole, "a text")
+    contents = [token.content for token in backend.get_added_tokens_decoder().values()]
+    names = "|".join(map(re.escape, sorted(contents, key=len, reverse=True)))  # of those that begin alike the longest
+    spans = [match.span(1) for match in re.finditer(f"(?=({names}))", whole)] if names else []
+    place = 0
+    for piece in pieces[:-1]:
+        place += len(piece)
+        if not any(start < place < end for start, end in spans):
+            require_characters(MARK, f"a text, after {whole[max(0, place - 20) : place]!r},")
 
 
 def _is_sign(content: str) -> bool:

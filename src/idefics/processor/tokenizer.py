@@ -21,7 +21,7 @@ from idefics.processor.batch import BatchFeature
 from idefics.processor.call_options import check_left_over
 from idefics.processor.characters import require_characters
 from idefics.processor.described import Described
-from idefics.processor.literal import MARK, reader_of
+from idefics.processor.literal import MARK, reader_of, require_readable
 
 __all__ = ["Tokenizer", "clean_up_spaces"]
 
@@ -168,7 +168,7 @@ class Tokenizer(Described):
 
     def read(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
         """The tokens of one text with their places in it; marks in it are read as `idefics.processor.literal` says."""
-        require_characters(text.replace(MARK, ""), "a text")
+        require_readable(text, self.backend)
         if MARK in text:
             reader, text = reader_of(self.backend, text)
             return reader.encode(text, add_special_tokens=add_special_tokens)

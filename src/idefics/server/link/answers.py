@@ -1,15 +1,15 @@
-"""The text of answers while they grow, once per token."""
+"""What is said of an answer with each of its tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from idefics.asking.text import AnswerText
 from idefics.engine.request import FinishReason, Token
-from idefics.processor.detokenizer import TextStream
 from idefics.processor.tokenizer import Tokenizer
 
-__all__ = ["AnswerText", "Said", "StopWatch"]
+__all__ = ["Said", "Sayer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,25 +35,7 @@ class Said:
     at: float
 
 
-class StopWatch:
-    """What the engine calls with an answer's ids after each new one; True once a stop string is complete.
-
-    Args:
-        tokenizer: of the model.
-        stop: strings that end the answer.
-        inside: see `TextStream`.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, inside: bool) -> None:
-        self._text = TextStream(tokenizer, stop=stop, inside=inside)
-
-    def __call__(self, ids: Sequence[int]) -> bool:
-        """Whether the answer ends here."""
-        self._text.push(ids[-1])
-        return self._text.stopped is not None
-
-
-class AnswerText:
+class Sayer:
     """Turns one answer's tokens into text, up to or with the stop string that ended it.
 
     Args:
@@ -61,21 +43,19 @@ class AnswerText:
         stop: strings that end the answer.
         stop_ids: ids that end it because a stop string is that token.
         keep_stop: whether a stop string that ended the answer is part of it.
-        inside: see `TextStream`.
+        inside: see `AnswerText`.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, *, stop: Sequence[str], stop_ids: frozenset[int], keep_stop: bool, inside: bool
     ) -> None:
-        self._text = TextStream(tokenizer, stop=() if keep_stop else stop, inside=inside)
+        self._text = AnswerText(tokenizer, stop=() if keep_stop else stop, inside=inside)
         self._stop_ids = stop_ids
 
     def said(self, token: Token, *, at: float) -> Said:
         """A token with its text; tokens come in order."""
         finish = token.finish
-        text = "" if finish == "eos" else self._text.push(token.id)
-        if finish is not None:
-            text += self._text.finish()
+        text = self._text.push([token.id], finish)
         if finish == "eos" and token.id in self._stop_ids:
             finish = "stop"
         return Said(

@@ -23,7 +23,7 @@ from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.deadlines import STEP_ENDS
 from idefics.server.errors import Closing, ServerError, as_server_error
-from idefics.server.link.answers import AnswerText
+from idefics.server.link.answers import Sayer
 from idefics.server.link.running import Message, Running, hand_over
 from idefics.server.link.worker import BEAT_SECONDS, Add, Cancel, Command, Failed, Outcome, Report, Score, Scored, Stop
 from idefics.server.logs import REQUEST_ID
@@ -188,9 +188,7 @@ class Bridge:
         # After a special token, such as that of an image, a text begins anew, and with it the tokenizer writes the space.
         inside = asked.appended and int(prepared.inputs.input_ids_BT[0, -1]) not in self._tokenizer.all_special_ids
         texts = [
-            AnswerText(
-                self._tokenizer, stop=prepared.stop, stop_ids=prepared.stop_ids, keep_stop=asked.keep_stop, inside=inside
-            )
+            Sayer(self._tokenizer, stop=prepared.stop, stop_ids=prepared.stop_ids, keep_stop=asked.keep_stop, inside=inside)
             for _ in range(prepared.params.candidates)
         ]
         number = next(self._numbers)

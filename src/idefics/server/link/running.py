@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from idefics.engine.request import Token
 from idefics.server.deadlines import ENGINE_SAYS
 from idefics.server.errors import ServerError, TimedOut
-from idefics.server.link.answers import AnswerText, Said
+from idefics.server.link.answers import Said, Sayer
 from idefics.server.link.worker import Failed, Outcome
 
 __all__ = ["Message", "Running", "hand_over"]
@@ -30,7 +30,7 @@ class Running:
 
     def __init__(
         self,
-        texts: Sequence[AnswerText],
+        texts: Sequence[Sayer],
         *,
         streams: bool,
         deadline: float,

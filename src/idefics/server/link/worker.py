@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from idefics.asking.text import StopWatch
 from idefics.engine.history import LogitFilter
 from idefics.engine.request import Ended, Event, Token
 from idefics.engine.sampling_params import SamplingParams
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.errors import GenerationFailed, ServerError, TimedOut, as_server_error
-from idefics.server.link.answers import StopWatch
 from idefics.server.logs import REQUEST_ID
 from idefics.server.model import EngineLike, EngineState
 from idefics.server.prepare.grammars import Grammar

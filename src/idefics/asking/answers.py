@@ -1,4 +1,4 @@
-"""What people get back: answers, scores, and text as it grows."""
+"""What people get back: answers and scores."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from idefics.engine.request import FinishReason
-from idefics.engine.sampling_params import SamplingParams
-from idefics.processor.base import Processor
-from idefics.processor.detokenizer import TextStream
 
-__all__ = ["Answer", "Score", "Writer", "plain"]
+__all__ = ["Answer", "Score", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +49,6 @@ class Score:
     logprob: float
     token_logprobs: tuple[float, ...]
     greedy: bool
-
-
-class Writer:
-    """The text of one answer as it grows; `stop` is what the engine calls with each new token."""
-
-    def __init__(self, processor: Processor, params: SamplingParams) -> None:
-        self._stream = TextStream(processor.tokenizer, stop=params.stop)
-        self.fresh = ""
-
-    def stop(self, ids: Sequence[int]) -> bool:
-        """Takes in the newest id; True once a stop string is complete."""
-        self.fresh += self._stream.push(ids[-1])
-        return self._stream.stopped is not None
-
-    def finish(self) -> str:
-        """What was still held back."""
-        return self.fresh + self._stream.finish()
 
 
 def plain(answers: Sequence[Answer], *, details: bool, several: bool) -> Any:
