@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from idefics.config import Idefics2Config
-from idefics.engine.kv_cache import StaticKVCache
+from idefics.engine.static_cache import StaticKVCache
 from idefics.machine.ceilings import Ceilings, ceilings
 from measure import Case, compare, report
 from same_weights import both, config, difference

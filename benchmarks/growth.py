@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from idefics.engine.kv_cache import StaticKVCache
+from idefics.engine.static_cache import StaticKVCache
 from measure import Case, compare, report
 from same_weights import both, config
 

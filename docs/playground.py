@@ -15,9 +15,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 import idefics  # noqa: E402
 from browser.chromium import MISSING, chromium, command  # noqa: E402
 from idefics.assets import DEMO  # noqa: E402
+from idefics.engine.engine import Engine  # noqa: E402
 from idefics.server.app import create_app  # noqa: E402
 from idefics.server.link.engine_thread import EngineThread  # noqa: E402
-from idefics.server.model import ServedEngine, ServedModel  # noqa: E402
+from idefics.server.model import ServedModel  # noqa: E402
 from serving import serving  # noqa: E402
 
 ASKED = ((("things.png",), "Describe the image."), ((), "How many objects are there?"))
@@ -30,7 +31,7 @@ def main() -> None:
     if executable is None:
         sys.exit(MISSING)
     model = idefics.load()
-    engine = EngineThread(ServedEngine(model.model), model.processor.tokenizer)
+    engine = EngineThread(Engine(model.model), model.processor.tokenizer)
     app = create_app(ServedModel.of(model), engine)
     with serving(app) as address, chromium(executable) as browser, browser.tab(width=1100, height=900) as tab:
         tab.open(f"{address}/playground")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from idefics.engine.history import LogitFilter
 from idefics.engine.request import Ended, Event, FinishReason, StopCheck, Token
 from idefics.engine.sampling_params import SamplingParams
+from idefics.engine.state import EngineState
 from idefics.inputs import ModelInputs
-from idefics.server.model import EngineState
 
 
 @dataclass

@@ -22,13 +22,14 @@ from PIL import Image
 import idefics
 from fake_engine import FakeEngine
 from fakes import generation_defaults, tiny_config, tiny_processor
+from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.server.app import create_app
 from idefics.server.images.addresses import AddressRule
 from idefics.server.images.decoders import Decoders
 from idefics.server.limits import ServerLimits
 from idefics.server.link.engine_thread import EngineThread
-from idefics.server.model import ServedEngine, ServedModel
+from idefics.server.model import ServedModel
 
 
 @contextmanager
@@ -78,10 +79,10 @@ def tiny_model(*, chats: bool = True) -> ServedModel:
     )
 
 
-def embedded_engine(limits: Limits, dtype: str | None = None) -> tuple[ServedModel, ServedEngine]:
+def embedded_engine(limits: Limits, dtype: str | None = None) -> tuple[ServedModel, Engine]:
     """What the process of an `EngineProcess` makes."""
     model = idefics.load(dtype=dtype)
-    return ServedModel.of(model), ServedEngine(model.model, limits)
+    return ServedModel.of(model), Engine(model.model, limits)
 
 
 @functools.cache

@@ -9,12 +9,13 @@ import pytest
 
 import idefics
 from idefics.api import Idefics
+from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.server.app import create_app
 from idefics.server.images.addresses import AddressRule
 from idefics.server.link.engine_process import EngineProcess
 from idefics.server.link.engine_thread import EngineThread
-from idefics.server.model import ServedEngine, ServedModel
+from idefics.server.model import ServedModel
 from serving import embedded_engine, serving
 
 
@@ -28,7 +29,7 @@ class Served:
 
 @contextmanager
 def serving_model(model: Idefics) -> Iterator[Served]:
-    engine = EngineThread(ServedEngine(model.model, Limits(cache_bytes=2**26)), model.processor.tokenizer)
+    engine = EngineThread(Engine(model.model, Limits(cache_bytes=2**26)), model.processor.tokenizer)
     app = create_app(ServedModel.of(model), engine, images=AddressRule(private=True))
     with serving(app) as address:
         yield Served(address, model)

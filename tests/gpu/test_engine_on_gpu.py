@@ -80,7 +80,7 @@ def test_a_second_turn(model: VisionLanguageModel, moved: VisionLanguageModel) -
     first = prompt(model, 3, images=2)
     number = engine.add(first, greedy(6))
     answer = said(drain(engine)[number])
-    assert engine.runner.images.misses == 2
+    assert engine.runner.eyes.images.misses == 2
     more = torch.tensor([[*answer, 20, 21, 22]])
     ids = torch.cat((first.input_ids_BT, more), dim=1)
     looks = None if first.seen_BT is None else torch.cat((first.seen_BT, first.seen_BT[:, -1:].expand_as(more)), dim=1)
@@ -88,7 +88,7 @@ def test_a_second_turn(model: VisionLanguageModel, moved: VisionLanguageModel) -
     number = engine.add(second, greedy(5))
     assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
     assert said(drain(engine)[number]) == plain(model, second, 5)
-    assert engine.runner.images.misses == 2, "an image was encoded again"
+    assert engine.runner.eyes.images.misses == 2, "an image was encoded again"
 
 
 def test_many_that_join_and_leave(model: VisionLanguageModel, moved: VisionLanguageModel) -> None:

@@ -43,7 +43,7 @@ def test_nothing_is_left_running_and_pictures_are_new_each_time() -> None:
     asked = tiny_idefics()
     bench(asked, **SMALL)
     assert not asked.engine.busy
-    images = asked.engine.runner.images
+    images = asked.engine.runner.eyes.images
     # A first turn, the two turns of a second, and two requests: three rounds each, the first to warm up.
     assert (images.misses, images.hits) == (3 * (1 + 1 + 2), 0)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fakes import tiny_config, tiny_idefics, tiny_processor
 from idefics.config.presets import preset
-from idefics.engine.kv_cache import StaticKVCache
+from idefics.engine.static_cache import StaticKVCache
 from idefics.errors import CheckpointNotFound, ImageError, OptionError, OutOfMemory
 from idefics.model.peaks import VISION_BYTES
 from idefics.plan import PRECISIONS, make_plan, make_shares, published_images, subject

@@ -19,8 +19,9 @@ from idefics.cli.serve_options import AddressOptions, LoadOptions, SafetyOptions
 from idefics.errors import OptionError
 
 if TYPE_CHECKING:
+    from idefics.engine.engine import Engine
     from idefics.engine.limits import Limits
-    from idefics.server.model import ServedEngine, ServedModel
+    from idefics.server.model import ServedModel
 
 __all__ = ["serve"]
 
@@ -76,13 +77,14 @@ def serve(
 
 def _loaded(
     model: ModelOptions, images: ImageOptions, limits: Limits, log_level: str, speculate: int | None
-) -> tuple[ServedModel, ServedEngine]:
+) -> tuple[ServedModel, Engine]:
     """What the engine's process begins with."""
     loaded = open_model(model, images)
+    from idefics.engine.engine import Engine
     from idefics.engine.limits import cache_blocks
     from idefics.linears.packing import finish_packing
     from idefics.server.logs import configure
-    from idefics.server.model import ServedEngine, ServedModel, spare_a_core
+    from idefics.server.model import ServedModel, spare_a_core
 
     configure(log_level)
     if limits.cache_bytes is not None:
@@ -91,7 +93,7 @@ def _loaded(
         finish_packing(loaded.model)
     if model.threads is None:
         spare_a_core(loaded.model)
-    return ServedModel.of(loaded, speculate=speculate), ServedEngine(loaded.model, limits)
+    return ServedModel.of(loaded, speculate=speculate), Engine(loaded.model, limits)
 
 
 @contextmanager

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 
 import torch
@@ -23,26 +21,26 @@ import torch
 from idefics.engine.attempt import attempt
 from idefics.engine.beam import beam_search
 from idefics.engine.blocks import BlockPool
+from idefics.engine.eyes import ImageEncoder
 from idefics.engine.history import LogitFilter
 from idefics.engine.image_cache import ImageCache
-from idefics.engine.intake import answers_of, check_ids, room_after, unpadded
+from idefics.engine.intake import Making, Piece, State, answers_of, check_ids, room_after
 from idefics.engine.limits import Limits
 from idefics.engine.pacing import paced
 from idefics.engine.precision import own_precision
-from idefics.engine.prefill import LESS, Prefill, left_aligned
+from idefics.engine.prefill import LESS, Prefill
 from idefics.engine.request import Completion, Ended, Event, FinishReason, StopCheck, Token
-from idefics.engine.runner import ImageEncoder, Runner
+from idefics.engine.runner import Runner
 from idefics.engine.sampling import Choice, choose
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.scoring import score_continuations, score_prompt
-from idefics.engine.sequences import AnswerInMaking, Slice
-from idefics.engine.speculative import guesses
+from idefics.engine.state import EngineState
+from idefics.engine.streams import Streams
 from idefics.errors import IdeficsError, NumericsError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.machine.memory import explain_out_of_memory
 from idefics.model.base import VisionLanguageModel
-from idefics.parallel.launch import agreed_seed
 
 __all__ = ["Engine"]
 
@@ -56,18 +54,19 @@ class Engine:
         limits: how much to take on at once.
 
     Attributes:
+        lock: held while a pass is computed, or anything is taken in or out.
         faults: passes in a row of which nothing could be computed, for reasons that nobody foresaw: perhaps no request's own.
     """
 
     def __init__(self, model: VisionLanguageModel, limits: Limits | None = None) -> None:
         self.model = model
         self.limits = limits or Limits()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._eyes = ImageEncoder(model, ImageCache(self.limits.image_bytes))
         self._runner: Runner | None = None
-        self._scheduler: Scheduler | None = None
-        self._answers: dict[int, list[AnswerInMaking]] = {}
-        self._queues: dict[int, deque[Event]] = {}
+        self._scheduler: Scheduler[State] | None = None
+        self._answers: dict[int, list[Making]] = {}
+        self._streams = Streams()
         self._unclaimed: list[Event] = []
         self._numbers = count()
         self.faults = 0
@@ -75,18 +74,22 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any answer is unfinished, or an event of one has not been handed out."""
-        with self._lock:
+        with self.lock:
             return bool(self._answers or self._unclaimed)
 
+    def state(self) -> EngineState:
+        """What it holds now; nothing is made for being looked at."""
+        return EngineState() if self._scheduler is None else EngineState.of(self._scheduler, self._eyes.images)
+
     @property
-    def scheduler(self) -> Scheduler:
+    def scheduler(self) -> Scheduler[State]:
         """Who waits and runs; made, with the cache, when it is first needed."""
         if self._scheduler is not None:
             return self._scheduler
-        with self._lock:
+        with self.lock:
             if self._scheduler is None:
                 with explain_out_of_memory("making room for keys and values", reduce="give cache_bytes"):
-                    self._runner = Runner(self.model, self.limits, self._eyes.images)
+                    self._runner = Runner(self.model, self.limits, self._eyes)
                 pool = BlockPool(self._runner.blocks, self.limits.block)
                 self._scheduler = Scheduler(pool, tokens=self.limits.tokens, rows=self.limits.rows)
             return self._scheduler
@@ -142,7 +145,7 @@ class Engine:
             stream=stream,
         )
         answers = list(made)  # images are named here, so that a pass under way is not waited for
-        with self._lock:
+        with self.lock:
             self._answers[number] = answers
             for answer in answers:
                 self.scheduler.add(answer)
@@ -154,9 +157,22 @@ class Engine:
         Returns:
             One `Ended` for each answer that was unfinished.
         """
-        with self._lock:
+        with self.lock:
             unfinished = [a for a in self._answers.get(number, ()) if not a.done]
             return [self._end(answer, "cancelled") for answer in unfinished]
+
+    def unfinished(self, number: int) -> bool:
+        """Whether any answer of a request has not ended."""
+        return number in self._answers
+
+    def collected(self) -> list[Event]:
+        """What a step that failed had collected; the next one does not tell it again."""
+        events, self._unclaimed = self._unclaimed, []
+        return events
+
+    def keep(self, event: Event) -> None:
+        """Leaves an event to the next step's caller, because it is none of one's own requests."""
+        self._unclaimed.append(event)
 
     def step(self) -> list[Event]:
         """One pass: every running answer gets its next token, and prompts are read as far as the pass has room.
@@ -165,7 +181,7 @@ class Engine:
             What happened, in order of arrival. An error that concerns one request, our own mistakes included, ends that
             request and is in its `Ended`; the others go on. Should a step raise, what had happened is told by the next.
         """
-        with self._lock, own_precision(), torch.inference_mode():
+        with self.lock, own_precision(), torch.inference_mode():
             try:
                 for event in self._events():  # kept one by one, in case of a fault between two
                     self._unclaimed.append(event)
@@ -179,7 +195,7 @@ class Engine:
         """What happens in one pass."""
         yield from self._expire()
         for answer in self.scheduler.running:
-            answer.drafts = guesses(answer, answer.state.params.prompt_lookup_num_tokens)
+            answer.drafts = answer.state.guesses(answer)
         slices = paced(self.scheduler.plan(), self.runner)
         self.runner.wipe(self.scheduler.pool.unclean())
         encoded = dict(zip(slices, attempt(self._encode, slices), strict=True))
@@ -210,47 +226,17 @@ class Engine:
             OutOfMemory: the machine is too small for a request.
         """
         assert all(p.num_beams == 1 for p in params), "beams have no tokens before the end"
-        if any(p.do_sample and p.seed is None for p in params):
-            seed = agreed_seed(self.model)
-            params = [replace(p, seed=seed) if p.seed is None else p for p in params]
-        return self._streamed(inputs, params, stops)
-
-    def _streamed(
-        self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None
-    ) -> Iterator[Token]:
-        self.model.check(inputs)
-        inputs = left_aligned(inputs)
-        remaining = list(stops or ())
-        rows: dict[int, int] = {}
-        events: deque[Event] = deque()
-        try:
-            with self._lock:
-                for row, p in enumerate(params):
-                    own, remaining = remaining[: p.candidates], remaining[p.candidates :]
-                    number = self.add(unpadded(inputs.row(row)), p, stops=own or None, stream=row * 1_000)
-                    rows[number] = row
-                    self._queues[number] = events
-            while True:
-                with self._lock:  # computing and handing out are one, or another thread's pass could come between
-                    if not events:
-                        if not any(number in self._answers for number in rows):
-                            return
-                        self._stepped()
-                while events:
-                    event = events.popleft()
-                    if isinstance(event, Ended):
-                        raise event.error or OptionError(f"the request was {event.finish}")
-                    yield replace(event, row=rows[event.row])
-        finally:
-            with self._lock:
-                for number in rows:
-                    self.cancel(number)
-                    self._queues.pop(number, None)
+        return self._streams.stream(self, inputs, params, stops)
 
     def generate(
         self, inputs: ModelInputs, params: Sequence[SamplingParams], stops: Sequence[StopCheck] | None = None
     ) -> list[list[Completion]]:
         """Whole answers: `params[i].n` per prompt, best first where they compete.
+
+        Args:
+            inputs: the prompts; padding on either side.
+            params: one per prompt, all with beams or all without.
+            stops: one per answer, as of `stream`; of beams one per prompt.
 
         Raises:
             InputError, NumericsError: as `stream`.
@@ -258,14 +244,7 @@ class Engine:
         if any(p.num_beams > 1 for p in params):
             assert all(p.num_beams > 1 for p in params), "one call searches with beams or without"
             return [self._beams(inputs.row(row), p, None if stops is None else stops[row]) for row, p in enumerate(params)]
-        tokens: list[list[list[Token]]] = [[[] for _ in range(p.candidates)] for p in params]
-        for token in self.stream(inputs, params, stops):
-            tokens[token.row][token.candidate].append(token)
-        completed = [[Completion.of(answer) for answer in row] for row in tokens]
-        return [
-            sorted(row, key=lambda c: -c.score)[: p.n] if p.best_of is not None else row
-            for row, p in zip(completed, params, strict=True)
-        ]
+        return self._streams.generate(self, inputs, params, stops)
 
     @torch.inference_mode()
     def _beams(self, prompt: ModelInputs, params: SamplingParams, stop: StopCheck | None) -> list[Completion]:
@@ -276,7 +255,7 @@ class Engine:
             own_precision(),
             explain_out_of_memory(f"searching {room} new tokens after {length} with {len(rows)} beams", reduce=LESS),
         ):
-            with self._lock:  # for encoded images
+            with self.lock:  # for encoded images
                 prefill = Prefill(self.model, prompt, rows=rows, rooms=[room], encoded=self._eyes.encoded)
             return beam_search(prefill, params, stop, room=room)
 
@@ -284,20 +263,20 @@ class Engine:
         self, inputs: ModelInputs, continued: Sequence[Sequence[int]], *, document_end: int | None = None
     ) -> list[tuple[list[float], bool]]:
         """As `score_continuations`, with the images that the engine knows; others wait meanwhile."""
-        with self._lock, own_precision(), explain_out_of_memory(f"scoring {len(continued)} continuation(s)", reduce=LESS):
+        with self.lock, own_precision(), explain_out_of_memory(f"scoring {len(continued)} continuation(s)", reduce=LESS):
             return score_continuations(self.model, inputs, continued, document_end=document_end, encoded=self._eyes.encoded)
 
     def score_prompt(self, inputs: ModelInputs) -> list[float]:
         """As the function of this name, with the images that the engine knows; others wait meanwhile."""
-        with self._lock, own_precision(), explain_out_of_memory(f"scoring {inputs.input_ids_BT.shape[1]} tokens", reduce=LESS):
+        with self.lock, own_precision(), explain_out_of_memory(f"scoring {inputs.input_ids_BT.shape[1]} tokens", reduce=LESS):
             return score_prompt(self.model, inputs, encoded=self._eyes.encoded)
 
-    def _encode(self, slices: Sequence[Slice]) -> list[None]:
+    def _encode(self, slices: Sequence[Piece]) -> list[None]:
         with explain_out_of_memory("encoding a request's images", reduce=LESS):
-            self.runner.encode([picture for piece in slices for picture in self.runner.needed(piece)])
+            self.runner.eyes.encode([picture for piece in slices for picture in self.runner.needed(piece)])
         return [None] * len(slices)
 
-    def _compute(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
+    def _compute(self, slices: Sequence[Piece]) -> list[torch.Tensor]:
         tokens = sum(len(piece.ids) for piece in slices)
         with explain_out_of_memory(f"computing {tokens} tokens of {len(slices)} answer(s)", reduce=LESS):
             return self.runner.run(slices)
@@ -308,7 +287,7 @@ class Engine:
             unforeseen = (isinstance(each, Exception) and not isinstance(each, IdeficsError) for each in results)
             self.faults = self.faults + 1 if all(unforeseen) else 0
 
-    def _choose(self, computed: Mapping[Slice, torch.Tensor | Exception]) -> Iterator[Event]:
+    def _choose(self, computed: Mapping[Piece, torch.Tensor | Exception]) -> Iterator[Event]:
         """Chooses the tokens of slices that are computed; requests for which either failed end."""
         read = [(piece, rows) for piece, rows in computed.items() if piece.chooses and not isinstance(rows, Exception)]
         first = attempt(choose, [piece.answer.state.choosing(piece.answer, rows[0]) for piece, rows in read])
@@ -327,7 +306,7 @@ class Engine:
             else:
                 self.scheduler.advance(piece)
 
-    def _chosen(self, piece: Slice, logits_RV: torch.Tensor, choice: Choice | Exception) -> list[Event]:
+    def _chosen(self, piece: Piece, logits_RV: torch.Tensor, choice: Choice | Exception) -> list[Event]:
         """Appends the token chosen after the newest one, and as many drafts as are what would be chosen anyway."""
         answer = piece.answer
         events: list[Event] = []
@@ -335,14 +314,14 @@ class Engine:
         while True:
             if isinstance(choice, Exception):
                 return events + self._fail(answer, choice)
-            answer.ids.append(choice.token)
+            answer.say(choice.token)
             try:
                 finish = answer.state.finish(answer)
             except Exception as error:  # of a stop check that somebody handed over
                 return events + self._fail(answer, error)
             events.append(
                 Token(
-                    row=answer.row,
+                    row=answer.request,
                     candidate=answer.candidate,
                     id=choice.token,
                     logprob=choice.logprob,
@@ -372,9 +351,9 @@ class Engine:
         ]
         return [self._end(answer, "deadline") for answer in late]
 
-    def _fail(self, answer: AnswerInMaking, error: Exception) -> list[Event]:
+    def _fail(self, answer: Making, error: Exception) -> list[Event]:
         """Ends all answers of a request that failed while its tokens were computed or chosen."""
-        held = {block for a in self._answers.get(answer.row, ()) if not a.done for block in a.blocks}
+        held = {block for a in self._answers.get(answer.request, ()) if not a.done for block in a.blocks}
         # They may hold what is no number, also those that others share: pieces of a prompt are found before its end is
         # read. Whoever shares them began alike and fares alike; whoever takes them, once they are free, gets them wiped.
         self.scheduler.pool.doubt(held)
@@ -382,30 +361,17 @@ class Engine:
             self.scheduler.pool.forget(held)
         return self._give_up(answer, error)
 
-    def _give_up(self, answer: AnswerInMaking, error: Exception) -> list[Event]:
+    def _give_up(self, answer: Making, error: Exception) -> list[Event]:
         """Ends all of a request's answers."""
-        return [self._end(a, "error", error) for a in self._answers.get(answer.row, ()) if not a.done]
+        return [self._end(a, "error", error) for a in self._answers.get(answer.request, ()) if not a.done]
 
-    def _end(self, answer: AnswerInMaking, finish: FinishReason, error: Exception | None = None) -> Ended:
+    def _end(self, answer: Making, finish: FinishReason, error: Exception | None = None) -> Ended:
         self._forget(answer)
-        return Ended(row=answer.row, candidate=answer.candidate, finish=finish, error=error)
+        return Ended(row=answer.request, candidate=answer.candidate, finish=finish, error=error)
 
-    def _forget(self, answer: AnswerInMaking) -> None:
+    def _forget(self, answer: Making) -> None:
         self.scheduler.remove(answer)
-        if all(a.done for a in self._answers[answer.row]):
-            del self._answers[answer.row]
+        if all(a.done for a in self._answers[answer.request]):
+            del self._answers[answer.request]
         if not self._answers:
             self.runner.rest()
-
-    def _stepped(self) -> None:
-        """Steps, and hands events to whoever streams their requests; several may do so side by side, each stepping in turn.
-
-        Those of requests that nobody streams are kept for the next `step` of whoever added them.
-        """
-        events: list[Event] = []
-        try:
-            events = self.step()
-        finally:  # what a step that fails had collected is others' as well, and they must not think that it was all
-            events, self._unclaimed = events or self._unclaimed, []
-            for event in events:
-                self._queues.get(event.row, self._unclaimed).append(event)

@@ -36,13 +36,19 @@ class Ban(Protocol):
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Makes every token of prompt and answer less likely, once."""
+    """Makes every token of prompt and answer less likely, once.
+
+    Attributes:
+        penalty: above 1 to make it so.
+        prompt: its tokens, each once.
+    """
 
     penalty: float
+    prompt: frozenset[int]
 
-    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+    def __call__(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:  # noqa: ARG002
         """Divides positive logits, multiplies negative ones."""
-        seen = uploaded(sorted({*prompt, *answer}), logits_V.device)
+        seen = uploaded([*self.prompt, *{*answer}.difference(self.prompt)], logits_V.device)
         scores = logits_V[seen]
         logits_V[seen] = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
         return logits_V
@@ -121,7 +127,7 @@ class History:
         self._penalties: list[LogitFilter] = []
         self._bans: list[Ban] = []
         if params.repetition_penalty != 1.0:
-            self._penalties.append(RepetitionPenalty(params.repetition_penalty))
+            self._penalties.append(RepetitionPenalty(params.repetition_penalty, frozenset(prompt)))
         if params.frequency_penalty or params.presence_penalty:
             self._penalties.append(CountPenalty(params.frequency_penalty, params.presence_penalty))
         if params.no_repeat_ngram_size:

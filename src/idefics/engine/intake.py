@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from idefics.engine.eyes import Source, pictures
 from idefics.engine.history import LogitFilter
 from idefics.engine.limits import check_room
 from idefics.engine.request import FinishReason, StopCheck
-from idefics.engine.runner import Source, pictures
 from idefics.engine.sampling import Choosing, Sampler
 from idefics.engine.sampling_params import SamplingParams
-from idefics.engine.sequences import AnswerInMaking
+from idefics.engine.sequences import AnswerInMaking, Slice
+from idefics.engine.speculative import Lookup
 from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel
 
-__all__ = ["State", "answers_of", "check_ids", "room_after", "unpadded"]
+__all__ = ["Making", "Piece", "State", "answers_of", "check_ids", "room_after", "unpadded"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class State:
         sampler: chooses its tokens.
         stop: says whether a text ends here; None for no stop strings.
         deadline: in seconds of `time.monotonic`, or None.
+        lookup: guesses its next tokens; None guesses nothing.
     """
 
     params: SamplingParams
@@ -38,18 +40,33 @@ class State:
     sampler: Sampler
     stop: StopCheck | None
     deadline: float | None
+    lookup: Lookup | None
 
-    def finish(self, answer: AnswerInMaking) -> FinishReason | None:
+    def guesses(self, answer: Making) -> list[int]:
+        """What may follow the newest token, if only that is left to compute: no more ids than the answer has room for."""
+        count, room = self.params.prompt_lookup_num_tokens, answer.most - len(answer.ids) - 1
+        if self.lookup is None or not count or not answer.decoding or room <= 0:
+            return []
+        return self.lookup.after(answer.ids, min(count, room))
+
+    def finish(self, answer: Making) -> FinishReason | None:
         """Why the answer ends with its newest token, or None."""
         if answer.ids[-1] in self.params.eos_token_id:
             return "eos"
-        if self.stop is not None and self.stop(answer.ids[answer.prompt :]):
+        if self.stop is not None and self.stop(answer.said):
             return "stop"
         return "length" if len(answer.ids) >= answer.most else None
 
-    def choosing(self, answer: AnswerInMaking, logits_V: Tensor) -> Choosing:
+    def choosing(self, answer: Making, logits_V: Tensor) -> Choosing:
         """What chooses the answer's next token, after these logits."""
-        return self.sampler, logits_V, answer.ids[answer.prompt :]
+        return self.sampler, logits_V, answer.said
+
+
+Making = AnswerInMaking[State]
+"""An answer as the engine makes it."""
+
+Piece = Slice[State]
+"""What one pass computes of one."""
 
 
 def answers_of(
@@ -63,7 +80,7 @@ def answers_of(
     guides: Sequence[LogitFilter] | None,
     deadline: float | None,
     stream: int,
-) -> Iterator[AnswerInMaking]:
+) -> Iterator[Making]:
     """The answers that are to be made to one prompt, `params.candidates` of them, which share what they can.
 
     Args:
@@ -90,8 +107,8 @@ def answers_of(
     source = Source(shown, drawn, drawn[-1] if model.sources_remain else -1)
     leader = None
     for candidate in range(params.candidates):
-        answer = AnswerInMaking(
-            row=number,
+        answer: Making = AnswerInMaking(
+            request=number,
             candidate=candidate,
             ids=list(ids),
             prompt=len(ids),
@@ -105,6 +122,7 @@ def answers_of(
                 Sampler(params, ids, stream=stream + candidate, guide=None if guides is None else guides[candidate]),
                 None if stops is None else stops[candidate],
                 deadline,
+                Lookup() if params.prompt_lookup_num_tokens else None,
             ),
         )
         leader = leader or answer

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from idefics.engine.intake import Piece
 from idefics.engine.runner import Runner
-from idefics.engine.sequences import Slice
 from idefics.model import peaks
 
 __all__ = ["paced"]
@@ -20,7 +20,7 @@ CPU_PART = 8
 """On a CPU a group is smaller by this: a photo takes seconds there, and gains nothing from others beside it."""
 
 
-def paced(slices: Sequence[Slice], runner: Runner) -> list[Slice]:
+def paced(slices: Sequence[Piece], runner: Runner) -> list[Piece]:
     """What of a plan to compute now: all of it, or, where answers go on, what needs no more than one group of new images.
 
     Args:
@@ -47,5 +47,5 @@ def paced(slices: Sequence[Slice], runner: Runner) -> list[Slice]:
         if end == len(piece.ids):
             due.append(piece)
         elif end:  # guesses draw on what the newest token draws on, so they are not cut off from it
-            due.append(Slice(piece.answer, piece.start, piece.ids[:end], 0))
+            due.append(Piece(piece.answer, piece.start, piece.ids[:end], 0))
     return due

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from idefics.engine.image_cache import Encoded
-from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.limits import check_room
+from idefics.engine.static_cache import StaticKVCache
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.machine.memory import explain_out_of_memory

@@ -14,7 +14,7 @@ or it cannot be computed."""
 
 StopCheck = Callable[[Sequence[int]], bool]
 """Given an answer's ids after each new one, says whether it ends here. The engine knows no text: whoever does, watches
-for stop strings."""
+for stop strings. They are shown the answer itself, which grows: what is to be kept must be copied."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,146 +6,43 @@ Letters: P packed tokens, R tokens after which a next one is chosen, D hidden si
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from idefics.engine.eyes import ImageEncoder, Picture, side_by_side
 from idefics.engine.graphs import DecodeGraphs, graphs_fit
 from idefics.engine.image_cache import Encoded, ImageCache
+from idefics.engine.intake import Piece
 from idefics.engine.limits import Limits, cache_blocks
 from idefics.engine.paged_cache import PagedKVCache, Segment
-from idefics.engine.sequences import Slice
 from idefics.engine.upload import uploaded
-from idefics.errors import NumericsError
-from idefics.inputs import Levels, ModelInputs, image_digest
 from idefics.model.base import VisionLanguageModel
 from idefics.model.sight import Sight
 from idefics.parallel.launch import agreed_least
 
-__all__ = ["ImageEncoder", "Picture", "Runner", "Source", "pictures"]
+__all__ = ["Runner"]
 
 
-@dataclass(eq=False)
-class Picture:
-    """One image of a request, its digest, and what the model makes of it once it is needed, instead of the image."""
-
-    image: Tensor | Levels | None
-    digest: bytes
-    encoded: Encoded | None = None
-
-    def pixels(self) -> Tensor | Levels:
-        """What is to be encoded."""
-        assert self.image is not None, "an image that is encoded already"
-        return self.image
-
-    def keep(self, encoded: Encoded) -> None:
-        """Takes what the model made of it, as long as the request lasts, whatever is kept for others."""
-        self.encoded, self.image = encoded, None
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What a request's tokens draw on.
-
-    Attributes:
-        pictures: the request's images.
-        drawn: of each prompt token the source, as `VisionLanguageModel.sources` counts them.
-        remains: of every token after the prompt.
-    """
-
-    pictures: Sequence[Picture]
-    drawn: Sequence[int]
-    remains: int
-
-    def of(self, start: int, tokens: int) -> list[int]:
-        """Sources of consecutive tokens."""
-        prompt = list(self.drawn[start : start + tokens])
-        return prompt + [self.remains] * (tokens - len(prompt))
-
-
-def pictures(inputs: ModelInputs) -> list[Picture]:
-    """The images of a prompt; equal ones are one."""
-    found: dict[bytes, Picture] = {}
-    every = []
-    for image in inputs.images_CHW:
-        digest = image_digest(image)
-        every.append(found.setdefault(digest, Picture(image, digest)))
-    return every
-
-
-class ImageEncoder:
-    """A model's eyes, and what they saw last.
-
-    Args:
-        model: in eval mode.
-        images: encoded ones.
-    """
-
-    def __init__(self, model: VisionLanguageModel, images: ImageCache) -> None:
-        self.model = model
-        self.images = images
-
-    def encoded(self, inputs: ModelInputs) -> Encoded | None:
-        """`VisionLanguageModel.project` of prompts' images, each encoded once; None if there are none."""
-        shown = pictures(inputs)
-        self.encode(shown)
-        return _side_by_side(shown) if shown else None
-
-    def encode(self, wanted: Sequence[Picture]) -> None:
-        """Makes sure that these images are encoded; those that are not go through the model in groups.
-
-        Raises:
-            NumericsError: what one of them encodes to is no number; the good ones of its group are encoded all the same.
-        """
-        missing: dict[bytes, list[Picture]] = {}
-        for picture in wanted:
-            known = self.images.get(picture.digest) if picture.encoded is None else None
-            if known is not None:
-                picture.keep(known)
-            if picture.encoded is None:
-                missing.setdefault(picture.digest, []).append(picture)
-        every = list(missing.items())
-        for first, last in self.model.groups([alike[0].pixels() for _, alike in every]):
-            self._encode(every[first:last])
-
-    def _encode(self, group: Sequence[tuple[bytes, list[Picture]]]) -> None:
-        """Encodes images that go through the model together, by digest."""
-        latents_NLD = self.model.encode_images([alike[0].pixels() for _, alike in group])
-        # Of the latents, which are the same in all processes of a divided model; a GPU is waited for once.
-        good = latents_NLD.isfinite().flatten(1).all(1).tolist()
-        projected = self.model.project(latents_NLD)
-        for index, (digest, alike) in enumerate(group):
-            if not good[index]:
-                continue
-            # Copies: a view would keep the whole group alive as long as any of its images.
-            encoded = tuple(part[index : index + 1].clone() for part in projected)
-            self.images.put(digest, encoded)
-            for picture in alike:
-                picture.keep(encoded)
-        if not all(good):
-            raise NumericsError(
-                f"{good.count(False)} image(s) of {len(good)} encode to NaN or infinite values: their pixels or the weights "
-                "hold such values, or the dtype overflows; `idefics verify` tells which"
-            )
-
-
-class Runner(ImageEncoder):
+class Runner:
     """A model and its cache.
 
     Args:
         model: in eval mode.
         limits: what to make room for.
-        images: encoded ones; None makes room for `limits.image_bytes` of them.
+        eyes: of the model; None makes some with room for `limits.image_bytes` of encoded images.
 
     Attributes:
+        model: as given.
+        eyes: encode what slices need, and keep it.
         cache: keys and values of all sequences.
         blocks: of it.
         graphs: steps of one token per answer, with static shapes; None where there are none.
     """
 
-    def __init__(self, model: VisionLanguageModel, limits: Limits, images: ImageCache | None = None) -> None:
-        super().__init__(model, ImageCache(limits.image_bytes) if images is None else images)
+    def __init__(self, model: VisionLanguageModel, limits: Limits, eyes: ImageEncoder | None = None) -> None:
+        self.model = model
+        self.eyes = ImageEncoder(model, ImageCache(limits.image_bytes)) if eyes is None else eyes
         self.blocks = agreed_least(model, cache_blocks(model, limits))  # or divided models would plan different passes
         self.cache = PagedKVCache(
             model.config.text_config,
@@ -168,16 +65,16 @@ class Runner(ImageEncoder):
         """Lets go of what only another pass over the same answers would use."""
         self._stacked = None
 
-    def needed(self, piece: Slice) -> list[Picture]:
+    def needed(self, piece: Piece) -> list[Picture]:
         """The images that a slice's tokens draw on."""
-        source: Source = piece.answer.state.source
+        source = piece.answer.state.source
         per_image = self.model.sources_per_image
         used = {drawn // per_image for drawn in source.of(piece.start, len(piece.ids)) if drawn >= 0}
         return [source.pictures[image] for image in sorted(used)]
 
-    def lacking(self, piece: Slice) -> Iterator[tuple[int, Picture]]:
+    def lacking(self, piece: Piece) -> Iterator[tuple[int, Picture]]:
         """The images of a slice that are not encoded yet, and the place of the first of its tokens that draws on each."""
-        source: Source = piece.answer.state.source
+        source = piece.answer.state.source
         met: set[int] = set()
         for place, drawn in enumerate(source.of(piece.start, len(piece.ids))):
             image = drawn // self.model.sources_per_image
@@ -185,10 +82,10 @@ class Runner(ImageEncoder):
                 continue
             met.add(image)
             picture = source.pictures[image]
-            if picture.encoded is None and picture.digest not in self.images:
+            if picture.encoded is None and picture.digest not in self.eyes.images:
                 yield place, picture
 
-    def run(self, slices: Sequence[Slice]) -> list[Tensor]:
+    def run(self, slices: Sequence[Piece]) -> list[Tensor]:
         """Computes the slices; their images must be encoded.
 
         Returns:
@@ -223,7 +120,7 @@ class Runner(ImageEncoder):
         parts = dict(zip(order, torch.split(logits_RV, counts), strict=True))
         return [parts[i] for i in range(len(slices))]
 
-    def _step(self, slices: Sequence[Slice]) -> list[Tensor] | None:
+    def _step(self, slices: Sequence[Piece]) -> list[Tensor] | None:
         """As `run`, if every slice is one token that chooses the next and sees no image; None if not."""
         if self.graphs is None or any(len(piece.ids) > 1 or not piece.chooses or self.needed(piece) for piece in slices):
             return None
@@ -232,13 +129,13 @@ class Runner(ImageEncoder):
         logits_RV = self.graphs.run([piece.ids[0] for piece in slices], segments)
         return None if logits_RV is None else list(torch.split(logits_RV, 1))
 
-    def _seen(self, ordered: Sequence[Slice]) -> Sight | None:
+    def _seen(self, ordered: Sequence[Piece]) -> Sight | None:
         per_image = self.model.sources_per_image
         stack: list[Picture] = []
         places: dict[int, int] = {}
         sources: list[int] = []
         for piece in ordered:
-            source: Source = piece.answer.state.source
+            source = piece.answer.state.source
             for drawn in source.of(piece.start, len(piece.ids)):
                 if drawn < 0:
                     sources.append(-1)
@@ -252,11 +149,5 @@ class Runner(ImageEncoder):
             self._stacked = None
             return None
         if self._stacked is None or self._stacked[0] != stack:
-            self._stacked = (stack, _side_by_side(stack))
+            self._stacked = (stack, side_by_side(stack))
         return self.model.sight(self._stacked[1], torch.tensor([sources]))
-
-
-def _side_by_side(shown: Sequence[Picture]) -> Encoded:
-    """Encoded images as one."""
-    parts = zip(*(picture.encoded for picture in shown if picture.encoded is not None), strict=True)
-    return tuple(part[0] if len(part) == 1 else torch.cat(part) for part in parts)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from bisect import insort
+from typing import Generic
 
 from idefics.engine.blocks import BlockPool
-from idefics.engine.sequences import AnswerInMaking, Slice
+from idefics.engine.sequences import AnswerInMaking, Slice, StateT
 
 __all__ = ["Scheduler"]
 
 
-class Scheduler:
+class Scheduler(Generic[StateT]):
     """Waiting and running answers over one pool of blocks.
 
     Args:
@@ -31,17 +32,17 @@ class Scheduler:
         self.pool = pool
         self.tokens = tokens
         self.rows = rows
-        self.waiting: list[AnswerInMaking] = []  # by arrival
-        self.running: list[AnswerInMaking] = []  # by arrival
+        self.waiting: list[AnswerInMaking[StateT]] = []  # by arrival
+        self.running: list[AnswerInMaking[StateT]] = []  # by arrival
         self.preemptions = 0
         self.admitted = self.found = 0  # tokens of admitted answers, and how many of them were in blocks already
 
-    def add(self, answer: AnswerInMaking) -> None:
+    def add(self, answer: AnswerInMaking[StateT]) -> None:
         """Takes in a new answer; the pool must be large enough for it alone."""
         assert self.pool.needed(answer.most) <= self.pool.blocks, "an answer that can never fit"
         insort(self.waiting, answer, key=lambda a: a.arrival)
 
-    def remove(self, answer: AnswerInMaking) -> None:
+    def remove(self, answer: AnswerInMaking[StateT]) -> None:
         """Forgets an answer that ended, or that nobody wants any more, whatever state it is in."""
         if answer.done:
             return
@@ -52,10 +53,10 @@ class Scheduler:
         else:
             self.waiting.remove(answer)
 
-    def plan(self) -> list[Slice]:
+    def plan(self) -> list[Slice[StateT]]:
         """What the next pass computes; their blocks are held. Empty only if nothing waits or runs."""
         left = self.tokens
-        slices: list[Slice] = []
+        slices: list[Slice[StateT]] = []
         before = len(self.running)
         kept = sum(answer.decoding for answer in self.running)  # a token for each that decodes, until its turn comes
         for answer in self.running:  # whoever is interrupted leaves at the end of this list, and has had no turn
@@ -76,7 +77,7 @@ class Scheduler:
             left -= len(slices[-1].ids)
         return slices
 
-    def advance(self, piece: Slice, *, accepted: int = 0) -> None:
+    def advance(self, piece: Slice[StateT], *, accepted: int = 0) -> None:
         """Takes note that a slice has been computed, and that so many of its drafts turned out right.
 
         The right drafts must have been appended to the answer's ids by now.
@@ -87,7 +88,7 @@ class Scheduler:
         for block, digest in zip(answer.blocks[before:full], answer.named(full, self.pool.size)[before:], strict=True):
             self.pool.name(block, digest)
 
-    def prove(self, piece: Slice, *, accepted: int) -> None:
+    def prove(self, piece: Slice[StateT], *, accepted: int) -> None:
         """Takes note that a token was chosen after a slice, so many of its drafts having turned out right.
 
         Logits that are numbers prove everything that was looked at for them; nobody looked at guesses that were wrong.
@@ -98,12 +99,12 @@ class Scheduler:
         if accepted < piece.drafts:
             pool.doubt(blocks[computed // pool.size :])
 
-    def _slice(self, answer: AnswerInMaking, count: int) -> Slice:
+    def _slice(self, answer: AnswerInMaking[StateT], count: int) -> Slice[StateT]:
         known = answer.ids[answer.computed : answer.computed + count]
         drafts = answer.drafts[: count - len(known)]
         return Slice(answer, answer.computed, (*known, *drafts), len(drafts))
 
-    def _grow(self, answer: AnswerInMaking, most: int) -> int:
+    def _grow(self, answer: AnswerInMaking[StateT], most: int) -> int:
         """How many of its next tokens, guesses included, a running answer now has blocks for.
 
         For the first one younger answers are interrupted if need be, the youngest first. More than what is free it does not
@@ -118,7 +119,7 @@ class Scheduler:
             return 0
         return self._take(answer, min(most, room))
 
-    def _admit(self, answer: AnswerInMaking, left: int) -> bool:
+    def _admit(self, answer: AnswerInMaking[StateT], left: int) -> bool:
         """Moves a waiting answer to the running ones if its next piece fits, without interrupting anyone."""
         size = self.pool.size
         digests = answer.named((len(answer.ids) - 1) // size, size)  # at least one token must be computed
@@ -137,21 +138,21 @@ class Scheduler:
         insort(self.running, answer, key=lambda a: a.arrival)
         return True
 
-    def _room(self, answer: AnswerInMaking) -> int:
+    def _room(self, answer: AnswerInMaking[StateT]) -> int:
         """Tokens to come that its own blocks and all free ones would keep."""
         return (len(answer.blocks) + self.pool.free) * self.pool.size - answer.computed
 
-    def _take(self, answer: AnswerInMaking, count: int) -> int:
+    def _take(self, answer: AnswerInMaking[StateT], count: int) -> int:
         missing = self.pool.needed(answer.computed + count) - len(answer.blocks)
         answer.blocks += self.pool.take(max(0, missing))
         return count
 
-    def _interrupt(self, answer: AnswerInMaking) -> None:
+    def _interrupt(self, answer: AnswerInMaking[StateT]) -> None:
         self.preemptions += 1
         self.running.remove(answer)
         self._empty(answer)
         insort(self.waiting, answer, key=lambda a: a.arrival)
 
-    def _empty(self, answer: AnswerInMaking) -> None:
+    def _empty(self, answer: AnswerInMaking[StateT]) -> None:
         self.pool.release(answer.blocks)
         answer.blocks, answer.computed, answer.drafts = [], 0, []

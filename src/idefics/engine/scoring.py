@@ -8,9 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.prefill import Encoder, Prefill, encoder_of, left_aligned
 from idefics.engine.sampling import require_finite
+from idefics.engine.static_cache import StaticKVCache
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.base import VisionLanguageModel

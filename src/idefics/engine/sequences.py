@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 
 from idefics.engine.blocks import block_digest
 
-__all__ = ["AnswerInMaking", "Slice"]
+__all__ = ["AnswerInMaking", "Slice", "StateT"]
+
+StateT = TypeVar("StateT")
 
 
 @dataclass(eq=False, kw_only=True)
-class AnswerInMaking:
+class AnswerInMaking(Generic[StateT]):
     """Tokens known so far, and how far they are computed.
 
     Attributes:
-        row: the request's number.
+        request: its number.
         candidate: which of its answers.
+        state: what the scheduler does not look at.
         ids: prompt and answer so far.
+        said: the answer alone; `say` appends to both.
         prompt: tokens of the prompt.
         drawn: of each prompt token, the digest of the image it draws on, or None.
         drawn_after: likewise of every token after the prompt.
@@ -31,13 +35,15 @@ class AnswerInMaking:
         done: ended, in whatever way.
     """
 
-    row: int
+    request: int
     candidate: int = 0
+    state: StateT
     ids: list[int]
+    said: list[int] = field(default_factory=list)
     prompt: int
     drawn: Sequence[bytes | None]
     drawn_after: bytes | None = None
-    leader: AnswerInMaking | None = None
+    leader: AnswerInMaking[StateT] | None = None
     most: int
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -45,12 +51,11 @@ class AnswerInMaking:
     planned: float | None = None
     done: bool = False
     digests: list[bytes] = field(default_factory=list)
-    state: Any = None
 
     @property
     def arrival(self) -> tuple[int, int]:
         """Order in which the engine serves: requests are numbered as they come."""
-        return self.row, self.candidate
+        return self.request, self.candidate
 
     @property
     def decoding(self) -> bool:
@@ -63,6 +68,11 @@ class AnswerInMaking:
         leader = self.leader
         return leader is not None and not leader.done and leader.computed < leader.prompt
 
+    def say(self, token: int) -> None:
+        """Appends a token to the answer."""
+        self.ids.append(token)
+        self.said.append(token)
+
     def named(self, blocks: int, size: int) -> list[bytes]:
         """Digests of the first `blocks` blocks of size `size`; they must be full of known tokens."""
         for first in range(len(self.digests) * size, blocks * size, size):
@@ -74,7 +84,7 @@ class AnswerInMaking:
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
+class Slice(Generic[StateT]):
     """What one pass computes of one answer.
 
     Attributes:
@@ -84,7 +94,7 @@ class Slice:
         drafts: how many of them are guesses.
     """
 
-    answer: AnswerInMaking
+    answer: AnswerInMaking[StateT]
     start: int
     ids: tuple[int, ...]
     drafts: int

@@ -7,34 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from idefics.engine.sequences import AnswerInMaking
-
-__all__ = ["guesses", "look_up"]
+__all__ = ["Lookup"]
 
 
-def guesses(answer: AnswerInMaking, count: int | None) -> list[int]:
-    """What may follow an answer's newest token, if only that is left to compute: up to `count` ids that it has room for."""
-    room = answer.most - len(answer.ids) - 1
-    return look_up(answer.ids, min(count, room)) if count and answer.decoding and room > 0 else []
-
-
-def look_up(ids: Sequence[int], count: int, *, longest: int = 3) -> list[int]:
-    """What followed the last place where the newest tokens stood before.
+class Lookup:
+    """Where each run of a text's tokens stood last, noted as the text grows: what followed it there is the guess.
 
     Args:
-        ids: prompt and answer.
-        count: tokens to guess at most.
         longest: newest tokens that are looked for; shorter ends are tried if those do not recur.
 
-    Returns:
-        Up to `count` ids; none if even the newest token is new.
-
-    >>> look_up([7, 8, 9, 1, 7, 8], 2)
+    >>> Lookup().after([7, 8, 9, 1, 7, 8], 2)
     [9, 1]
     """
-    for length in range(min(longest, len(ids) - 1), 0, -1):
-        tail = list(ids[-length:])
-        for start in range(len(ids) - length - 1, -1, -1):
-            if ids[start] == tail[0] and list(ids[start : start + length]) == tail:
-                return list(ids[start + length : start + length + count])
-    return []
+
+    def __init__(self, longest: int = 3) -> None:
+        self._longest = longest
+        self._ends: dict[tuple[int, ...], int] = {}  # run: just past its last place before the newest token
+        self._noted = 0
+
+    def after(self, ids: Sequence[int], count: int) -> list[int]:
+        """What followed the last place where the newest tokens stood before.
+
+        Args:
+            ids: prompt and answer; those of the calls before, and more.
+            count: tokens to guess at most.
+
+        Returns:
+            Up to `count` ids; none if even the newest token is new.
+        """
+        for end in range(self._noted + 1, len(ids)):
+            for length in range(1, min(self._longest, end) + 1):
+                self._ends[tuple(ids[end - length : end])] = end
+        self._noted = max(self._noted, len(ids) - 1)
+        for length in range(min(self._longest, len(ids) - 1), 0, -1):
+            end = self._ends.get(tuple(ids[-length:]), 0)
+            if end:
+                return list(ids[end : end + count])
+        return []

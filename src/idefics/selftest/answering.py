@@ -19,7 +19,8 @@ from idefics.engine.runner import Runner
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.sequences import Slice
 from idefics.inputs import ModelInputs
-from idefics.selftest.checks import Check, distance, inapplicable, judge, judge_logits, number
+from idefics.model.nearness import distance
+from idefics.selftest.checks import Check, inapplicable, judge, judge_logits, number
 from idefics.selftest.dictation import BLOCK, Dictated, dictate, engine_for
 from idefics.selftest.subject import TEXTS, TURN, Subject
 

@@ -10,7 +10,8 @@ import torch
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.sampling_params import sampling_params
-from idefics.selftest.checks import Check, disagreements, distance, number
+from idefics.model.nearness import disagreements, distance
+from idefics.selftest.checks import Check, number
 from idefics.selftest.dictation import BLOCK
 from idefics.selftest.subject import Subject, continued
 

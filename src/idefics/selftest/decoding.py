@@ -11,11 +11,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.prefill import Prefill
+from idefics.engine.static_cache import StaticKVCache
 from idefics.inputs import ModelInputs
 from idefics.model.cache import RowCache
-from idefics.selftest.checks import Check, distance, inapplicable, judge_logits, number
+from idefics.model.nearness import distance
+from idefics.selftest.checks import Check, inapplicable, judge_logits, number
 from idefics.selftest.subject import Run, Subject
 
 __all__ = [

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from idefics.engine.prefill import Prefill
 from idefics.inputs import ModelInputs
-from idefics.selftest.checks import Check, distance, inapplicable, judge
+from idefics.model.nearness import distance
+from idefics.selftest.checks import Check, inapplicable, judge
 from idefics.selftest.subject import Subject
 
 __all__ = ["blind_tokens", "documents_apart", "last_image_only"]

@@ -18,8 +18,8 @@ from idefics.api import Idefics
 from idefics.engine.intake import unpadded
 from idefics.engine.prefill import Prefill
 from idefics.inputs import ModelInputs, pixels_of
+from idefics.model.nearness import distance, tolerance
 from idefics.model.sight import Sight
-from idefics.selftest.checks import distance, tolerance
 from idefics.selftest.dictation import Dictated, dictate, engine_for
 from idefics.selftest.pictures import draw
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from idefics.inputs import pixels_of
-from idefics.selftest.checks import Check, distance, inapplicable, judge
+from idefics.model.nearness import distance
+from idefics.selftest.checks import Check, inapplicable, judge
 from idefics.selftest.subject import Subject
 
 __all__ = [

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from idefics.linears.joined import JoinedLinear
 from idefics.linears.packed import PackedLinear
 from idefics.linears.sites import named_weights
-from idefics.selftest.checks import Check, distance, inapplicable, judge
+from idefics.model.nearness import distance
+from idefics.selftest.checks import Check, inapplicable, judge
 from idefics.selftest.subject import Subject
 from idefics.weights.blank import half_blank
 from idefics.weights.families import family_of

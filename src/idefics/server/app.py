@@ -50,7 +50,7 @@ def create_app(
 
     Args:
         model: facts, see `ServedModel.of`.
-        engine: `EngineProcess`, or `EngineThread` over a `ServedEngine`; used by the application alone.
+        engine: `EngineProcess`, or `EngineThread` over a `Engine`; used by the application alone.
         limits: of requests.
         images: where images may be fetched from; None: public addresses.
         api_keys: one of which requests must bear; none means that anybody may ask.

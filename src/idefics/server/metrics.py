@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
-from idefics.server.model import EngineState
+from idefics.engine.state import EngineState
 
 __all__ = ["Metrics"]
 

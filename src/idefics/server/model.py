@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from idefics.config import Config
-from idefics.engine.engine import Engine
 from idefics.engine.history import LogitFilter
 from idefics.engine.request import Event, StopCheck
 from idefics.engine.sampling_params import SamplingParams
+from idefics.engine.state import EngineState
 from idefics.inputs import ModelInputs
 from idefics.linears.packing import is_packed, stays_in_caches
 from idefics.machine.cpus import usable_cpus
@@ -23,7 +23,7 @@ from idefics.processor.base import Processor
 if TYPE_CHECKING:
     from idefics.api import Idefics
 
-__all__ = ["EngineLike", "EngineState", "ServedEngine", "ServedModel", "spare_a_core"]
+__all__ = ["EngineLike", "ServedModel", "spare_a_core"]
 
 
 def spare_a_core(model: VisionLanguageModel) -> None:
@@ -33,37 +33,6 @@ def spare_a_core(model: VisionLanguageModel) -> None:
     """
     if not is_packed(model) and stays_in_caches(model) and model.device.type == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cpus() - 1)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineState:
-    """What the engine holds at a moment.
-
-    Attributes:
-        waiting: answers whose prompt is not computed yet, or that were interrupted.
-        running: answers computed together.
-        blocks: of the cache.
-        blocks_held: by running answers; others may still be found again but are free.
-        block_tokens: that one block keeps.
-        admitted_tokens: of prompts, those computed again after an interruption included, so far.
-        found_tokens: of them, those whose keys and values were still there.
-        interruptions: of answers for lack of blocks, so far.
-        image_hits: images that were found encoded, so far.
-        image_misses: images that were not, so far.
-        image_bytes: of encoded images kept.
-    """
-
-    waiting: int = 0
-    running: int = 0
-    blocks: int = 0
-    blocks_held: int = 0
-    block_tokens: int = 0
-    admitted_tokens: int = 0
-    found_tokens: int = 0
-    interruptions: int = 0
-    image_hits: int = 0
-    image_misses: int = 0
-    image_bytes: int = 0
 
 
 class EngineLike(Protocol):
@@ -104,30 +73,6 @@ class EngineLike(Protocol):
     def score_prompt(self, inputs: ModelInputs) -> list[float]:
         """Log-probability of each token of a prompt but the first."""
         ...
-
-
-class ServedEngine(Engine):
-    """The engine as the server watches it."""
-
-    def state(self) -> EngineState:
-        """What it holds now."""
-        scheduler, runner = self._scheduler, self._runner
-        if scheduler is None or runner is None:
-            return EngineState()
-        pool, images = scheduler.pool, runner.images
-        return EngineState(
-            waiting=len(scheduler.waiting),
-            running=len(scheduler.running),
-            blocks=pool.blocks,
-            blocks_held=pool.blocks - pool.free,
-            block_tokens=pool.size,
-            admitted_tokens=scheduler.admitted,
-            found_tokens=scheduler.found,
-            interruptions=scheduler.preemptions,
-            image_hits=images.hits,
-            image_misses=images.misses,
-            image_bytes=images.bytes,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def test_a_second_turn_encodes_and_computes_only_what_is_new(
     first = prompt(model, 3, images=2)
     number = engine.add(first, greedy(6))
     answer = said(drain(engine)[number])
-    assert engine.runner.images.misses == 2
+    assert engine.runner.eyes.images.misses == 2
     more = torch.tensor([[*answer, 20, 21, 22]])
     ids = torch.cat((first.input_ids_BT, more), dim=1)
     seen = None if first.seen_BT is None else torch.cat((first.seen_BT, first.seen_BT[:, -1:].expand_as(more)), dim=1)
@@ -91,7 +91,7 @@ def test_a_second_turn_encodes_and_computes_only_what_is_new(
     assert said(drain(engine)[number]) == plain(model, second, 1)
     known = (first.input_ids_BT.shape[1] + 5) // 4 * 4
     assert sum(computed) == ids.shape[1] - known
-    assert engine.runner.images.misses == 2, "an image was encoded again"
+    assert engine.runner.eyes.images.misses == 2, "an image was encoded again"
 
 
 def test_another_image_is_another_prompt(model: VisionLanguageModel) -> None:
@@ -397,7 +397,7 @@ def test_soak(model: VisionLanguageModel) -> None:
         for _ in range(rng.randint(0, 3)):
             for event in engine.step():
                 found[event.row].append(event)
-        assert engine.runner.images.bytes <= 4_000
+        assert engine.runner.eyes.images.bytes <= 4_000
     drain(engine, found=found)
     assert len(found) == len(due)
     whole, ends, alone = 0, Counter[str](), Engine(model, SMALL)
@@ -417,9 +417,9 @@ def test_soak(model: VisionLanguageModel) -> None:
     assert whole > REQUESTS / 2
     assert {"length", "error", "cancelled", "deadline"} <= set(ends)
     assert_nothing_held(engine)
-    assert 0 < engine.runner.images.bytes <= 4_000
-    assert engine.runner.images.bytes == sum(
-        part.numel() * part.element_size() for encoded in engine.runner.images._images.values() for part in encoded
+    assert 0 < engine.runner.eyes.images.bytes <= 4_000
+    assert engine.runner.eyes.images.bytes == sum(
+        part.numel() * part.element_size() for encoded in engine.runner.eyes.images._images.values() for part in encoded
     )
 
 

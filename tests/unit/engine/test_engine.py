@@ -7,10 +7,10 @@ import torch
 
 from fakes import tiny_idefics
 from idefics.api import Idefics
-from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.prefill import left_aligned
 from idefics.engine.request import Token
 from idefics.engine.sampling_params import SamplingParams
+from idefics.engine.static_cache import StaticKVCache
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.logits import positions

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from asking import assert_nothing_held, drain, greedy, model_of, plain, prompt, said
-from idefics.engine import engine as engine_module
 from idefics.engine import sampling
 from idefics.engine.attempt import attempt
 from idefics.engine.engine import Engine
+from idefics.engine.intake import State
 from idefics.engine.limits import Limits, token_bytes
 from idefics.engine.request import Ended, Event
 from idefics.engine.runner import Runner
@@ -83,7 +83,7 @@ def test_images_that_encode_to_no_numbers_are_refused_before_anything_is_written
     assert isinstance(error_of(found[numbers[0]]), NumericsError)
     assert "image" in str(error_of(found[numbers[0]]))
     assert said(found[numbers[1]]) == plain(model, good, 5)
-    assert len(engine.runner.images._images) == 2, "what is no number is kept"
+    assert len(engine.runner.eyes.images._images) == 2, "what is no number is kept"
     assert not any(buffer.isnan().any() for buffer in (*engine.runner.cache.keys, *engine.runner.cache.values))
     assert_nothing_held(engine)
 
@@ -137,7 +137,7 @@ def test_wrong_guesses_that_are_no_numbers_stay_nobodys(
     overflowing: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(overflowing, small_cache(overflowing, 80))
-    monkeypatch.setattr(engine_module, "guesses", lambda answer, _: [FORBIDDEN] * (3 if answer.decoding else 0))
+    monkeypatch.setattr(State, "guesses", lambda _, answer: [FORBIDDEN] * (3 if answer.decoding else 0))
     number = engine.add(texts(5, 6), greedy(3, prompt_lookup_num_tokens=4))
     engine.step()
     engine.step()
@@ -258,7 +258,7 @@ def test_a_fault_in_a_pass_ends_the_request_it_comes_from(
     run = Runner.run
 
     def failing(self: Runner, slices: Sequence[Slice]) -> list[torch.Tensor]:
-        return broken() if any(piece.answer.row == numbers[culprit] for piece in slices) else run(self, slices)
+        return broken() if any(piece.answer.request == numbers[culprit] for piece in slices) else run(self, slices)
 
     monkeypatch.setattr(Runner, "run", failing)
     found = drain(engine)
@@ -343,13 +343,13 @@ def test_a_stream_beside_one_whose_step_fails_is_not_cut_short(
     waiting = threading.Thread(target=lambda: told.extend(token.id for token in first))
 
     def failing(piece: Slice, **options: int) -> None:
-        if piece.answer.row == 1:
+        if piece.answer.request == 1:
             waiting.start()
             broken()
         advance(piece, **options)
 
     monkeypatch.setattr(engine.scheduler, "advance", failing)
-    monkeypatch.setattr(engine, "_lock", Slow(engine._lock))
+    monkeypatch.setattr(engine, "lock", Slow(engine.lock))
     with pytest.raises(IndexError):
         next(second)
     waiting.join()
@@ -408,7 +408,7 @@ def test_one_answer_that_finds_no_memory_keeps_none_while_others_are_computed(
 
     def short(self: Runner, slices: Sequence[Slice]) -> list[torch.Tensor]:
         assert [kept() for kept in made if kept() is not None] == []
-        if any(piece.answer.row == 0 for piece in slices):
+        if any(piece.answer.request == 0 for piece in slices):
             activations = torch.ones(1000)
             made.append(weakref.ref(activations))
             raise MemoryError

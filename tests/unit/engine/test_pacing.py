@@ -92,14 +92,14 @@ def test_what_is_known_is_not_waited_for(model: VisionLanguageModel) -> None:
     for inputs in known:
         engine.add(inputs, greedy(2))
     drain(engine)
-    misses = engine.runner.images.misses
+    misses = engine.runner.eyes.images.misses
     engine.add(prompt(model, 1, images=0), greedy(20))
     engine.step()
     engine.add(prompt(model, 60, images=1), greedy(9))  # the oldest lacks an image, those after it lack none
     numbers = [engine.add(inputs, greedy(9)) for inputs in known]
     rows = {event.row for event in engine.step()}
     assert set(numbers) < rows
-    assert engine.runner.images.misses == misses + 1
+    assert engine.runner.eyes.images.misses == misses + 1
     drain(engine)
 
 

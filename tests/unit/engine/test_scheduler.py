@@ -16,7 +16,7 @@ import pytest
 from idefics.engine.blocks import BlockPool, block_digest
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice
-from idefics.engine.speculative import look_up
+from idefics.engine.speculative import Lookup
 
 TRACES = int(os.environ.get("TRACES", "300"))
 VOCABULARY = 5  # few words, so that prompts share beginnings and guesses come true
@@ -48,7 +48,7 @@ class World:
     def run(self, *, guesses: int = 0) -> list[Slice]:
         """One pass: reads what it must, writes what it computes, says what comes next."""
         for answer in self.scheduler.running:
-            answer.drafts = look_up(answer.ids, guesses) if answer.decoding else []
+            answer.drafts = Lookup().after(answer.ids, guesses) if answer.decoding else []
             answer.drafts = answer.drafts[: answer.most - len(answer.ids) - 1] if guesses else []
         before = {id(a) for a in self.scheduler.waiting}
         running = list(self.scheduler.running)
@@ -89,7 +89,7 @@ class World:
                 accepted += 1
         self.scheduler.advance(piece, accepted=accepted)
         if ended:
-            self.order.append(answer.row)
+            self.order.append(answer.request)
             self.scheduler.remove(answer)
 
     def check_order(self, running: list[AnswerInMaking], plan: list[Slice]) -> None:
@@ -122,13 +122,13 @@ def request(rng: random.Random, arrival: int, *, longest: int) -> AnswerInMaking
     drawn = [None if place < start else image for place in range(length)]
     most = min(longest, length + rng.randint(1, 12))
     after = image if rng.random() < 0.5 else None
-    return AnswerInMaking(row=arrival, ids=ids, prompt=length, drawn=drawn, drawn_after=after, most=most)
+    return AnswerInMaking(state=None, request=arrival, ids=ids, prompt=length, drawn=drawn, drawn_after=after, most=most)
 
 
 def alone(answer: AnswerInMaking) -> list[int]:
     """The answer's ids, had it been the only one."""
     copy = AnswerInMaking(
-        row=0, ids=answer.ids[: answer.prompt], prompt=answer.prompt, drawn=answer.drawn,
+        state=None, request=0, ids=answer.ids[: answer.prompt], prompt=answer.prompt, drawn=answer.drawn,
         drawn_after=answer.drawn_after, most=answer.most,
     )  # fmt: skip
     while len(copy.ids) < copy.most:
@@ -191,12 +191,12 @@ def test_the_eldest_ends_first_and_nobody_waits_for_ever() -> None:
 def text(row: int, *, prompt: int, answer: int, first: int = 0) -> AnswerInMaking:
     """A prompt that counts on from `first`, without images."""
     ids = list(range(first, first + prompt))
-    return AnswerInMaking(row=row, ids=ids, prompt=prompt, drawn=[None] * prompt, most=prompt + answer)
+    return AnswerInMaking(state=None, request=row, ids=ids, prompt=prompt, drawn=[None] * prompt, most=prompt + answer)
 
 
 def overtook(world: World, answer: AnswerInMaking) -> int:
     """How many younger answers ended before this one."""
-    return sum(row > answer.row for row in world.order[: world.order.index(answer.row)])
+    return sum(row > answer.request for row in world.order[: world.order.index(answer.request)])
 
 
 def test_newcomers_without_end_do_not_starve_an_older_prompt() -> None:
@@ -293,7 +293,7 @@ def test_an_older_prompt_takes_blocks_of_younger_answers_that_decode() -> None:
     for _ in range(8):
         world.run()
     world.scheduler.add(long)  # its number was given before, its images took longer
-    sizes = [[(piece.answer.row, len(piece.ids)) for piece in world.run()] for _ in range(3)]
+    sizes = [[(piece.answer.request, len(piece.ids)) for piece in world.run()] for _ in range(3)]
     assert sizes == [[(1, 1), (0, 11)], [(0, 1), (1, 1)], [(0, 8)]]
     assert world.scheduler.preemptions == 1
     while world.run():
@@ -307,7 +307,7 @@ def test_the_youngest_prompt_takes_no_blocks_that_it_would_lose_again() -> None:
     world.scheduler.add(old)
     world.run()
     world.scheduler.add(prompt)
-    sizes = [[(piece.answer.row, len(piece.ids)) for piece in world.run()] for _ in range(6)]
+    sizes = [[(piece.answer.request, len(piece.ids)) for piece in world.run()] for _ in range(6)]
     assert sizes == [[(0, 1), (1, 11)], *[[(0, 1)]] * 4, [(1, 9)]]
     assert world.scheduler.preemptions == 0
 
@@ -319,7 +319,7 @@ def test_a_prompt_for_which_no_token_is_left_interrupts_nobody() -> None:
         world.scheduler.add(answer)
         world.run()
     guessing.drafts = [0]
-    assert [(piece.answer.row, len(piece.ids)) for piece in world.scheduler.plan()] == [(0, 2)]
+    assert [(piece.answer.request, len(piece.ids)) for piece in world.scheduler.plan()] == [(0, 2)]
     assert world.scheduler.preemptions == 0
 
 
@@ -338,10 +338,10 @@ def test_guesses_take_the_blocks_that_are_free_and_interrupt_nobody() -> None:
 
 def test_a_long_prompt_does_not_stall_the_others() -> None:
     world = World(Scheduler(BlockPool(100, 4), tokens=8, rows=4))
-    short = AnswerInMaking(row=0, ids=[1], prompt=1, drawn=[None], most=40)
+    short = AnswerInMaking(state=None, request=0, ids=[1], prompt=1, drawn=[None], most=40)
     world.scheduler.add(short)
     world.run()
-    world.scheduler.add(AnswerInMaking(row=1, ids=[2] * 100, prompt=100, drawn=[None] * 100, most=101))
+    world.scheduler.add(AnswerInMaking(state=None, request=1, ids=[2] * 100, prompt=100, drawn=[None] * 100, most=101))
     for _ in range(10):
         before = len(short.ids)
         plan = world.run()
@@ -351,7 +351,9 @@ def test_a_long_prompt_does_not_stall_the_others() -> None:
 
 def test_guesses_leave_the_others_their_newest_tokens() -> None:
     world = World(Scheduler(BlockPool(100, 4), tokens=6, rows=4))
-    answers = [AnswerInMaking(row=row, ids=[row % VOCABULARY], prompt=1, drawn=[None], most=60) for row in range(4)]
+    answers = [
+        AnswerInMaking(state=None, request=row, ids=[row % VOCABULARY], prompt=1, drawn=[None], most=60) for row in range(4)
+    ]
     for answer in answers:
         world.scheduler.add(answer)
     world.run()
@@ -362,18 +364,18 @@ def test_guesses_leave_the_others_their_newest_tokens() -> None:
 
 def test_a_second_turn_computes_only_what_is_new() -> None:
     world = World(Scheduler(BlockPool(50, 4), tokens=100, rows=2))
-    first = AnswerInMaking(row=0, ids=[1, 2, 3] * 8, prompt=24, drawn=[b"i"] * 24, most=30)
+    first = AnswerInMaking(state=None, request=0, ids=[1, 2, 3] * 8, prompt=24, drawn=[b"i"] * 24, most=30)
     world.scheduler.add(first)
     while not first.done:
         world.run()
     before = world.computed
     ids = [*first.ids, 4, 4, 4]
     drawn = [*[b"i"] * 24, *[None] * 9]
-    second = AnswerInMaking(row=1, ids=list(ids), prompt=33, drawn=drawn, most=34)
+    second = AnswerInMaking(state=None, request=1, ids=list(ids), prompt=33, drawn=drawn, most=34)
     world.scheduler.add(second)
     world.run()
     assert world.computed - before == 33 - 28  # seven blocks of four were there
-    other = AnswerInMaking(row=2, ids=list(ids), prompt=33, drawn=[*[b"j"] * 24, *[None] * 9], most=34)
+    other = AnswerInMaking(state=None, request=2, ids=list(ids), prompt=33, drawn=[*[b"j"] * 24, *[None] * 9], most=34)
     world.scheduler.add(other)
     before = world.computed
     world.run()
@@ -384,7 +386,7 @@ def test_right_guesses_save_passes() -> None:
     passes = []
     for guesses in (0, 4):
         world = World(Scheduler(BlockPool(200, 4), tokens=50, rows=2))
-        answer = AnswerInMaking(row=0, ids=[0], prompt=1, drawn=[None], most=120)
+        answer = AnswerInMaking(state=None, request=0, ids=[0], prompt=1, drawn=[None], most=120)
         world.scheduler.add(answer)
         while not answer.done:
             world.run(guesses=guesses)
@@ -416,8 +418,3 @@ def test_digests_tell_tokens_images_and_beginnings_apart() -> None:
         for drawn in ((None, None), (b"a", None), (None, b"a"), (b"a", b"a"), (b"b", b"b"))
     ]
     assert len(set(names)) == len(names)
-
-
-@pytest.mark.parametrize(("ids", "count", "guess"), [([1, 2, 3, 1, 2], 2, [3, 1]), ([1, 2, 3], 2, []), ([5, 5], 3, [5])])
-def test_guesses(ids: list[int], count: int, guess: list[int]) -> None:
-    assert look_up(ids, count) == guess

@@ -68,7 +68,7 @@ def test_a_second_question_computes_only_what_is_new(
     questions = [dict(processor(text=text, images=pictures[0], return_tensors="pt")) for text in texts]
     asked = [model.generate(**question, max_new_tokens=4) for question in questions]
     assert encoded == [1]
-    images, scheduler = model.engine.runner.images, model.engine.scheduler
+    images, scheduler = model.engine.runner.eyes.images, model.engine.scheduler
     assert (images.misses, images.hits) == (1, 1), "the second shares all that the image is needed for"
     assert scheduler.found > 0, "the beginning that two prompts share was computed twice"
     for question, answer in zip(questions, asked, strict=True):
@@ -299,4 +299,4 @@ def test_a_packed_model_keeps_its_engine(model: Model, ask: Any) -> None:
     kept = model.engine
     ask(model)
     assert model.engine is kept
-    assert kept.runner.images.misses == 1
+    assert kept.runner.eyes.images.misses == 1

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 import idefics
+import idefics.engine.eyes
 import idefics.engine.graphs
 import idefics.engine.paged_cache
 import idefics.engine.runner
 from fakes import tiny_idefics
 from idefics.api import Idefics
 from idefics.engine.blocks import BlockPool
+from idefics.engine.eyes import Picture, Source
 from idefics.engine.graphs import StaticPass
 from idefics.engine.paged_cache import PagedKVCache, PagedPass
-from idefics.engine.runner import Picture, Runner, Source
+from idefics.engine.runner import Runner
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.sequences import AnswerInMaking, Slice
 from idefics.model.idefics1 import Idefics1
@@ -125,25 +127,25 @@ def answers_are_blind(patch: pytest.MonkeyPatch) -> None:
 
 @caught_by(answering.answers_equal_full)
 def images_of_a_pass_in_reverse(patch: pytest.MonkeyPatch) -> None:
-    side_by_side = idefics.engine.runner._side_by_side
-    patch.setattr(idefics.engine.runner, "_side_by_side", lambda shown: side_by_side(shown[::-1]))
+    side_by_side = idefics.engine.eyes.side_by_side
+    patch.setattr(idefics.engine.runner, "side_by_side", lambda shown: side_by_side(shown[::-1]))
 
 
 @caught_by(answering.answers_equal_full)
 def images_of_passes_before(patch: pytest.MonkeyPatch) -> None:
     """What stands side by side for a pass is kept for all that follow."""
-    side_by_side = idefics.engine.runner._side_by_side
+    side_by_side = idefics.engine.eyes.side_by_side
     kept: dict[int, Picture] = {}
     patch.setattr(
         idefics.engine.runner,
-        "_side_by_side",
+        "side_by_side",
         lambda shown: side_by_side([kept.setdefault(place, picture) for place, picture in enumerate(shown)]),
     )
 
 
 @caught_by(answering.answers_equal_full)
 def images_of_one_shape_are_one(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(idefics.engine.runner, "image_digest", lambda image: bytes(image.shape[-1:]))
+    patch.setattr(idefics.engine.eyes, "image_digest", lambda image: bytes(image.shape[-1:]))
 
 
 @caught_by(answering.answers_equal_full)
@@ -355,11 +357,11 @@ def test_prompts_share_passes_and_are_cut_by_them(loaded: dict[str, Idefics], mo
     """Or less would be proven than is said."""
     passes: list[Sequence[Slice]] = []
     images: list[int] = []
-    run, side_by_side = Runner.run, idefics.engine.runner._side_by_side
+    run, side_by_side = Runner.run, idefics.engine.eyes.side_by_side
     monkeypatch.setattr(Runner, "run", lambda self, slices: (passes.append(slices), run(self, slices))[1])
     monkeypatch.setattr(
         idefics.engine.runner,
-        "_side_by_side",
+        "side_by_side",
         lambda shown: (images.append(len({p.digest for p in shown})), side_by_side(shown))[1],
     )
     for family in FAMILIES:

@@ -18,8 +18,8 @@ import invariants
 from fakes import tiny_config, tiny_idefics, tiny_model
 from idefics.engine import sampling
 from idefics.engine.blocks import BlockPool
-from idefics.engine.kv_cache import StaticKVCache
 from idefics.engine.paged_cache import PagedPass
+from idefics.engine.static_cache import StaticKVCache
 from idefics.linears.packed import PackedLinear
 from idefics.linears.packing import pack
 from idefics.model.decoder import Decoder

@@ -11,8 +11,9 @@ from fakes import tiny_idefics, write_tiny_checkpoint
 from idefics.cli import main
 from idefics.config.presets import preset
 from idefics.errors import OutOfMemory
+from idefics.model.nearness import disagreements, distance, tolerance
 from idefics.selftest import CHECKS, verify
-from idefics.selftest.checks import disagreements, distance, judge, tolerance
+from idefics.selftest.checks import judge
 from idefics.selftest.subject import Subject
 from idefics.selftest.vision import patch_positions, table_cells
 from idefics.weights.idefics2 import TABLE

@@ -19,6 +19,7 @@ import pytest
 import held_decoder
 from fake_engine import FakeEngine
 from fakes import generation_defaults, tiny_idefics, tiny_processor
+from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.errors import ImageError
 from idefics.processor.prepared import PreparedImage
@@ -29,7 +30,6 @@ from idefics.server.images.budget import PixelBudget
 from idefics.server.images.decoders import Decoders, Decoding
 from idefics.server.images.source import ImageSource
 from idefics.server.limits import ServerLimits
-from idefics.server.model import ServedEngine
 from idefics.server.prepare.compilers import Compilers
 from idefics.server.prepare.prompts import Prompt
 from idefics.server.prepare.requests import Asked, Preparer
@@ -250,7 +250,7 @@ def test_the_engine_finds_digests_made(monkeypatch: pytest.MonkeyPatch) -> None:
         async with preparer() as made:
             prepared = await made.prepare(asked(data_url(png()), split=True))
         monkeypatch.setattr("idefics.inputs.blake2b", lambda **_: pytest.fail("pixels are hashed in the engine's thread"))
-        engine = ServedEngine(tiny_idefics().model, Limits(cache_bytes=2**20))
+        engine = Engine(tiny_idefics().model, Limits(cache_bytes=2**20))
         engine.add(prepared.inputs, prepared.params)
         engine.step()
 

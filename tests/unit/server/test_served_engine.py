@@ -10,12 +10,14 @@ from asking import chosen
 from fakes import tiny_idefics
 from idefics.api import Idefics
 from idefics.engine import scoring
+from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.sampling import Sampler
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.scoring import score_continuations, score_prompt
+from idefics.engine.state import EngineState
 from idefics.linears.packing import pack
-from idefics.server.model import EngineState, ServedEngine, ServedModel, spare_a_core
+from idefics.server.model import ServedModel, spare_a_core
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_a_guide_comes_last() -> None:
 
 
 def test_the_state_is_what_the_engine_holds(tiny: Idefics) -> None:
-    engine = ServedEngine(tiny.model, Limits(cache_bytes=2**20))
+    engine = Engine(tiny.model, Limits(cache_bytes=2**20))
     assert engine.state() == EngineState(), "nothing is made for being looked at"
     inputs = tiny.processor.inputs(["<image>the red"], [[Image.new("RGB", (30, 50))]])
     number = engine.add(inputs, SamplingParams(max_new_tokens=9))

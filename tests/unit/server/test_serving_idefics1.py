@@ -11,9 +11,10 @@ from starlette.testclient import TestClient
 
 import idefics
 from idefics.api import Idefics
+from idefics.engine.engine import Engine
 from idefics.server.app import create_app
 from idefics.server.link.engine_thread import EngineThread
-from idefics.server.model import ServedEngine, ServedModel
+from idefics.server.model import ServedModel
 from idefics.weights.create import create_checkpoint
 from serving import data_url, png
 
@@ -31,7 +32,7 @@ def test_it_answers_as_it_does_alone(model: Idefics) -> None:
     opened = [Image.open(io.BytesIO(picture)) for picture in pictures]
     expected = model.generate(prompt, opened, raw=True, max_new_tokens=12)
     inputs = f"User:![]({data_url(pictures[0])})and![]({data_url(pictures[1])})What is this?"
-    app = create_app(ServedModel.of(model), EngineThread(ServedEngine(model.model), model.processor.tokenizer))
+    app = create_app(ServedModel.of(model), EngineThread(Engine(model.model), model.processor.tokenizer))
     with TestClient(app) as client:
         body = {"inputs": inputs, "parameters": {"max_new_tokens": 12, "decoder_input_details": True}}
         answer = client.post("/generate", json=body).json()

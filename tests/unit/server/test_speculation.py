@@ -9,11 +9,12 @@ from starlette.testclient import TestClient
 
 from fakes import tiny_idefics
 from idefics.api import Idefics
+from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
 from idefics.engine.request import Event
 from idefics.server.app import create_app
 from idefics.server.link.engine_thread import EngineThread
-from idefics.server.model import ServedEngine, ServedModel
+from idefics.server.model import ServedModel
 
 REPETITIVE = "the red image is blue and " * 6
 GREEDY = {"max_new_tokens": 60, "details": True}
@@ -27,7 +28,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-class Counting(ServedEngine):
+class Counting(Engine):
     steps = 0
 
     def step(self) -> list[Event]:

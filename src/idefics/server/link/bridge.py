@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from idefics.engine.request import Token
+from idefics.engine.state import EngineState
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.deadlines import STEP_ENDS
@@ -27,7 +28,6 @@ from idefics.server.link.answers import Sayer
 from idefics.server.link.running import Message, Running, hand_over
 from idefics.server.link.worker import BEAT_SECONDS, Add, Cancel, Command, Failed, Outcome, Report, Score, Scored, Stop
 from idefics.server.logs import REQUEST_ID
-from idefics.server.model import EngineState
 from idefics.server.prepare.requests import Prepared
 
 __all__ = ["Bridge", "EngineLink"]

@@ -17,11 +17,12 @@ from idefics.asking.text import StopWatch
 from idefics.engine.history import LogitFilter
 from idefics.engine.request import Ended, Event, Token
 from idefics.engine.sampling_params import SamplingParams
+from idefics.engine.state import EngineState
 from idefics.inputs import ModelInputs
 from idefics.processor.tokenizer import Tokenizer
 from idefics.server.errors import GenerationFailed, ServerError, TimedOut, as_server_error
 from idefics.server.logs import REQUEST_ID
-from idefics.server.model import EngineLike, EngineState
+from idefics.server.model import EngineLike
 from idefics.server.prepare.grammars import Grammar
 from idefics.server.prepare.guides import Guides
 
