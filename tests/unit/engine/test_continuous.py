@@ -205,16 +205,17 @@ def test_events_of_others_are_kept_while_one_streams(model: VisionLanguageModel)
     assert not engine.busy
 
 
-def test_an_image_that_fails_ends_its_own_request_only(model: VisionLanguageModel) -> None:
-    engine = Engine(model, SMALL)
+def test_an_image_that_fails_ends_its_own_request_only(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, encode = Engine(model, SMALL), type(model).encode_images
     good, bad = prompt(model, 1, images=1), prompt(model, 2, images=1)
-    bad = ModelInputs(
-        input_ids_BT=bad.input_ids_BT,
-        attention_mask_BT=bad.attention_mask_BT,
-        images_CHW=(torch.zeros(3, 2, 2),),
-        images_per_row=(1,),
-        seen_BT=bad.seen_BT,
-    )
+    bad = replace(bad, images_CHW=(torch.full_like(bad.images_CHW[0], 100.0),))
+
+    def picky(self: VisionLanguageModel, images: Sequence[Any]) -> torch.Tensor:
+        if any(float(image.max()) == 100.0 for image in images):
+            raise InputError("an image that cannot be encoded")
+        return encode(self, images)
+
+    monkeypatch.setattr(type(model), "encode_images", picky)
     numbers = [engine.add(inputs, greedy(5)) for inputs in (bad, good)]
     found = drain(engine)
     (ended,) = found[numbers[0]]
@@ -377,7 +378,9 @@ def asked(model: VisionLanguageModel, seed: int, rng: random.Random) -> Asked:
     if fails:
         first, *others = inputs.images_CHW
         assert isinstance(first, torch.Tensor)
-        inputs = replace(inputs, images_CHW=(rng.choice((first * float("nan"), torch.zeros(3, 2, 2))), *others))
+        # Too small an image is refused when it is encoded, or, by the first generation, when it is asked about.
+        unfit = torch.zeros(3, 2, 2) if inputs.seen_BT is None else first * float("inf")
+        inputs = replace(inputs, images_CHW=(rng.choice((first * float("nan"), unfit)), *others))
     return Asked(inputs, greedy(tokens, **options), fails)
 
 
