@@ -45,8 +45,8 @@ class Spelled(own.Config):
         return cls.of(cls._plain.from_dict({**cls._missing, **raw}, allow_unknown=allow_unknown))
 
     def _become(self, config: own.Config) -> None:
-        for field in dataclasses.fields(config):
-            object.__setattr__(self, field.name, getattr(config, field.name))
+        """Takes all fields of another by the way in which they are made: the family's own, next in line after this class."""
+        super().__init__(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:

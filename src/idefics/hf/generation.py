@@ -22,6 +22,9 @@ from idefics.processor.tokenizer import Tokenizer
 
 __all__ = ["Streamer", "generate"]
 
+REFERENCE_TOP_K = 50
+"""What the reference draws from where nobody says."""
+
 
 class Streamer(Protocol):
     """What the reference's streamers offer."""
@@ -63,16 +66,7 @@ def generate(
     """
     chosen = settings_in(generation_config)
     return_dict_in_generate |= bool(chosen.pop("return_dict_in_generate", False))
-    for name in unknown_defaults(chosen):
-        not_taken(name, chosen[name])
-    defaults = {**defaults, **chosen}
-    params = sampling_params(defaults, options)
-    if params.do_sample and "top_k" not in options and "top_k" not in defaults:
-        params = sampling_params(defaults, {**options, "do_sample": True, "top_k": 50})
-    width = inputs.input_ids_BT.shape[1]
-    if params.max_new_tokens is None and params.max_length is not None and params.max_length > width:
-        # As the reference counts: padding too, so that all rows of a batch end together.
-        params = replace(params, max_new_tokens=params.max_length - width, max_length=None)
+    params = _params(defaults, chosen, options, width=inputs.input_ids_BT.shape[1])
     if params.stop and not isinstance(tokenizer, Tokenizer):
         raise OptionError("stop_strings needs tokenizer=processor.tokenizer: ids alone do not tell where a text stops")
     rows = len(inputs.input_ids_BT)
@@ -87,6 +81,22 @@ def generate(
         return sequences
     scores = torch.tensor([c.score for row in completions for c in row], device=sequences.device)
     return GenerateOutput(sequences=sequences, sequences_scores=scores, completions=completions)
+
+
+def _params(
+    defaults: Mapping[str, Any], chosen: Mapping[str, Any], options: Mapping[str, Any], *, width: int
+) -> SamplingParams:
+    """How to continue prompts padded to `width`: by this call's options, over its settings, over the checkpoint's."""
+    for name in unknown_defaults(chosen):
+        not_taken(name, chosen[name])
+    settings = {**defaults, **chosen}
+    params = sampling_params(settings, options)
+    if params.do_sample and "top_k" not in options and "top_k" not in settings:
+        params = replace(params, top_k=REFERENCE_TOP_K)
+    if params.max_new_tokens is None and params.max_length is not None and params.max_length > width:
+        # As the reference counts: padding too, so that all rows of a batch end together.
+        params = replace(params, max_new_tokens=params.max_length - width, max_length=None)
+    return params
 
 
 def _streamed(
