@@ -92,7 +92,7 @@ def check(cls: type[Any], name: str, values: Mapping[str, Any]) -> None:
 
     Args:
         cls: a dataclass.
-        name: how errors call what has these values.
+        name: how errors call what has these values; empty where a field's own name says enough.
         values: by field.
 
     Raises:
@@ -100,7 +100,7 @@ def check(cls: type[Any], name: str, values: Mapping[str, Any]) -> None:
     """
     for one in fields(cls):
         if one.name in values and _RULE in one.metadata:
-            one.metadata[_RULE](f"{name}.{one.name}", values[one.name])
+            one.metadata[_RULE](f"{name}.{one.name}" if name else one.name, values[one.name])
 
 
 def ruled(cls: type[Any]) -> list[str]:

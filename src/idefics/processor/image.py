@@ -6,6 +6,7 @@ Letters: B rows, N images, C channels, H x W pixels, P all pixels of one image, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from idefics.config.json_files import write_json
 from idefics.config.keys import asks_for_nothing
-from idefics.config.rules import brief
+from idefics.config.rules import brief, check, flag, number
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.machine.cpus import in_parallel, usable_cpus
 from idefics.processor.batch import BatchFeature
@@ -64,34 +65,30 @@ class ImageProcessor(Described):
         do_image_splitting: see each image five times: its quarters and the whole.
     """
 
-    do_convert_rgb: bool = True
-    do_resize: bool = True
+    do_convert_rgb: bool = flag(True)
+    do_resize: bool = flag(True)
     size: Mapping[str, int] = field(default_factory=lambda: {"shortest_edge": 378, "longest_edge": 980})
     resample: int = 2
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
+    do_rescale: bool = flag(True)
+    rescale_factor: float = number(1 / 255, most=2.0**32, or_least=True)
+    do_normalize: bool = flag(True)
     image_mean: Sequence[float] = (0.5, 0.5, 0.5)
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
-    do_pad: bool = True
-    do_image_splitting: bool = False
+    do_pad: bool = flag(True)
+    do_image_splitting: bool = flag(False)
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            value = plain(getattr(self, option.name))
-            object.__setattr__(self, option.name, value)
-            if isinstance(option.default, bool) and not isinstance(value, bool):
-                raise OptionError(f"{option.name} = {value!r} must be true or false")
-        if isinstance(self.rescale_factor, bool) or not isinstance(self.rescale_factor, int | float):
-            raise OptionError(f"rescale_factor = {self.rescale_factor!r} must be a number")
+            object.__setattr__(self, option.name, plain(getattr(self, option.name)))
+        try:
+            check(type(self), "", vars(self))
+        except ConfigError as error:
+            raise OptionError(str(error)) from None
         object.__setattr__(self, "size", check_size(self.size))
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            try:
-                channels = tuple(map(float, [value] * 3 if isinstance(value, int | float) else value))
-            except (TypeError, ValueError):
-                channels = ()
-            if len(channels) != 3 or (name == "image_std" and 0 in channels):
+            channels = _three_numbers(value)
+            if channels is None or (name == "image_std" and 0 in channels):
                 raise OptionError(f"{name} = {value!r} must be three numbers, one per colour, and no deviation zero")
             object.__setattr__(self, name, channels)
         try:
@@ -284,6 +281,17 @@ class ImageProcessor(Described):
         for levels_P, channel in zip(levels_CP, "RGB", strict=True):  # three times as fast as transposing (H, W, C)
             levels_P[:] = np.frombuffer(image.tobytes("raw", channel), dtype=np.uint8)
         return levels_CP.reshape(3, image.height, image.width)
+
+
+def _three_numbers(value: Any) -> tuple[float, ...] | None:
+    """One number per colour, or the same for all; None if it is neither."""
+    listed = [value] * 3 if isinstance(value, int | float) else value
+    if not isinstance(listed, Sequence) or len(listed) != 3:
+        return None
+    plainly = all(
+        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in map(plain, listed)
+    )
+    return tuple(float(one) for one in listed) if plainly else None
 
 
 def _through(values_CG: Pixels, levels_CHW: NDArray[np.uint8]) -> Pixels:

@@ -106,7 +106,7 @@ def test_settings_may_be_assigned_after_loading(tiny_checkpoint: Path) -> None:
     sub_images.append(processor(text="<image>", images=image, return_tensors="pt").pixel_values.shape[1])
     assert sub_images == [5, 1]
     assert processor.image_processor == AutoProcessor.from_pretrained(tiny_checkpoint, do_image_splitting=False).image_processor
-    with pytest.raises(OptionError, match="do_image_splitting = 'no' must be true or false"):
+    with pytest.raises(OptionError, match="do_image_splitting must be true or false, not 'no'"):
         processor.image_processor.do_image_splitting = "no"
     with pytest.raises(OptionError, match=r"no setting 'do_splitting'; there are .*do_image_splitting"):
         processor.image_processor.do_splitting = False

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from typing import Any
@@ -135,8 +136,29 @@ def test_options_of_a_call_leave_the_processor_alone() -> None:
     assert images == ImageProcessor(size=SMALL)
     with pytest.raises(dataclasses.FrozenInstanceError):
         images.do_pad = False  # type: ignore[misc]
-    with pytest.raises(OptionError, match="do_image_splitting = 'no' must be true or false"):
+    with pytest.raises(OptionError, match="do_image_splitting must be true or false, not 'no'"):
         images(picture(90, 60), do_image_splitting="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_pad", "do_image_splitting"])
+@pytest.mark.parametrize("value", ["no", 1, [True]])
+def test_what_is_true_or_false_is_nothing_else(name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"{name} must be true or false, not "):
+        ImageProcessor(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"rescale_factor": value} for value in ("1", True, [1.0], -1, math.nan, math.inf)),
+        *({"image_mean": value} for value in ("abc", ["0.5"] * 3, [0.5] * 2, [True] * 3, [math.nan] * 3, {"red": 0.5})),
+        *({"image_std": value} for value in (0, [1, 1, 0], "123")),
+    ],
+    ids=str,
+)
+def test_numbers_are_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=f"{next(iter(wrong))} .*must be (a|three) number|rescale_factor must be a number"):
+        ImageProcessor(**wrong)
 
 
 def test_published_file_and_back() -> None:

@@ -96,7 +96,7 @@ def test_images_of_several_sizes_by_themselves() -> None:
     for options, message in (
         ({"do_center_crop": True}, "do_center_crop = True is not offered; only False is offered"),
         ({"do_crop": True}, "do_crop = True is not offered; there are do_convert_rgb, "),
-        ({"do_resize": "no"}, "do_resize = 'no' must be true or false"),
+        ({"do_resize": "no"}, "do_resize must be true or false, not 'no'"),
         ({"image_std": object()}, "image_std = .* must be three numbers"),
         ({"resample": "bicubic"}, "resample = 'bicubic' is not one of Pillow's filters"),
         ({"size": 5}, "size must be a mapping"),
