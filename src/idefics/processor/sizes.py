@@ -1,4 +1,4 @@
-"""How large images become and how many tokens they take: arithmetic alone, usable before any image is opened."""
+"""How large images become and in how many pieces: arithmetic alone, usable before any image is opened."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from idefics.config.rules import brief
 from idefics.errors import ImageError, OptionError
 from idefics.processor.call_options import plain
 
-__all__ = [
-    "Box", "check_size", "image_tokens", "processed_sizes", "prompt_tokens", "resized_size", "sub_image_boxes", "sub_images",
-    "with_longest_edge",
-]  # fmt: skip
+__all__ = ["Box", "check_size", "processed_sizes", "resized_size", "sub_image_boxes", "sub_images", "with_longest_edge"]
 
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels, as Pillow has it."""
@@ -119,24 +116,3 @@ def processed_sizes(width: int, height: int, *, size: Mapping[str, int], do_imag
     """
     boxes = sub_image_boxes(width, height, do_image_splitting=do_image_splitting)
     return [resized_size(right - left, bottom - top, size) for left, top, right, bottom in boxes]
-
-
-def image_tokens(image_seq_len: int, *, do_image_splitting: bool) -> int:
-    """`<image>` tokens of one image: the positions that image latents fill.
-
-    >>> image_tokens(64, do_image_splitting=True)
-    320
-    """
-    return image_seq_len * sub_images(do_image_splitting=do_image_splitting)
-
-
-def prompt_tokens(image_seq_len: int, *, do_image_splitting: bool) -> int:
-    """All tokens that one image adds to a prompt: its `<image>` tokens and the fake tokens around each block.
-
-    Two images side by side share the fake token between them: one token less for each such pair.
-
-    >>> prompt_tokens(64, do_image_splitting=False), prompt_tokens(64, do_image_splitting=True)
-    (66, 326)
-    """
-    blocks = sub_images(do_image_splitting=do_image_splitting)
-    return blocks * image_seq_len + blocks + 1

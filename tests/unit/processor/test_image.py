@@ -17,7 +17,7 @@ from PIL import Image
 from golden.make_processor_golden import picture
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.processor.image import ImageProcessor, pad_images
-from idefics.processor.sizes import check_size, image_tokens, processed_sizes, prompt_tokens, resized_size, sub_image_boxes
+from idefics.processor.sizes import check_size, processed_sizes, resized_size, sub_image_boxes
 
 PUBLISHED = {"shortest_edge": 378, "longest_edge": 980}
 SMALL = {"shortest_edge": 28, "longest_edge": 56}
@@ -55,8 +55,6 @@ def test_quarters_tile_the_image(width: int, height: int) -> None:
 
 
 def test_counting_without_an_image() -> None:
-    assert image_tokens(64, do_image_splitting=False) == 64
-    assert prompt_tokens(64, do_image_splitting=True) == 5 * 64 + 6
     assert processed_sizes(300, 200, size=PUBLISHED, do_image_splitting=True) == [(378, 378)] * 5
     program = """import sys, idefics.processor.sizes as s
 print(s.resized_size(1, 1, {'height': 3, 'width': 4}))
