@@ -39,7 +39,8 @@ def done(task: tuple[str, object]) -> object:
             ctypes.string_at(0)
         case "complain":
             os.write(2, b"a line that is no JSON\n")
-            print("another", file=sys.stderr)
+            print("another", file=sys.stderr, flush=True)
+            print("one more", flush=True)
         case "refuse":
             raise InputError("no such thing")
     return None

@@ -262,7 +262,10 @@ def _serve(make: Callable[[], Callable[[Any], Any]], memory: int, pipe: Connecti
     """What a process of the pool does."""
     try:
         with Path(os.devnull).open("w") as nothing:
-            os.dup2(nothing.fileno(), 2)  # C libraries complain there of what strangers send, and logs have a form
+            for stream in (1, 2):  # where C libraries complain of what strangers send; logs have a form
+                os.dup2(nothing.fileno(), stream)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever the program that this server is part of makes of it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         work = make()
         _bound(memory)
     except BaseException as error:
