@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import os
 import re
 import time
@@ -17,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from idefics.config.whole_files import read_whole
 from idefics.errors import ImageError
+from idefics.processor.encoded import check_pixels, opened
 from idefics.processor.modes import NAME, array_to_image, name_of, to_rgb
 from idefics.processor.quiet import quiet
 
@@ -35,10 +35,6 @@ MAX_FILE_BYTES = 2**30
 TIMEOUT = 20.0
 """Seconds that a download may take in all."""
 
-_KEPT_OUT = frozenset({"EPS", "IPTC"})
-"""Formats of Pillow's that are not opened: EPS is a program, and an IPTC file an envelope, whose content is opened as whatever
-it says it is, EPS included, and however large it is."""
-_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{16,}={0,2}\s*")
 _REFERENCE = re.compile(r"https?://[^\s<>]+|data:image/[^\s<>]+", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
@@ -204,42 +200,11 @@ def _base64(payload: str, source: str) -> bytes:
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
-    if not data:
-        raise ImageError(f"{name} is empty (0 bytes), not an image")
-    if data.startswith(_POSTSCRIPT):
-        raise ImageError(f"{name} is PostScript, a program that would be run to draw it; convert it to PNG first")
-    try:
-        with quiet():
-            image = _opened(data)
-    except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image that Pillow can read") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name} holds more pixels than the limit of {MAX_PIXELS}; make it smaller first") from None
-    except Exception as error:
-        raise ImageError(f"{name} cannot be decoded: {_one_line(error)}") from None
-    _check_pixels(image, name)
+    image = opened(data, name, pixels=MAX_PIXELS)
     _decoded(image, name)
-    _check_pixels(image, name)  # some formats hold an image of another, which may be larger than they say
+    check_pixels(image, name, MAX_PIXELS)  # some formats hold an image of another, which may be larger than they say
     image.info[NAME] = name
     return image
-
-
-def _opened(data: bytes) -> Image.Image:
-    """As the first format reads it that knows it; the usual ones come first, since to import all takes a while."""
-    Image.preinit()
-    usual = [known for known in Image.ID if known not in _KEPT_OUT]
-    try:
-        return Image.open(io.BytesIO(data), formats=usual)
-    except UnidentifiedImageError:
-        Image.init()
-        return Image.open(io.BytesIO(data), formats=[known for known in Image.ID if known not in _KEPT_OUT])
-
-
-def _check_pixels(image: Image.Image, name: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(
-            f"{name} holds {image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}; make it smaller first"
-        )
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

@@ -189,7 +189,7 @@ def test_a_bomb_is_refused_before_it_goes_off() -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 10_000_000)) + chunk(b"IEND", b"")
     began = time.monotonic()
-    with pytest.raises(ImageError, match="image 1 of 1 has"):
+    with pytest.raises(ImageError, match="image 1 of 1 holds more pixels"):
         decode([bomb], ServerLimits())
     assert time.monotonic() - began < 1
 

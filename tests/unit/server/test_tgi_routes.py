@@ -357,6 +357,6 @@ def test_limits_of_images() -> None:
             return str(response.json()["error"])
 
         assert "3 images in one request are over the limit of 2" in error(png(), png(), png())
-        assert "image 1 of 1 has 60x60 pixels, over the limit of 2000" in error(png(60, 60))
+        assert "image 1 of 1 holds 60x60 pixels, over the limit of 2000" in error(png(60, 60))
         assert "over 3000 pixels together" in error(png(40, 40), png(40, 41))
         assert "image 1 of 1" in error(b"no image")
