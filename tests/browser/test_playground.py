@@ -234,6 +234,20 @@ def test_one_click_asks_about_a_picture_of_the_demo(page: Tab) -> None:
     assert page.said() == []
 
 
+def test_the_end_stays_in_sight_when_something_grows(page: Tab) -> None:
+    page.call("Emulation.setDeviceMetricsOverride", width=390, height=664, deviceScaleFactor=1, mobile=True)
+    log = "document.querySelector('#log')"
+    end = f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight < 2"
+    add(page, THING)
+    ask(page, "What is this?")
+    ask(page, "What color is it?")
+    page.until(f"{log}.scrollHeight > {log}.clientHeight && {end}")
+    page.run("document.querySelector('.assistant:last-child .text').append('\\n\\nand a few\\nlines more')")
+    page.until(end, seconds=2)
+    add(page, LEFT, RIGHT)
+    page.until(end, seconds=2)
+
+
 def test_narrow(page: Tab) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
     assert page.run("document.documentElement.scrollWidth") <= 390

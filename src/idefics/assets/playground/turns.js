@@ -21,7 +21,8 @@ export class Turns {
       if (end || scrollTop < this.#top) this.#following = end; // the end can also move away by itself, as the message grows
       this.#top = scrollTop;
     });
-    new ResizeObserver(() => this.#follow()).observe(this.#log);
+    const sizes = new ResizeObserver(() => this.#follow()); // of turns, too: what is told of their images comes later
+    for (const each of [this.#log, this.#list]) sizes.observe(each);
   }
 
   /** Turns come and go at the end only; those that stay keep their elements. */
