@@ -81,6 +81,9 @@ def parallelize(model: VisionLanguageModel, mesh: DeviceMesh) -> VisionLanguageM
         OptionError: heads or inner channels cannot be dealt out evenly, or the model is arranged so that it cannot be divided.
     """
     refusal = model.refusal("divided")
+    stand_in = next((stand_in for site in sites(model) for _, stand_in in site.stand_ins()), None)
+    if refusal is None and stand_in is not None:  # torch's plans divide plain layers; see `StandIn.cuts`
+        refusal = stand_in.arrangement.refusal("divided")
     if refusal is not None:
         raise OptionError(refusal)
     n = mesh.size()

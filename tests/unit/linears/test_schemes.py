@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from eight_bits import EightBits, Scheme
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from fakes import tiny_model, write_tiny_checkpoint
 from idefics.errors import CheckpointError, OptionError, TensorMismatch
@@ -17,6 +20,7 @@ from idefics.linears.packing import pack
 from idefics.linears.sites import named_weights, restore, sites
 from idefics.model.base import VisionLanguageModel
 from idefics.parallel.device_map import unit_bytes
+from idefics.parallel.tensor_parallel import parallelize
 from idefics.weights.families import family_of
 from idefics.weights.load import load_model
 from idefics.weights.save import save_model
@@ -102,6 +106,7 @@ def test_what_it_cannot_is_refused_in_its_sentence(folder: Path, tmp_path: Path)
         "copied": lambda: copy.deepcopy(model),
         "made a state dict": model.state_dict,
         "moved to cpu as torch.float16": model.half,
+        "divided": lambda: parallelize(model, cast(DeviceMesh, SimpleNamespace(size=lambda: 2))),
     }.items():
         with pytest.raises(OptionError, match=f"a quantised model cannot be {what}; load the 16-bit checkpoint"):
             attempt()
