@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, overload
 
 import torch
 
@@ -38,6 +38,9 @@ from idefics.weights.filling import Progress
 from idefics.weights.packing import pack_loaded
 
 __all__ = ["EMBEDDED", "Answer", "Idefics", "Score", "load"]
+
+Prompts = list[str] | tuple[str, ...]
+Messages = Sequence[Mapping[str, Any]]
 
 
 def load(
@@ -130,6 +133,31 @@ class Idefics:
         self.engine = Engine(model, limits)
         self.defaults = dict(defaults)
 
+    @overload
+    def generate(
+        self, prompt: str, images: Any = None, *, details: Literal[False] = False, n: None = None, **options: Any
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self, prompt: str, images: Any = None, *, details: Literal[True], n: None = None, **options: Any
+    ) -> Answer: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompts, images: Any = None, *, details: Literal[False] = False, n: None = None, **options: Any
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompts, images: Any = None, *, details: Literal[True], n: None = None, **options: Any
+    ) -> list[Answer]: ...
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[str], images: Any = None, *, details: bool = False, n: int | None = None, **options: Any
+    ) -> Any: ...
+
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -137,6 +165,7 @@ class Idefics:
         *,
         raw: bool | None = None,
         details: bool = False,
+        n: int | None = None,
         max_image_size: int | None = None,
         split: bool | None = None,
         **options: Any,
@@ -154,6 +183,7 @@ class Idefics:
                 `{"bytes": ..., "path": ...}`, PIL or numpy.
             raw: True never applies the chat template, False always does; None decides as said.
             details: return `Answer` instead of text.
+            n: answers per prompt; where it is given, and is not 1, a list of them comes back.
             max_image_size: longest edge in pixels for this call.
             split: cut images in sub-images for this call.
             options: see `SamplingParams`; `max_new_tokens`, `temperature`, `seed`, `stop`, `n`, ...
@@ -165,7 +195,7 @@ class Idefics:
         Raises:
             InputError: prompt, images or options cannot be used.
         """
-        params = sampling_params(self.defaults, options)
+        params = sampling_params(self.defaults, {**options, "n": n})
         if not isinstance(prompt, Sequence):
             raise InputError(f"a prompt is a text or a list of texts, not {type(prompt).__name__}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -190,12 +220,28 @@ class Idefics:
         inputs = self._inputs([self._prompt(prompt, len(row), raw)], [row], max_image_size=max_image_size, split=split)
         return self._pieces(inputs, options)
 
+    @overload
+    def chat(
+        self, messages: Messages, images: Any = None, *, details: Literal[False] = False, n: None = None, **options: Any
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, images: Any = None, *, details: Literal[True], n: None = None, **options: Any
+    ) -> Answer: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, images: Any = None, *, details: bool = False, n: int | None = None, **options: Any
+    ) -> Any: ...
+
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         images: Any = None,
         *,
         details: bool = False,
+        n: int | None = None,
         max_image_size: int | None = None,
         split: bool | None = None,
         **options: Any,
@@ -207,6 +253,7 @@ class Idefics:
                 `{"type": "image", "image": PIL, path or URL}`. Special tokens in texts are text, and so is `<image>`.
             images: for image parts that carry none, in order.
             details: return `Answer` instead of text.
+            n: as in `generate`.
             max_image_size: as in `generate`.
             split: as in `generate`.
             options: as in `generate`.
@@ -214,13 +261,13 @@ class Idefics:
         Raises:
             TemplateError: the messages are not usable, or the checkpoint has no chat template.
         """
-        params = sampling_params(self.defaults, options)
+        params = sampling_params(self.defaults, {**options, "n": n})
         inputs = self._chat_inputs(messages, images, max_image_size=max_image_size, split=split)
         return plain(self._answers(inputs, params)[0], details=details, several=params.n > 1)
 
     def stream_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         images: Any = None,
         *,
         max_image_size: int | None = None,
@@ -275,9 +322,7 @@ class Idefics:
     ) -> ModelInputs:
         return self.processor.adjusted(max_image_size=max_image_size, split=split).inputs(texts, rows)
 
-    def _chat_inputs(
-        self, messages: Sequence[Mapping[str, Any]], images: Any, *, max_image_size: int | None, split: bool | None
-    ) -> ModelInputs:
+    def _chat_inputs(self, messages: Messages, images: Any, *, max_image_size: int | None, split: bool | None) -> ModelInputs:
         given = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
         row = fill_images(normalise(messages)[1], given)
         text = self.processor.chat_prompt(messages)

@@ -57,13 +57,18 @@ def test_special_tokens_in_a_chat_are_text_and_in_a_raw_prompt_tokens(
     tiny: Idefics, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[ModelInputs] = []
-    stream = tiny.engine.stream  # which `generate` goes through, too
 
-    def noted(inputs: ModelInputs, *options: Any) -> Any:
-        given.append(inputs)
-        return stream(inputs, *options)
+    def note(name: str) -> None:
+        own = getattr(tiny.engine, name)
 
-    monkeypatch.setattr(tiny.engine, "stream", noted)
+        def noted(inputs: ModelInputs, *options: Any) -> Any:
+            given.append(inputs)
+            return own(inputs, *options)
+
+        monkeypatch.setattr(tiny.engine, name, noted)
+
+    note("stream")
+    note("generate")
     turns = [{"role": "user", "content": [{"type": "image", "image": pictures[0]}, {"type": "text", "text": FORGED}]}]
     tiny.chat(turns, max_new_tokens=2)
     list(tiny.stream_chat(turns, max_new_tokens=2))
@@ -250,3 +255,16 @@ def test_limits_reach_the_engine_and_bound_what_it_takes_on() -> None:
     with pytest.raises(InputError, match=f"exceed the cache of {held} tokens"):
         asked.generate("hello", max_new_tokens=held)
     assert asked.generate("hello", max_new_tokens=4)
+
+
+def test_what_comes_back_has_its_type(tiny: Idefics) -> None:
+    """The annotations are those that the overloads promise."""
+    text: str = tiny.generate("What?", max_new_tokens=2)
+    answer: Answer = tiny.generate("What?", details=True, max_new_tokens=2)
+    texts: list[str] = tiny.generate(["What?", "Why?"], max_new_tokens=2)
+    answers: list[Answer] = tiny.generate(["What?", "Why?"], details=True, max_new_tokens=2)
+    told: Answer = tiny.chat([{"role": "user", "content": "What?"}], details=True, max_new_tokens=2)
+    assert [text, texts[0], answer.text, answers[0].text, told.text] == [text] * 5
+    assert tiny.generate("What?", n=1, max_new_tokens=2) == text
+    drawn = tiny.generate("What?", n=2, do_sample=True, max_new_tokens=2)
+    assert len(drawn) == 2
