@@ -169,7 +169,7 @@ def test_a_program_that_never_uses_its_engine_can_end() -> None:
         "if __name__ == '__main__':",
         "    engine = EngineProcess(partial(fake_engine, {}))",
     )
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run([sys.executable, "-c", "\n".join(said)], check=True, timeout=60, env={**os.environ, "PYTHONPATH": path})
 
 
