@@ -120,7 +120,8 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name()).replace(" ", "-").lower()
     model = next((line for line in _cpu_info() if line.startswith("model name")), platform.machine())
-    return f"{len(os.sched_getaffinity(0))}x-{model.split(':')[-1].strip().replace(' ', '-').lower()}"
+    able = torch.backends.cpu.get_cpu_capability().lower()
+    return f"{len(os.sched_getaffinity(0))}x-{model.split(':')[-1].strip().replace(' ', '-').lower()}-{able}"
 
 
 def _cpu_info() -> list[str]:

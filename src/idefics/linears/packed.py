@@ -9,6 +9,7 @@ processor has no products of 16 bits, weights keep their order and are widened (
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -86,6 +87,12 @@ class PackedLinear(JoinedLinear):
         """Bytes of memory that arranging will take and not give back: those that lie in files."""
         return sum(matrix.nbytes for matrix in self._waiting or () if borrows_memory(matrix))
 
+    @property
+    def memory(self) -> Tensor:
+        """The arranged weight as bytes where it lies, to measure how fast it is read; as long as this object lives."""
+        self.finish()
+        return self._ops.memory(self._weight)
+
     def finish(self) -> None:
         """Arranges the weight if it still waits, and with it the portion that it belongs to.
 
@@ -146,6 +153,10 @@ class _Ops(Protocol):
         """Maps (..., in) to (..., out) by an arranged weight, and applies what follows before the result is rounded."""
         ...
 
+    def memory(self, weight: Tensor) -> Tensor:
+        """The bytes of an arranged weight, where they lie."""
+        ...
+
 
 class _OneDNN:
     """The private operations, looked up once."""
@@ -164,6 +175,10 @@ class _OneDNN:
         out: Tensor = self._product(x, weight, bias, *(_PLAIN if post is None else FUSED[post]))
         return out
 
+    def memory(self, weight: Tensor) -> Tensor:
+        address, size = torch.ops.mkldnn.data_ptr(weight), torch.ops.mkldnn._nbytes(weight)
+        return torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
+
 
 class _Widened:
     """Weights as they are, multiplied in float32."""
@@ -175,6 +190,9 @@ class _Widened:
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, post: Callable[[Tensor], Tensor] | None) -> Tensor:
         return wide_linear(x, weight, bias, activation=post)
+
+    def memory(self, weight: Tensor) -> Tensor:
+        return weight.view(-1).view(torch.uint8)
 
 
 @lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ import torch
 from idefics.machine.arithmetic import multiplies
 from idefics.machine.dtypes import dtype_name
 
-__all__ = ["Ceilings", "ceilings", "seconds_of"]
+__all__ = ["Ceilings", "ceilings", "reading", "seconds_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,17 @@ def ceilings(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> Ceili
         rates[dtype_name(dtype)] = 2 * size**3 / _least(partial(torch.matmul, a, b), place)
     numbers = torch.ones(2**26 if place.type == "cpu" else 2**29, device=place)
     return Ceilings(bytes_per_second=numbers.numel() * 4 / _least(numbers.sum, place), operations_per_second=rates)
+
+
+def reading(memory: Sequence[torch.Tensor]) -> float:
+    """Bytes per second that this process reads of some memory of its own, where it lies; processes differ.
+
+    Args:
+        memory: bytes (uint8), each a whole number of float32.
+    """
+    numbers = [each.view(torch.float32) for each in memory]
+    device = numbers[0].device
+    return sum(each.nbytes for each in memory) / _least(lambda: [each.sum() for each in numbers], device)
 
 
 def _least(run: Callable[[], Any], device: torch.device) -> float:
