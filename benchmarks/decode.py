@@ -56,9 +56,9 @@ def ours(folder: Path, dtype: str, tokens: int) -> dict[str, Any]:
     from idefics.engine.request import Ended
     from idefics.engine.sampling_params import SamplingParams
     from idefics.inputs import ModelInputs
-    from idefics.machine.ceilings import ceilings, reading
     from idefics.linears.packed import PackedLinear
     from idefics.linears.packing import finish_packing
+    from idefics.machine.ceilings import ceilings, reading
 
     loaded = idefics.load(folder, dtype=dtype, device="cpu")
     model, engine = finish_packing(loaded.model), loaded.engine

@@ -243,3 +243,14 @@ def test_loading_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_nothing_that_is_packed_requires_gradients(reorder: bool) -> None:
     model = pack(tiny_idefics().model, reorder=reorder)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_the_memory_of_a_weight_is_where_products_read_it(dtype):
+    layer = PackedLinear([torch.nn.Linear(64, 32, bias=False, dtype=dtype)])
+    memory, x = layer.memory, torch.randn(3, 64).to(dtype)
+    assert memory.nbytes >= 64 * 32 * dtype.itemsize
+    assert layer(x).count_nonzero()
+    memory.zero_()
+    assert not layer(x).count_nonzero()
