@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from idefics.config import Config
 from idefics.config.json_files import read_json
+from idefics.config.rules import brief
+from idefics.engine.options import ALIASES, OPTIONS
 from idefics.engine.sampling_params import unknown_defaults
-from idefics.errors import ConfigError
+from idefics.errors import ConfigError, OptionError
 
 __all__ = ["generation_defaults"]
 
@@ -17,7 +20,7 @@ def generation_defaults(folder: Path, config: Config) -> dict[str, Any]:
     """The content of `generation_config.json`, or, where there is none, the ends that the model's config names.
 
     Raises:
-        ConfigError: the file asks for something that would change the output and is not offered.
+        ConfigError: the file asks for something that would change the output and is not offered, or a value is unusable.
     """
     path = folder / "generation_config.json"
     if not path.exists():
@@ -25,6 +28,19 @@ def generation_defaults(folder: Path, config: Config) -> dict[str, Any]:
     found = read_json(path)
     unknown = unknown_defaults(found)
     if unknown:
-        asked = ", ".join(f"{name} = {found[name]!r}" for name in unknown)
+        asked = ", ".join(f"{name} = {brief(found[name])}" for name in unknown)
         raise ConfigError(f"{path} asks for {asked}, which this version does not offer; remove it to go on without")
+    _check(path, found)
     return found
+
+
+def _check(path: Path, found: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        option = OPTIONS.get(ALIASES.get(name, name))
+        if option is None or value is None:
+            continue
+        idle = option.draws and found.get("do_sample") is not True  # files say 0 or -1 there, and nothing comes of it
+        try:
+            option.read(value, name=name, kind_only=idle)
+        except OptionError as error:
+            raise ConfigError(f"{path}: {error}") from None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from idefics.config.rules import brief
 from idefics.errors import NotOffered, OptionError
 from idefics.processor.call_options import plain
 
@@ -49,8 +50,14 @@ def _truth(value: Any) -> bool:
     return value
 
 
+def _listed(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str | Mapping):
+        raise TypeError
+    return tuple(value)
+
+
 def _texts(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+    return (value,) if isinstance(value, str) else _listed(value)
 
 
 def _ids(value: Any) -> tuple[int, ...]:
@@ -58,19 +65,17 @@ def _ids(value: Any) -> tuple[int, ...]:
 
     def flat(value: Any) -> Iterator[int]:
         value = plain(value)
-        if isinstance(value, str):
-            raise TypeError
         if isinstance(value, int):
             yield _whole(value)
         else:
-            for item in value:
+            for item in _listed(value):
                 yield from flat(item)
 
     return tuple(flat(value))
 
 
 def _words(value: Any) -> tuple[tuple[Any, ...], ...]:
-    return tuple(tuple(map(plain, plain(word))) for word in value)
+    return tuple(tuple(map(plain, _listed(plain(word)))) for word in _listed(value))
 
 
 def _writable(text: str) -> bool:
@@ -116,8 +121,13 @@ class Option:
     tgi: str | None = None
     openai: str | None = None
 
-    def read(self, value: Any) -> Any:
+    def read(self, value: Any, *, name: str | None = None, kind_only: bool = False) -> Any:
         """A value as `SamplingParams` keeps it, checked.
+
+        Args:
+            value: of any kind.
+            name: how errors call it, where it was given by an alias.
+            kind_only: do not ask whether it is in range.
 
         Raises:
             OptionError: it is of another kind, or out of range.
@@ -125,9 +135,9 @@ class Option:
         try:
             read = self.kind.read(plain(value))
         except TypeError:
-            raise OptionError(f"{self.name} must be {self.kind.words}, not {value!r}") from None
-        if not self.holds(read):
-            raise OptionError(f"{self.name} must be {self.rule}, not {value!r}")
+            raise OptionError(f"{name or self.name} must be {self.kind.words}, not {brief(value)}") from None
+        if not kind_only and not self.holds(read):
+            raise OptionError(f"{name or self.name} must be {self.rule}, not {brief(value)}")
         return read
 
 

@@ -92,13 +92,19 @@ class ImageProcessor(Described):
                 raise OptionError(f"{name} = {value!r} must be three numbers, one per colour, and no deviation zero")
             object.__setattr__(self, name, channels)
         try:
+            if isinstance(self.resample, bool):
+                raise TypeError
             object.__setattr__(self, "resample", int(Image.Resampling(self.resample)))
         except (TypeError, ValueError):
             raise OptionError(f"resample = {self.resample!r} is not one of Pillow's filters 0..5") from None
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "image processor") -> Self:
         """Reads a `preprocessor_config.json`, or the `image_processor` section of a transformers 5 `processor_config.json`.
+
+        Args:
+            raw: its content.
+            where: it stands, as errors say it.
 
         Raises:
             ConfigError: an unknown key that may matter, or a value that cannot be honoured.
@@ -106,13 +112,13 @@ class ImageProcessor(Described):
         known = {f.name for f in fields(cls)}
         for key, value in raw.items():
             if key in _FIXED and value not in _FIXED[key]:
-                raise ConfigError(f"image processor: {key} = {value!r} is not supported; only {_FIXED[key][1]!r} is")
+                raise ConfigError(f"{where}: {key} = {brief(value)} is not supported; only {_FIXED[key][1]!r} is")
             if key not in known and key not in INERT and key not in _FIXED and not asks_for_nothing(value):
-                raise ConfigError(f"image processor: the key {key!r} = {brief(value)} is unknown and may change the pixels")
+                raise ConfigError(f"{where}: the key {key!r} = {brief(value)} is unknown and may change the pixels")
         try:
             return cls(**{key: value for key, value in raw.items() if key in known and value is not None})
         except (OptionError, TypeError) as error:
-            raise ConfigError(f"image processor: {error}") from None
+            raise ConfigError(f"{where}: {error}") from None
 
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:
@@ -124,9 +130,9 @@ class ImageProcessor(Described):
             OptionError: an override is unknown or unusable.
         """
         check_options(overrides, (field.name for field in fields(cls)), what="image")
-        section = image_settings_of(folder, family="Idefics2")
+        section, where = image_settings_of(folder, family="Idefics2")
         given = {name: value for name, value in overrides.items() if value is not None}
-        return dataclasses.replace(cls.from_dict(section), **given)
+        return dataclasses.replace(cls.from_dict(section, where=where), **given)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that every transformers since 4.40 reads."""

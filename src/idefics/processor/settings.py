@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics.config.json_files import read_json
+from idefics.config.rules import brief
 from idefics.errors import ConfigError, OptionError
 
 __all__ = ["INERT", "check_options", "check_owner", "image_settings_of", "processor_settings_of"]
@@ -39,8 +40,8 @@ INERT = frozenset(
 _SUFFIXES = ("", "Fast", "Pil")  # of image processors: the reference's several implementations of one thing
 
 
-def image_settings_of(folder: Path, *, family: str) -> Mapping[str, Any]:
-    """The image settings of a folder.
+def image_settings_of(folder: Path, *, family: str) -> tuple[Mapping[str, Any], str]:
+    """The image settings of a folder, and where they stand, as errors say it.
 
     Args:
         folder: with a `processor_config.json`, a `preprocessor_config.json` or both.
@@ -50,26 +51,29 @@ def image_settings_of(folder: Path, *, family: str) -> Mapping[str, Any]:
         CheckpointNotFound: neither file has any.
         ConfigError: they are no object, or another family's.
     """
-    path = folder / "processor_config.json"
+    where = f"{folder / 'processor_config.json'}: image_processor"
     section = processor_settings_of(folder, family=family).get("image_processor")
     if section is None:
         path = folder / "preprocessor_config.json"
-        section = read_json(path)
+        section, where = read_json(path), str(path)
     if not isinstance(section, Mapping):
-        raise ConfigError(f"{path}: image_processor must be an object, not {section!r}")
-    check_owner(section, family=family, where=str(path))
-    return section
+        raise ConfigError(f"{where} must be an object, not {brief(section)}")
+    check_owner(section, family=family, where=where)
+    return section, where
 
 
 def processor_settings_of(folder: Path, *, family: str) -> Mapping[str, Any]:
     """The content of `processor_config.json`; empty if there is none.
 
     Raises:
-        ConfigError: it is another family's.
+        ConfigError: it is another family's, or its `image_seq_len` is no positive whole number.
     """
     path = folder / "processor_config.json"
     config = read_json(path) if path.is_file() else {}
     check_owner(config, family=family, where=str(path))
+    length = config.get("image_seq_len")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
+        raise ConfigError(f"{path}: image_seq_len must be a positive whole number, not {brief(length)}")
     return config
 
 
@@ -82,7 +86,7 @@ def check_owner(raw: Mapping[str, Any], *, family: str, where: str) -> None:
     for key, kind, suffixes in (("processor_class", "Processor", ("",)), ("image_processor_type", "ImageProcessor", _SUFFIXES)):
         due, found = f"{family}{kind}", raw.get(key)
         if found is not None and found not in [f"{due}{suffix}" for suffix in suffixes]:
-            raise ConfigError(f"{where}: {key} = {found!r}, not {due!r}; these are the files of another model's processor")
+            raise ConfigError(f"{where}: {key} = {brief(found)}, not {due!r}; these are the files of another model's processor")
 
 
 def check_options(given: Iterable[str], known: Iterable[str], *, what: str) -> None:

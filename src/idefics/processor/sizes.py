@@ -33,7 +33,7 @@ def check_size(size: Mapping[str, int]) -> dict[str, int]:
     known = {key: plain(value) for key, value in size.items() if value is not None}
     if set(known) not in ({"shortest_edge", "longest_edge"}, {"height", "width"}):
         raise OptionError(
-            f"size has the keys {sorted(known)}; it takes 'shortest_edge' and 'longest_edge', or 'height' and 'width'"
+            f"size = {brief(dict(size))} has not the right keys: 'shortest_edge' and 'longest_edge', or 'height' and 'width'"
         )
     for key, value in known.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -84,29 +84,31 @@ class SquareImageProcessor(Described):
             object.__setattr__(self, name, value)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "image processor") -> Self:
         """Reads a `preprocessor_config.json`, or the `image_processor` section of a transformers 5 `processor_config.json`.
+
+        Args:
+            raw: its content.
+            where: it stands, as errors say it.
 
         Raises:
             ConfigError: an unknown key that may matter, or a value that cannot be honoured.
         """
         for key, value in raw.items():
             if key in _FIXED and value not in _FIXED[key]:
-                raise ConfigError(f"image processor: {key} = {value!r}; this family's models are made for {_FIXED[key][0]!r}")
+                raise ConfigError(f"{where}: {key} = {brief(value)}; this family's models are made for {_FIXED[key][0]!r}")
             if key not in (*_options(cls), *_FIXED, *INERT, *_NAMES, "size") and not asks_for_nothing(value):
-                raise ConfigError(
-                    f"image processor: the key {key!r} = {brief(value)} is unknown to this family of square images"
-                )
+                raise ConfigError(f"{where}: the key {key!r} = {brief(value)} is unknown to this family of square images")
         given = {key: raw[key] for key in _options(cls) if raw.get(key) is not None}
         size = raw.get("size")
         if size is not None:
             side = given.setdefault("image_size", size.get("height") if isinstance(size, Mapping) else None)
             if side is None or size != {"height": side, "width": side}:
-                raise ConfigError(f"image processor: size = {size!r} is not the square of image_size = {side!r}")
+                raise ConfigError(f"{where}: size = {size!r} is not the square of image_size = {side!r}")
         try:
             return cls(**given)
         except (OptionError, TypeError) as error:
-            raise ConfigError(f"image processor: {error}") from None
+            raise ConfigError(f"{where}: {error}") from None
 
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:
@@ -119,7 +121,8 @@ class SquareImageProcessor(Described):
         """
         check_options(overrides, _options(cls), what="image")
         given = {name: value for name, value in overrides.items() if value is not None}
-        return dataclasses.replace(cls.from_dict(image_settings_of(folder, family="Idefics")), **given)
+        section, where = image_settings_of(folder, family="Idefics")
+        return dataclasses.replace(cls.from_dict(section, where=where), **given)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that transformers 4.40 and 5 read."""

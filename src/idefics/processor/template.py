@@ -20,6 +20,7 @@ import jinja2.parser
 from jinja2.exceptions import SecurityError
 
 from idefics.config.json_files import read_json
+from idefics.config.rules import brief
 from idefics.config.whole_files import read_whole
 from idefics.errors import ConfigError, TemplateError
 from idefics.processor.sandbox import BoundedSandbox, bounded, watched
@@ -98,12 +99,15 @@ def find_template(folder: Path) -> str | None:
 
 def _default(found: Any, path: Path) -> str:
     """A file holds one template, or several by name; then `default` is ours."""
+    given = found
     if isinstance(found, list) and all(isinstance(entry, Mapping) for entry in found):
         found = {entry.get("name"): entry.get("template") for entry in found}
     if isinstance(found, Mapping):
         found = found.get("default")
     if not isinstance(found, str):
-        raise ConfigError(f"{path} has a chat_template that is neither a text nor a set of texts with a 'default'")
+        raise ConfigError(
+            f"{path} has a chat_template that is neither a text nor a set of texts with a 'default': {brief(given)}"
+        )
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, processors
 from tokenizers import Tokenizer as Backend
 
-from idefics.config.json_files import read_json, write_json
+from idefics.config.json_files import write_json
 from idefics.config.whole_files import read_whole
 from idefics.errors import CheckpointNotFound, ConfigError, InputError, OptionError
 from idefics.processor.batch import BatchFeature
@@ -22,10 +22,10 @@ from idefics.processor.call_options import check_left_over
 from idefics.processor.characters import require_characters
 from idefics.processor.described import Described
 from idefics.processor.literal import MARK, reader_of, require_readable
+from idefics.processor.tokenizer_settings import NAMED, added_tokens, text_of, tokenizer_settings
 
 __all__ = ["Tokenizer", "clean_up_spaces"]
 
-_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 _OPTIONS = ("add_special_tokens", "padding", "truncation", "max_length", "return_tensors", "padding_side")
 _ENDLESS = 10**20  # above it `model_max_length` says "none", as the reference writes it
@@ -61,11 +61,11 @@ class Tokenizer(Described):
         self.model_max_length: int | None = int(limit) if limit is not None and limit < _ENDLESS else None
         self.clean_up_tokenization_spaces: bool = bool(self.config.get("clean_up_tokenization_spaces", False))
         self.special_tokens: dict[str, str] = {}
-        for name in _NAMED:
+        for name in NAMED:
             if self.config.get(name) is None and llama and name != "pad_token":
                 self.config[name] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}[name]
             if self.config.get(name) is not None:
-                self.special_tokens[name] = _content(self.config[name])
+                self.special_tokens[name] = text_of(self.config[name])
         self._add_tokens()
         backend.no_truncation()
         backend.no_padding()
@@ -88,12 +88,8 @@ class Tokenizer(Described):
             backend = Backend.from_str(source)
         except Exception as error:  # tokenizers raises a bare Exception
             raise ConfigError(f"{path} is not a readable tokenizer: {error}") from None
-        config = _optional(folder / "tokenizer_config.json")
-        for name, value in _optional(folder / "special_tokens_map.json").items():
-            if config.get(name) is None:  # files of 2023 say null here and the token there
-                config[name] = value
-        added = _optional(folder / "added_tokens.json")
-        listed = {_content(token) for token in config.get("additional_special_tokens") or ()}
+        config, added = tokenizer_settings(folder), added_tokens(folder)
+        listed = set(_contents(config.get("additional_special_tokens")))
         for token, token_id in added.items():
             if backend.token_to_id(token) is None:
                 add = backend.add_special_tokens if token in listed else backend.add_tokens
@@ -140,7 +136,7 @@ class Tokenizer(Described):
         if config["tokenizer_class"] in _LLAMA:
             config.setdefault("legacy", True)  # what 4.40 takes files without it for, and 5 does not
         write_json(folder / "tokenizer_config.json", config)
-        names = (*_NAMED, "additional_special_tokens")
+        names = (*NAMED, "additional_special_tokens")
         write_json(folder / "special_tokens_map.json", {name: config[name] for name in names if config.get(name) is not None})
 
     def encode(
@@ -333,20 +329,19 @@ class Tokenizer(Described):
         """Adds what the files list and `tokenizer.json` lacks; never a token that no file names."""
         known = {token.content for token in self.backend.get_added_tokens_decoder().values()}
         for token_id, entry in sorted((self.config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
-            content = _content(entry)
-            if content not in known:
+            token = text_of(entry)
+            if token not in known:
                 flags = {key: bool(entry[key]) for key in ("single_word", "lstrip", "rstrip", "normalized") if key in entry}
-                self._add(AddedToken(content, **flags), special=bool(entry.get("special")))
-                known.add(content)
-            if self.backend.token_to_id(content) != int(token_id):
-                actual = self.backend.token_to_id(content)
-                raise ConfigError(f"tokenizer_config.json gives {content!r} the id {token_id}, tokenizer.json {actual}")
-        additional = self.config.get("additional_special_tokens") or self.config.get("extra_special_tokens") or []
-        listed = additional.values() if isinstance(additional, Mapping) else additional
-        for content in (*self.special_tokens.values(), *map(_content, listed)):
-            if content not in known:
-                self._add(AddedToken(content, normalized=False), special=True)
-                known.add(content)
+                self._add(AddedToken(token, **flags), special=bool(entry.get("special")))
+                known.add(token)
+            if self.backend.token_to_id(token) != int(token_id):
+                actual = self.backend.token_to_id(token)
+                raise ConfigError(f"tokenizer_config.json gives {token!r} the id {token_id}, tokenizer.json {actual}")
+        additional = self.config.get("additional_special_tokens") or self.config.get("extra_special_tokens")
+        for token in (*self.special_tokens.values(), *_contents(additional)):
+            if token not in known:
+                self._add(AddedToken(token, normalized=False), special=True)
+                known.add(token)
 
     def _add(self, token: AddedToken, *, special: bool) -> None:
         if special:
@@ -373,22 +368,16 @@ def clean_up_spaces(text: str) -> str:
     return text
 
 
-def _content(token: Any) -> str:
-    content = token.get("content") if isinstance(token, Mapping) else token
-    if not isinstance(content, str):
-        raise ConfigError(f"a special token must be a text or have a 'content', not {token!r}")
-    return content
+def _contents(tokens: Any) -> list[str]:
+    """Texts of tokens that a file lists, or gives names."""
+    return [text_of(token) for token in (tokens.values() if isinstance(tokens, Mapping) else tokens or ())]
 
 
 def _side(config: Mapping[str, Any], name: str, default: str) -> str:
-    side = config.get(name, default)
+    side = default if config.get(name) is None else config[name]
     if side not in ("left", "right"):
         raise OptionError(f"{name} = {side!r} is not 'left' or 'right'")
     return str(side)
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def _portable(source: str) -> str:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from idefics.config.json_files import parse_json, read_json
+from idefics.config.rules import brief
 from idefics.errors import CheckpointError, CheckpointNotFound, UnsafeCheckpoint
 
 __all__ = ["DTYPES", "FLOATS", "INDEX", "SINGLE", "Shards", "TensorEntry"]
@@ -99,7 +100,7 @@ class Shards:
     def _read_index(self, path: Path) -> None:
         weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, Mapping) or not all(_is_file_name(file) for file in weight_map.values()):
-            raise CheckpointError(f"{path} has no weight_map from tensor names to file names")
+            raise CheckpointError(f"{path} has no weight_map from tensor names to file names: {brief(weight_map)}")
         names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
