@@ -8,6 +8,7 @@ model.generate("What is this?", images="photo.jpg")
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
@@ -18,6 +19,7 @@ from idefics.asking.answers import Answer, Score, plain
 from idefics.asking.question import prompt_of
 from idefics.asking.text import AnswerText, stop_checks, text_of
 from idefics.assets import EMBEDDED, EMBEDDED_NAME
+from idefics.config.keys import Keys, shown
 from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.engine.limits import Limits
@@ -82,8 +84,9 @@ def load(
             `idefics.linears.packing.finish_packing`; up to then the files must stay as they are.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
-        allow_unknown_config: take a model whose `config.json` has keys that ask for something this version does not know,
-            as if they were not there, with a warning that names them; they stand in `model.config.unknown`.
+        allow_unknown_config: take a model whose `config.json`, image settings or `generation_config.json` have keys that ask
+            for something this version does not know, as if they were not there, with a warning that names them; they stand
+            in `Idefics.unknown`.
         progress: told (bytes read, bytes in all) while weights are read.
 
     Raises:
@@ -92,8 +95,9 @@ def load(
     stored = torch_dtype(dtype)
     if attention not in get_args(Backend):
         raise OptionError(f"attention = {attention!r} is not one of {', '.join(get_args(Backend))}")
+    keys = Keys(allow_unknown=allow_unknown_config)
     folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=sys.stderr.isatty())
-    processor = load_processor(folder).adjusted(max_image_size=max_image_size, split=split)
+    processor = load_processor(folder, keys=keys).adjusted(max_image_size=max_image_size, split=split)
     loaded = load_placed(
         folder,
         dtype=stored,
@@ -105,7 +109,10 @@ def load(
         allow_unknown=allow_unknown_config,
     )
     pack_loaded(loaded, packed)
-    return Idefics(str(model or EMBEDDED_NAME), loaded, processor, generation_defaults(folder, loaded.config), limits)
+    defaults = generation_defaults(folder, loaded.config, keys=keys)
+    if keys.passed:
+        warnings.warn(f"{folder}: taken as if its files did not say {shown(keys.passed)}", UserWarning, stacklevel=2)
+    return Idefics(str(model or EMBEDDED_NAME), loaded, processor, defaults, limits, unknown=keys.passed)
 
 
 class Idefics:
@@ -117,6 +124,7 @@ class Idefics:
         processor: texts and images to inputs.
         engine: generates.
         defaults: content of the checkpoint's `generation_config.json`.
+        unknown: keys of the checkpoint's files that ask for what nobody here knows, with their values; they were let pass.
     """
 
     def __init__(
@@ -126,12 +134,15 @@ class Idefics:
         processor: Processor,
         defaults: Mapping[str, Any],
         limits: Limits | None = None,
+        *,
+        unknown: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.model = model
         self.processor = processor
         self.engine = Engine(model, limits)
         self.defaults = dict(defaults)
+        self.unknown = {**model.config.unknown, **(unknown or {})}
 
     @overload
     def generate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from idefics.assets import EMBEDDED_NAME
 from idefics.cli.terminal import one_line, say
 from idefics.config import Config
 from idefics.config.json_files import read_json
+from idefics.config.keys import Keys
 from idefics.config.presets import preset, preset_names
 from idefics.config.rules import brief
 from idefics.errors import CheckpointNotFound
@@ -41,7 +43,7 @@ def info(
     """
     folder, config = _find(model, revision=revision, offline=offline)
     name = model or EMBEDDED_NAME
-    facts = _of_config(name, config) | (_of_folder(folder) if folder is not None else _of_preset(config))
+    facts = _of_config(name, config) | (_of_folder(folder, config) if folder is not None else _of_preset(config))
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
     else:
@@ -76,7 +78,7 @@ def _of_config(name: str, config: Config) -> dict[str, Any]:
         "type": config.model_type,
         "parameters": {**counts, "total": sum(counts.values())},
         "dtype": config.dtype,
-        "not understood": {key: brief(value) for key, value in config.unknown.items()} or None,
+        "not understood": _not_understood(config.unknown),
         "weights": readable_bytes(sum(counts.values()) * dtype.itemsize),
         "KV cache per token": readable_bytes(kv_bytes_per_token(config, dtype)),
         "vision tower": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels, "
@@ -95,14 +97,16 @@ def _of_preset(config: Config) -> dict[str, Any]:
     return {"folder": None, "images": _shown(published_images(config))}
 
 
-def _of_folder(folder: Path) -> dict[str, Any]:
+def _of_folder(folder: Path, config: Config) -> dict[str, Any]:
     from idefics.processor.families import load_processor
 
-    processor = load_processor(folder)
+    keys = Keys(allow_unknown=True)
+    processor = load_processor(folder, keys=keys)
     tokenizer = processor.tokenizer
     path = folder / "generation_config.json"
     return {
         "folder": str(folder),
+        "not understood": _not_understood({**config.unknown, **keys.passed}),
         "files": {file.name: readable_bytes(file.stat().st_size) for file in sorted(folder.iterdir()) if file.is_file()},
         "tokenizer": {
             "tokens": len(tokenizer),
@@ -115,6 +119,10 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         "images": _shown(processor.image_processor),
         "generation": read_json(path) if path.is_file() else {},
     }
+
+
+def _not_understood(unknown: Mapping[str, Any]) -> dict[str, str] | None:
+    return {key: brief(value) for key, value in unknown.items()} or None
 
 
 def _shown(images: Images) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class ModelOptions:
         bool,
         _option(
             "--allow-unknown-config",
-            help="Take a model whose config.json asks for something unknown, as if it did not; warns.",
+            help="Take a model whose JSON files ask for something unknown, as if they did not; warns.",
             panel=_MODEL,
         ),
     ] = False

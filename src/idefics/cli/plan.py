@@ -77,8 +77,8 @@ def plan(
     if sizes is not None:
         available = (sum(sizes), f"on {len(sizes)} GPUs")
     planned_for = subject(EMBEDDED_NAME if model is None else model)
-    if planned_for.config.unknown:
-        say(f"warning: planned as if config.json did not say {shown(planned_for.config.unknown)}")
+    if planned_for.unknown:
+        say(f"warning: planned as if the files did not say {shown(planned_for.unknown)}")
     text = None if text is None else as_text(text, "--text")
     counted, how = _text(planned_for, text, text_tokens, images=len(image or ()))
     made = make_plan(

@@ -43,7 +43,7 @@ def verify(
     with status("testing") as progress, memory_explained("testing the model"):
         checks = run(loaded, progress=progress)
     failed = [check for check in checks if not check.passed]
-    unknown = loaded.model.config.unknown
+    unknown = loaded.unknown
     dtype = dtype_name(loaded.model.dtype)
     if as_json:
         rows = [dataclasses.asdict(check) for check in checks]
@@ -53,7 +53,7 @@ def verify(
         _print_table(checks, title=f"{loaded.name}, {dtype}")
         names = ": " + "; ".join(check.name for check in failed) if failed else ""
         if unknown:
-            print(f"config.json asks for what nobody here knows, and no check can tell whether it matters: {shown(unknown)}")
+            print(f"the files ask for what nobody here knows, and no check can tell whether it matters: {shown(unknown)}")
         print(f"{len(checks) - len(failed)} of {len(checks)} checks passed{', FAILED' if failed else ''}{names}")
     if failed:
         raise Exit(1)

@@ -1,4 +1,4 @@
-"""Keys of a file that are no fields here: those that change nothing, and those that nobody here knows.
+"""Keys of files that are no fields here: those that change nothing, and those that nobody here knows.
 
 A key that is neither a field nor known to be inert may change the maths, so it is refused if it asks for something. One that
 is null, false, empty or zero asks for nothing: the next release of the reference may write it into every file.
@@ -7,6 +7,7 @@ is null, false, empty or zero asks for nothing: the next release of the referenc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from idefics.config.rules import brief
@@ -53,7 +54,7 @@ _FIXED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 
 
 class Keys:
-    """Holds the keys of a file's parts against what is known of each.
+    """Holds the keys of a checkpoint's files against what is known of each.
 
     Args:
         allow_unknown: let keys pass that ask for something nobody here knows.
@@ -84,13 +85,29 @@ class Keys:
                 raise ConfigError(f"{name}.{key} = {brief(value)} is not supported; only {fixed[key][0]!r} is")
         known = known | set(fixed) | _INERT.get(part, frozenset())
         unknown = {key: value for key, value in sorted(raw.items()) if key not in known and not asks_for_nothing(value)}
+        self._refuse(name, unknown)
+        self.passed.update({f"{name}.{key}": value for key, value in unknown.items()})
+
+    def admit(self, where: str, unknown: Mapping[str, Any]) -> None:
+        """Lets keys of another file pass that ask for something nobody here knows, if that is allowed.
+
+        Args:
+            where: they stand, as errors say it; begins with the path of the file.
+            unknown: they and their values.
+
+        Raises:
+            ConfigError: it is not allowed.
+        """
+        self._refuse(where, unknown)
+        self.passed.update({f"{Path(where).name}: {key}": value for key, value in unknown.items()})
+
+    def _refuse(self, name: str, unknown: Mapping[str, Any]) -> None:
         if unknown and not self._allow:
             raise ConfigError(
                 f"{name} has key(s) this version does not know and so cannot honour: {shown(unknown)}; remove them if they "
                 "change nothing, upgrade idefics, or take the model as if they were not there with "
                 "allow_unknown_config=True (--allow-unknown-config)"
             )
-        self.passed.update({f"{name}.{key}": value for key, value in unknown.items()})
 
 
 def asks_for_nothing(value: Any) -> bool:

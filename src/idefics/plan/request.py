@@ -19,13 +19,15 @@ MiB, where 212, 415 and 847 are planned.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from idefics.asking.question import turn
 from idefics.config import Config
+from idefics.config.keys import Keys
 from idefics.config.presets import preset, preset_names
 from idefics.config.whole_files import expanded
 from idefics.errors import CheckpointNotFound, ConfigError, OptionError
@@ -78,18 +80,20 @@ class Subject:
         config: its sizes.
         images: how it sees them.
         folder: where its files are; None for a preset.
+        unknown: keys of its files that ask for what nobody here knows, with their values.
     """
 
     name: str
     config: Config
     images: Images
     folder: Path | None
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def text_tokens(self, text: str, *, images: int) -> int | None:
         """Tokens of a question after images, chat template included, those of the images not; None for a preset."""
         if self.folder is None:
             return None
-        processor = load_processor(self.folder)
+        processor = load_processor(self.folder, keys=Keys(allow_unknown=True))
         chat = processor.chat_template is not None
         prompt = processor.chat_prompt([turn("user", text, images)]) if chat else processor.image_token * images + text
         ids = processor.tokenizer.encode(processor.expand(prompt))
@@ -226,9 +230,9 @@ def published_images(config: Config) -> Images:
 def _checkpoint(name: str, folder: Path) -> Subject:
     from idefics.weights.load import load_config
 
-    return Subject(
-        name=name, config=load_config(folder, allow_unknown=True), images=load_processor(folder).image_processor, folder=folder
-    )
+    keys = Keys(allow_unknown=True)  # to plan for it is not to use it; the command warns
+    config, images = load_config(folder, allow_unknown=True), load_processor(folder, keys=keys).image_processor
+    return Subject(name=name, config=config, images=images, folder=folder, unknown={**config.unknown, **keys.passed})
 
 
 def make_plan(

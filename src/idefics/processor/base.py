@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from idefics.config.json_files import read_json, write_json
+from idefics.config.keys import Keys
 from idefics.errors import ConfigError, InputError, OptionError, TemplateError
 from idefics.processor.batch import BatchFeature
 from idefics.processor.call_options import asking, check_left_over
@@ -97,8 +98,8 @@ class Processor(Described):
 
     @classmethod
     @abstractmethod
-    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
-        """Reads a checkpoint folder of either era."""
+    def from_folder(cls, folder: Path, *, keys: Keys | None = None, **overrides: Any) -> Self:
+        """Reads a checkpoint folder of either era; `keys` lets unknown ones of its files pass, None does not."""
 
     @classmethod
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 from idefics.config import family_name
 from idefics.config.json_files import read_json
+from idefics.config.keys import Keys
 from idefics.processor.base import Processor
 from idefics.processor.idefics1 import IdeficsProcessor
 from idefics.processor.idefics2 import Idefics2Processor
@@ -26,6 +27,6 @@ def processor_class(model_type: object) -> type[Processor]:
     return PROCESSORS[family_name({"model_type": model_type})]
 
 
-def load_processor(folder: Path, **overrides: Any) -> Processor:
-    """The processor of a checkpoint folder; overrides as its class takes them."""
-    return processor_class(read_json(folder / "config.json").get("model_type")).from_folder(folder, **overrides)
+def load_processor(folder: Path, *, keys: Keys | None = None, **overrides: Any) -> Processor:
+    """The processor of a checkpoint folder; `keys` and overrides as its class takes them."""
+    return processor_class(read_json(folder / "config.json").get("model_type")).from_folder(folder, keys=keys, **overrides)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.config import Idefics1Config
+from idefics.config.keys import Keys
 from idefics.errors import ConfigError, ImageCountError, InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
@@ -62,11 +63,12 @@ class IdeficsProcessor(Processor):
         self._lead = "" if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else self._bos
 
     @classmethod
-    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
+    def from_folder(cls, folder: Path, *, keys: Keys | None = None, **overrides: Any) -> Self:
         """Reads a checkpoint folder of any era.
 
         Args:
             folder: with `tokenizer.json` and its companions, `preprocessor_config.json` and/or `processor_config.json`.
+            keys: lets unknown ones of the image settings pass, or does not; None does not.
             overrides: `image_size`, `image_mean`, `image_std`, `padding_side`, `chat_template`.
 
         Raises:
@@ -76,7 +78,7 @@ class IdeficsProcessor(Processor):
         """
         check_options(overrides, (*_OVERRIDES, "padding_side", "chat_template"), what="processor")
         processor_settings_of(folder, family="Idefics")
-        images = cls.images_class.from_folder(folder, **{name: overrides.get(name) for name in _OVERRIDES})
+        images = cls.images_class.from_folder(folder, keys=keys, **{name: overrides.get(name) for name in _OVERRIDES})
         template = overrides.get("chat_template")
         tokenizer = Tokenizer.from_folder(folder, padding_side=overrides.get("padding_side"))
         return cls(images, tokenizer, chat_template=find_template(folder) if template is None else template)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.config import Idefics2Config
+from idefics.config.keys import Keys
 from idefics.errors import ConfigError, InputError, OptionError
 from idefics.inputs import ModelInputs
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
@@ -65,11 +66,12 @@ class Idefics2Processor(Processor):
         self.image_seq_len = image_seq_len
 
     @classmethod
-    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
+    def from_folder(cls, folder: Path, *, keys: Keys | None = None, **overrides: Any) -> Self:
         """Reads a checkpoint folder of either era.
 
         Args:
             folder: with `tokenizer.json` and its companions, `preprocessor_config.json` and/or `processor_config.json`.
+            keys: lets unknown ones of the image settings pass, or does not; None does not.
             overrides: any field of `ImageProcessor`, and `image_seq_len`, `chat_template`, `padding_side`.
 
         Raises:
@@ -78,7 +80,7 @@ class Idefics2Processor(Processor):
             OptionError: an override is unknown or unusable.
         """
         own = {name: overrides.pop(name, None) for name in ("image_seq_len", "chat_template", "padding_side")}
-        images = cls.images_class.from_folder(folder, **overrides)
+        images = cls.images_class.from_folder(folder, keys=keys, **overrides)
         seq_len = own["image_seq_len"]
         if seq_len is None:
             seq_len = processor_settings_of(folder, family="Idefics2").get("image_seq_len")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from idefics.config.json_files import write_json
-from idefics.config.keys import asks_for_nothing
+from idefics.config.keys import Keys, asks_for_nothing
 from idefics.config.rules import brief, check, flag, number
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.machine.cpus import in_parallel, usable_cpus
@@ -99,12 +99,13 @@ class ImageProcessor(Described):
             raise OptionError(f"resample = {self.resample!r} is not one of Pillow's filters 0..5") from None
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "image processor") -> Self:
+    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "image processor", keys: Keys | None = None) -> Self:
         """Reads a `preprocessor_config.json`, or the `image_processor` section of a transformers 5 `processor_config.json`.
 
         Args:
             raw: its content.
             where: it stands, as errors say it.
+            keys: lets unknown ones pass, or does not; None does not.
 
         Raises:
             ConfigError: an unknown key that may matter, or a value that cannot be honoured.
@@ -113,16 +114,18 @@ class ImageProcessor(Described):
         for key, value in raw.items():
             if key in _FIXED and value not in _FIXED[key]:
                 raise ConfigError(f"{where}: {key} = {brief(value)} is not supported; only {_FIXED[key][1]!r} is")
-            if key not in known and key not in INERT and key not in _FIXED and not asks_for_nothing(value):
-                raise ConfigError(f"{where}: the key {key!r} = {brief(value)} is unknown and may change the pixels")
+        beside = {key: value for key, value in raw.items() if key not in known | INERT | set(_FIXED)}
+        unknown = {key: value for key, value in beside.items() if not asks_for_nothing(value)}
+        (keys or Keys(allow_unknown=False)).admit(where, unknown)
         try:
             return cls(**{key: value for key, value in raw.items() if key in known and value is not None})
         except (OptionError, TypeError) as error:
             raise ConfigError(f"{where}: {error}") from None
 
     @classmethod
-    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
+    def from_folder(cls, folder: Path, *, keys: Keys | None = None, **overrides: Any) -> Self:
         """Reads a checkpoint folder of either era; `overrides` are fields to change, None keeps the file's.
+        `keys` as in `from_dict`.
 
         Raises:
             CheckpointNotFound: neither `preprocessor_config.json` nor a `processor_config.json` with an image processor.
@@ -132,7 +135,7 @@ class ImageProcessor(Described):
         check_options(overrides, (field.name for field in fields(cls)), what="image")
         section, where = image_settings_of(folder, family="Idefics2")
         given = {name: value for name, value in overrides.items() if value is not None}
-        return dataclasses.replace(cls.from_dict(section, where=where), **given)
+        return dataclasses.replace(cls.from_dict(section, where=where, keys=keys), **given)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that every transformers since 4.40 reads."""

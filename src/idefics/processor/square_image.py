@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from PIL import Image
 
 from idefics.config.json_files import write_json
-from idefics.config.keys import asks_for_nothing
+from idefics.config.keys import Keys, asks_for_nothing
 from idefics.config.rules import brief
 from idefics.errors import ConfigError, ImageError, InputError, OptionError
 from idefics.processor.call_options import check_left_over, plain
@@ -84,12 +84,13 @@ class SquareImageProcessor(Described):
             object.__setattr__(self, name, value)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "image processor") -> Self:
+    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "image processor", keys: Keys | None = None) -> Self:
         """Reads a `preprocessor_config.json`, or the `image_processor` section of a transformers 5 `processor_config.json`.
 
         Args:
             raw: its content.
             where: it stands, as errors say it.
+            keys: lets unknown ones pass, or does not; None does not.
 
         Raises:
             ConfigError: an unknown key that may matter, or a value that cannot be honoured.
@@ -97,8 +98,9 @@ class SquareImageProcessor(Described):
         for key, value in raw.items():
             if key in _FIXED and value not in _FIXED[key]:
                 raise ConfigError(f"{where}: {key} = {brief(value)}; this family's models are made for {_FIXED[key][0]!r}")
-            if key not in (*_options(cls), *_FIXED, *INERT, *_NAMES, "size") and not asks_for_nothing(value):
-                raise ConfigError(f"{where}: the key {key!r} = {brief(value)} is unknown to this family of square images")
+        known = {*_options(cls), *_FIXED, *INERT, *_NAMES, "size"}
+        unknown = {key: value for key, value in raw.items() if key not in known and not asks_for_nothing(value)}
+        (keys or Keys(allow_unknown=False)).admit(where, unknown)
         given = {key: raw[key] for key in _options(cls) if raw.get(key) is not None}
         size = raw.get("size")
         if size is not None:
@@ -111,8 +113,9 @@ class SquareImageProcessor(Described):
             raise ConfigError(f"{where}: {error}") from None
 
     @classmethod
-    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
+    def from_folder(cls, folder: Path, *, keys: Keys | None = None, **overrides: Any) -> Self:
         """Reads a checkpoint folder of any era; `overrides` are fields to change, None keeps the file's.
+        `keys` as in `from_dict`.
 
         Raises:
             CheckpointNotFound: neither `preprocessor_config.json` nor a `processor_config.json` with an image processor.
@@ -122,7 +125,7 @@ class SquareImageProcessor(Described):
         check_options(overrides, _options(cls), what="image")
         given = {name: value for name, value in overrides.items() if value is not None}
         section, where = image_settings_of(folder, family="Idefics")
-        return dataclasses.replace(cls.from_dict(section, where=where), **given)
+        return dataclasses.replace(cls.from_dict(section, where=where, keys=keys), **given)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that transformers 4.40 and 5 read."""

@@ -235,11 +235,34 @@ def test_unknown_keys_of_a_config(run: Any, tmp_path: Path, monkeypatch: pytest.
     assert ran.err.startswith("warning: ")
     assert "did not say config.attention_sinks = 4" in ran.err
     assert json.loads(run("info", folder, "--json").out)["not understood"] == {"config.attention_sinks": "4"}
-    assert "as if config.json did not say config.attention_sinks = 4" in run("plan", folder).err
+    assert "as if the files did not say config.attention_sinks = 4" in run("plan", folder).err
     monkeypatch.setattr("idefics.selftest.verify", lambda *_, **__: [])
     words = ("verify", folder, "--allow-unknown-config")
     assert "config.attention_sinks = 4" in run(*words).out
     assert json.loads(run(*words, "--json").out)["unknown_config"] == {"config.attention_sinks": 4}
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "generation_config.json"])
+def test_unknown_keys_of_the_files_beside_it(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    raw = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**raw, "sharper": 4}))
+    refused(run("generate", "-m", folder, "What?"), str(folder / name), "sharper = 4", "--allow-unknown-config")
+    ran = run("generate", "-m", folder, "What?", "--max-new-tokens", "1", "--allow-unknown-config")
+    assert (ran.code, ran.err.count("\n")) == (0, 1)
+    assert ran.err.startswith("warning: ")
+    assert f"did not say {name}: sharper = 4" in ran.err
+    monkeypatch.setattr("idefics.selftest.verify", lambda *_, **__: [])
+    words = ("verify", folder, "--allow-unknown-config")
+    assert f"{name}: sharper = 4" in run(*words).out
+    assert json.loads(run(*words, "--json").out)["unknown_config"] == {f"{name}: sharper": 4}
+    if name == "preprocessor_config.json":  # what is only looked at is not refused
+        assert json.loads(run("info", folder, "--json").out)["not understood"] == {f"{name}: sharper": "4"}
+        assert f"as if the files did not say {name}: sharper = 4" in run("plan", folder).err
+        return
+    (folder / name).write_text(json.dumps({**raw, "penalty_alpha": 0.6}))  # known, and not offered
+    refused(run("generate", "-m", folder, "What?", "--allow-unknown-config"), "penalty_alpha = 0.6", "does not offer")
 
 
 def test_half_of_the_weights_never_arrived(run: Any, tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_a_folder_of_the_other_family_is_refused(folder: Path) -> None:
     [
         ({"processor_class": "ViltProcessor"}, "processor_class = 'ViltProcessor', not 'IdeficsProcessor'"),
         ({"image_processor_type": "Idefics2ImageProcessor"}, "image_processor_type = 'Idefics2ImageProcessor', not"),
-        ({"do_image_splitting": True}, "'do_image_splitting' = True is unknown to this family"),
+        ({"do_image_splitting": True}, "does not know and so cannot honour: do_image_splitting = True"),
         ({"do_resize": False}, "do_resize = False; this family"), ({"image_num_channels": 1}, "image_num_channels = 1"),
         ({"size": {"height": 9, "width": 8}, "image_size": None}, "size = .* is not the square of image_size = 9"),
         ({"size": {"shortest_edge": 9}, "image_size": None}, "size = .* is not the square"),

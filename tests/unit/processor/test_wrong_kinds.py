@@ -111,4 +111,4 @@ def _read(folder: Path, name: str) -> None:
 
 def _inside(value: Any) -> str:
     """The offending key of an object, with its value: where a set of settings is due, that is the wrong one."""
-    return " = ".join(map(repr, *value.items())) if isinstance(value, dict) and value else repr(value)
+    return "".join(f"{key} = {one!r}" for key, one in value.items()) if isinstance(value, dict) and value else repr(value)
