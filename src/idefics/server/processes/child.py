@@ -94,7 +94,7 @@ class Child:
 def _functions(work: Any) -> Iterator[Any]:
     """Those that `work` is made of."""
     if isinstance(work, partial):
-        for each in (work.func, *work.args):
+        for each in (work.func, *work.args, *work.keywords.values()):
             yield from _functions(each)
     elif isinstance(work, FunctionType):
         yield work

@@ -53,8 +53,8 @@ class Crew:
         def settle(job: Future[Result]) -> None:
             if done.done():
                 return
-            if job.cancelled():  # the server stops
-                done.cancel()
+            if job.cancelled():
+                done.set_exception(Closing("the server is stopping"))
             elif (error := job.exception()) is not None:
                 done.set_exception(error)
             else:

@@ -135,10 +135,9 @@ class Pool(Generic[Task, Reply]):
         try:
             reply: Reply = self._asked(slot, job, task)
             return reply
-        except Killed as killed:
+        except Killed:
             if self._closed:
                 raise Closing("the server is stopping") from None
-            self._killed(killed.reason)
             raise
         finally:
             self._idle.append(slot)
@@ -153,6 +152,9 @@ class Pool(Generic[Task, Reply]):
             kind, said = receive(child.pipe)
         except (EOFError, OSError):
             raise self._ended(slot, child, job.killed_by) from None
+        except BaseException:  # memory that ends, say: what is left of the reply must not be read as the next one
+            self._ended(slot, child, job.killed_by or "crash")
+            raise
         if not job.end():  # ended in the very moment in which it was done
             raise self._ended(slot, child, job.killed_by)
         if kind == "memory":
@@ -166,9 +168,9 @@ class Pool(Generic[Task, Reply]):
         if slot.child is not None and slot.ready and slot.child.alive:
             return slot.child
         if slot.child is None or slot.ready or not slot.child.alive:
-            slot.child, slot.ready = None, False
-            slot.child = self._new()
+            self._begin_in(slot)
         child = slot.child
+        assert child is not None
         try:
             said = receive(child.pipe) if child.pipe.poll(STARTING) else TimeoutError(f"nothing came in {STARTING:g} s")
         except (EOFError, OSError):
@@ -181,13 +183,16 @@ class Pool(Generic[Task, Reply]):
         slot.ready, self._failures = True, 0
         return child
 
-    def _new(self) -> Child:
-        if self._closed:
-            raise Closing("the server is stopping")
+    def _begin_in(self, slot: _Slot) -> None:
+        slot.child, slot.ready = None, False
         try:
-            return self._begin()
+            slot.child = self._begin()
         except OSError as error:
             raise self._impossible(error) from None
+        if self._closed:  # looked at last: `close` ends all that it finds, and may have looked before
+            slot.child.kill()
+            slot.child.code()
+            raise Closing("the server is stopping")
 
     def _impossible(self, error: BaseException) -> Closing:
         self._failures += 1
@@ -198,10 +203,12 @@ class Pool(Generic[Task, Reply]):
         """Why a process ended, which may not be quite over; another one begins."""
         child.kill()
         code = child.code()
-        slot.child, slot.ready = None, False
-        with contextlib.suppress(Closing):
-            slot.child = self._new()
-        return Killed(reason or _REASONS.get(code, "crash"))
+        killed = Killed(reason or _REASONS.get(code, "crash"))
+        if not self._closed:
+            self._killed(killed.reason)
+            with contextlib.suppress(Closing):
+                self._begin_in(slot)
+        return killed
 
 
 # A memory that cannot be had aborts what is not Python; a system that has none left kills.

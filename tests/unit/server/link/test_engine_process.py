@@ -151,6 +151,8 @@ def test_a_function_of_the_program_that_runs_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys.modules["__main__"], "odd", odd, raising=False)
     with pytest.raises(OptionError, match="put it into a module of its own"):
         EngineProcess(odd)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="put it into a module of its own"):
+        EngineProcess(partial(fake_engine, odd=odd))
 
 
 def test_a_process_that_was_never_used_ends() -> None:

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Coroutine, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import pool_work
 from idefics.errors import InputError
 from idefics.server.errors import Closing
 from idefics.server.processes import pool as pool_module
+from idefics.server.processes.child import Child
+from idefics.server.processes.crew import Crew
 from idefics.server.processes.pool import Killed, Pool
 from idefics.server.processes.turns import Turns
 from serving import wait_until
@@ -115,6 +119,77 @@ def test_a_process_that_was_killed_from_outside_is_replaced(pool: Pool[Any, Any]
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: gone(before))
     assert run(pool, "who") != before
+
+
+def test_what_was_left_before_it_began_has_cost_no_process(pool: Pool[Any, Any]) -> None:
+    async def go() -> tuple[int, int]:
+        before = await pool.run(("who", None), seconds=60)
+        waiting = threading.Event()
+        pool._ready, ready = (lambda slot: (waiting.wait(20), ready(slot))[1]), pool._ready  # type: ignore[method-assign]
+        try:
+            task = asyncio.ensure_future(pool.run(("sleep", None), seconds=60))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.sleep(2 * pool_module.LEFT)
+        finally:
+            waiting.set()
+            pool._ready = ready  # type: ignore[method-assign]
+        return before, await pool.run(("who", None), seconds=60)
+
+    KILLED.clear()
+    before, after = asyncio.run(go())
+    assert before == after
+    assert KILLED == []
+
+
+def test_a_reply_that_was_read_in_part_is_not_read_on(pool: Pool[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def partly(pipe: Connection) -> Any:
+        pipe.recv_bytes()
+        raise MemoryError
+
+    before = run(pool, "who")
+    with monkeypatch.context() as patched:
+        patched.setattr(pool_module, "receive", partly)
+        with pytest.raises(MemoryError):
+            run(pool, "echo", b"x" * 100)
+    assert gone(before)
+    assert run(pool, "who") != before
+
+
+def test_a_process_that_begins_while_the_pool_closes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Pool[Any, Any] = Pool("test", pool_work.made, size=1, seconds=60, memory=2**27)
+    began: list[Child] = []
+    begin = made._begin
+
+    def begin_late() -> Child:
+        if began:
+            made.close()
+        began.append(begin())
+        return began[-1]
+
+    monkeypatch.setattr(made, "_begin", begin_late)
+    with pytest.raises(Closing):
+        run(made, "crash")
+    assert [child.alive for child in began] == [False, False]
+
+
+def test_work_that_was_not_begun_when_its_threads_left_is_refused() -> None:
+    crew, held = Crew(1, "test"), threading.Event()
+
+    async def go() -> None:
+        first = asyncio.ensure_future(crew.do(held.wait))
+        await asyncio.sleep(0)
+        crew._turns.give()  # as a thread does whose work is done, before it looks for more
+        second = asyncio.ensure_future(crew.do(int))
+        await asyncio.sleep(0)
+        crew.close()
+        with pytest.raises(Closing):
+            await second
+        held.set()
+        await first
+
+    asyncio.run(go())
 
 
 def test_logs_hold_no_lines_of_strangers(pool: Pool[Any, Any], capfd: pytest.CaptureFixture[str]) -> None:
