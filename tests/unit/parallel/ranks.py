@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from idefics.engine import engine
+from idefics.engine import streams
 from idefics.engine.engine import Engine
 from idefics.engine.prefill import Prefill
 from idefics.engine.sampling_params import SamplingParams
@@ -121,7 +121,7 @@ def _mutations(folder: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> dict[st
         except RuntimeError as error:
             found["a cache for all heads"] = str(error)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "agreed_seed", lambda _model: None)
+        patch.setattr(streams, "agreed_seed", lambda _model: None)
         found["seeds of one's own"] = answers(model, do_sample=True, temperature=3.0, n=2)
     return found
 
