@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import warnings
@@ -40,28 +39,17 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
         )
     import torch
 
-    from idefics.assets import EMBEDDED_NAME
-    from idefics.weights.dtype import torch_dtype
-    from idefics.weights.files import resolve
-
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-
-    torch_dtype(options.dtype)  # refuses before anything is downloaded
-    # Before the bar of loading appears: downloads have their own.
-    folder = resolve(
-        options.model,
-        revision=options.revision,
-        cache_dir=options.cache_dir,
-        token=options.token,
-        offline=options.offline,
-        progress=sys.stderr.isatty(),
-    )
     from idefics.api import load
 
     with _warnings_told(), bar("loading") as progress, memory_explained("loading the model"):
-        model = load(
-            folder,
+        return load(
+            options.model,
+            revision=options.revision,
+            cache_dir=options.cache_dir,
+            token=options.token,
+            offline=options.offline,
             dtype=options.dtype,
             device=options.device,
             device_map=options.placement(),
@@ -71,18 +59,6 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
             allow_unknown_config=options.allow_unknown_config,
             progress=progress,
         )
-    model.name = options.model or EMBEDDED_NAME
-    return model
-
-
-@contextmanager
-def _collector_resting() -> Iterator[None]:
-    """Else Python looks through the same lasting objects again and again while torch is imported: a tenth of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @contextmanager
@@ -99,7 +75,7 @@ def _warnings_told() -> Iterator[None]:
 
 @contextmanager
 def bar(doing: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr, gone when done; None where stderr is no terminal."""
+    """A progress bar on stderr from the first word of progress on, gone when done; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -112,9 +88,17 @@ def bar(doing: str) -> Iterator[Callable[[int, int], None] | None]:
         DownloadColumn(binary_units=True),
         TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(doing, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    shown = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = shown.add_task(doing, total=None)
+
+    def tell(done: int, total: int) -> None:
+        shown.start()  # not before: a download that comes first has bars of its own
+        shown.update(task, completed=done, total=total)
+
+    try:
+        yield tell
+    finally:
+        shown.stop()
 
 
 @contextmanager
