@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
@@ -59,6 +60,45 @@ def generate(
     began = time.perf_counter()
     options = sampling.given() | ({} if n is None else {"n": n})
     sampling_params({}, options)  # refuses before anything is read
+    prompt = _words(question, shots, raw=raw, tensor_parallel=tensor_parallel)
+    attached = [attach(source) for source in image or ()]
+    pictures = [attachment.image for attachment in attached]
+    examples = _examples(shots, pictures)
+    opened = open_model(model, images, tensor_parallel=tensor_parallel)
+    introduce(opened.name)
+    loaded = time.perf_counter()
+    request = _Request(prompt=prompt, pictures=pictures, raw=raw or None, options=options)
+    request = _with_examples(opened, request, examples, shots, seed=sampling.seed)
+    params = sampling_params(opened.defaults, request.options)  # the checkpoint may ask for beams or several answers itself
+    with memory_explained("answering"):
+        if as_json:
+            answers: Any = request.answers(opened, details=True)
+            seconds = {"load": loaded - began, "answer": time.perf_counter() - loaded}
+            report = _report(opened, attached, answers if params.n > 1 else [answers], seconds)
+            print(json.dumps(report, ensure_ascii=False))
+        elif params.n > 1:
+            write("\n".join(request.answers(opened)), end="\n")
+        elif stream and params.num_beams == 1 and params.candidates == 1:
+            _print_stream(opened, request)
+        else:
+            write(request.answers(opened), end="\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What a model is asked."""
+
+    prompt: str
+    pictures: list[Any]
+    raw: bool | None
+    options: dict[str, Any]
+
+    def answers(self, model: Idefics, *, details: bool = False) -> Any:
+        return model.generate(self.prompt, self.pictures, raw=self.raw, details=details, **self.options)
+
+
+def _words(question: str, shots: ShotOptions, *, raw: bool, tensor_parallel: int | None) -> str:
+    """The question in words, once nothing that was given contradicts another; costs no loading."""
     if shots.shots is None and (shots.shots_k, shots.shots_by) != (None, None):
         raise OptionError("--shots-k and --shots-by choose among examples; give a file with --shots")
     if shots.shots is not None and raw:
@@ -68,36 +108,7 @@ def generate(
     prompt = stdin_text("the question") if question == "-" else as_text(question, "the question")
     if not prompt.strip():
         raise InputError("the question is empty")
-    attached = [attach(source) for source in image or ()]
-    examples = _examples(shots, [attachment.image for attachment in attached])
-    asked = open_model(model, images, tensor_parallel=tensor_parallel)
-    introduce(asked.name)
-    loaded = time.perf_counter()
-    params = sampling_params(asked.defaults, options)  # the checkpoint may ask for beams or several answers itself
-    pictures = [attachment.image for attachment in attached]
-    place = asked.processor.image_token
-    if place in prompt and not raw:
-        raise InputError(f"the question holds {place}, which stands for an image; leave it out, or place images with --raw")
-    if examples:
-        from idefics import fewshot
-
-        by, k = shots.shots_by or "order", shots.shots_k
-        chosen = fewshot.choose(asked, examples, pictures, by=by, k=k, seed=sampling.seed)
-        prompt, pictures = fewshot.build(asked, chosen, prompt, pictures)
-        raw = True
-        if asked.processor.chat_template is None:
-            options.setdefault("stop", ["\n"])  # examples stand a line each, and the model would go on with another
-    with memory_explained("answering"):
-        if as_json:
-            result: Any = asked.generate(prompt, pictures, raw=raw or None, details=True, **options)
-            seconds = {"load": loaded - began, "answer": time.perf_counter() - loaded}
-            print(json.dumps(_report(asked, attached, result if params.n > 1 else [result], seconds), ensure_ascii=False))
-        elif params.n > 1:
-            write("\n".join(asked.generate(prompt, pictures, raw=raw or None, **options)), end="\n")
-        elif stream and params.num_beams == 1 and params.candidates == 1:
-            _print_stream(asked, prompt, pictures, raw=raw or None, options=options)
-        else:
-            write(asked.generate(prompt, pictures, raw=raw or None, **options), end="\n")
+    return prompt
 
 
 def _examples(shots: ShotOptions, pictures: list[Any]) -> list[Shot]:
@@ -111,8 +122,27 @@ def _examples(shots: ShotOptions, pictures: list[Any]) -> list[Shot]:
     return found
 
 
-def _print_stream(asked: Idefics, prompt: str, pictures: list[Any], *, raw: bool | None, options: dict[str, Any]) -> None:
-    pieces = asked.stream(prompt, pictures, raw=raw, **options)
+def _with_examples(
+    model: Idefics, request: _Request, examples: list[Shot], shots: ShotOptions, *, seed: int | None
+) -> _Request:
+    """The same question, after examples if there are any."""
+    place = model.processor.image_token
+    if place in request.prompt and not request.raw:
+        raise InputError(f"the question holds {place}, which stands for an image; leave it out, or place images with --raw")
+    if not examples:
+        return request
+    from idefics import fewshot
+
+    by, k = shots.shots_by or "order", shots.shots_k
+    chosen = fewshot.choose(model, examples, request.pictures, by=by, k=k, seed=seed)
+    prompt, pictures = fewshot.build(model, chosen, request.prompt, request.pictures)
+    # Examples stand a line each where there are no turns, and the model would go on with another.
+    ends = {"stop": ["\n"]} if model.processor.chat_template is None else {}
+    return _Request(prompt=prompt, pictures=pictures, raw=True, options=ends | request.options)
+
+
+def _print_stream(model: Idefics, request: _Request) -> None:
+    pieces = model.stream(request.prompt, request.pictures, raw=request.raw, **request.options)
     started = False
     try:
         for piece in pieces:
@@ -127,13 +157,13 @@ def _print_stream(asked: Idefics, prompt: str, pictures: list[Any], *, raw: bool
     print()
 
 
-def _report(asked: Idefics, attached: list[Attachment], answers: list[Answer], seconds: dict[str, float]) -> dict[str, Any]:
+def _report(model: Idefics, attached: list[Attachment], answers: list[Answer], seconds: dict[str, float]) -> dict[str, Any]:
     first = answers[0]
     report: dict[str, Any] = {
         "answer": first.text,
         "finish": first.finish,
-        "model": asked.name,
-        "dtype": dtype_name(asked.model.dtype),
+        "model": model.name,
+        "dtype": dtype_name(model.model.dtype),
         "images": [{"source": _short(a.source), "width": a.image.width, "height": a.image.height} for a in attached],
         "tokens": {
             "prompt": first.prompt_tokens,
