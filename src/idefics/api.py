@@ -27,6 +27,7 @@ from idefics.engine.request import Completion, Token
 from idefics.engine.sampling_params import SamplingParams, sampling_params
 from idefics.errors import InputError, OptionError
 from idefics.inputs import ModelInputs
+from idefics.machine.progress import Progress
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.load import load_placed
@@ -36,7 +37,6 @@ from idefics.processor.families import load_processor
 from idefics.processor.messages import fill_images, normalise
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.files import resolve
-from idefics.weights.filling import Progress
 from idefics.weights.packing import pack_loaded
 
 __all__ = ["EMBEDDED", "Answer", "Idefics", "Score", "load"]

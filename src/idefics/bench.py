@@ -25,6 +25,7 @@ from idefics.errors import OptionError
 from idefics.inputs import ModelInputs
 from idefics.linears.packing import finish_packing
 from idefics.machine.ceilings import Ceilings, ceilings, seconds_of
+from idefics.machine.progress import Steps
 from idefics.weights.footprint import kv_bytes_per_token, parameter_counts
 
 __all__ = ["Bed", "Work", "bench"]
@@ -63,7 +64,7 @@ def bench(
     tokens: int = 32,
     together: int = 16,
     rounds: int = 5,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> tuple[Ceilings, list[Work]]:
     """Measures a model.
 

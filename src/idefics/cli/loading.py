@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from idefics.cli.options import ImageOptions, ModelOptions
 from idefics.cli.terminal import one_line, say
 from idefics.errors import OptionError
+from idefics.machine.progress import Progress
 
 if TYPE_CHECKING:
     from idefics.api import Idefics
@@ -74,21 +75,21 @@ def _warnings_told() -> Iterator[None]:
 
 
 @contextmanager
-def bar(doing: str) -> Iterator[Callable[[int, int], None] | None]:
+def bar(doing: str) -> Iterator[Progress | None]:
     """A progress bar on stderr from the first word of progress on, gone when done; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns: list[Any] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(binary_units=True),
+        rich.TimeRemainingColumn(),
     ]
-    shown = Progress(*columns, console=Console(stderr=True), transient=True)
+    shown = rich.Progress(*columns, console=Console(stderr=True), transient=True)
     task = shown.add_task(doing, total=None)
 
     def tell(done: int, total: int) -> None:

@@ -15,6 +15,7 @@ import typer
 
 from idefics.assets import knowledge
 from idefics.errors import InputError
+from idefics.machine.progress import Steps
 
 __all__ = ["introduce", "one_line", "one_voice", "say", "status", "write"]
 
@@ -41,7 +42,7 @@ def introduce(name: str) -> None:
 
 
 @contextmanager
-def status(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
+def status(doing: str) -> Iterator[Steps | None]:
     """A line on stderr that says what is being done, of how much; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None

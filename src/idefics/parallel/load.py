@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from idefics.errors import OptionError
+from idefics.machine.progress import Progress
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.parallel.device_map import plan_devices, spread, usable
 from idefics.parallel.launch import init
 from idefics.weights.families import build_on_meta, family_of
-from idefics.weights.filling import Progress, stored_dtype
+from idefics.weights.filling import stored_dtype
 from idefics.weights.load import load_config, load_model, unasked_dtype
 from idefics.weights.placement import Device
 from idefics.weights.shards import Shards

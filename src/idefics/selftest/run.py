@@ -9,14 +9,12 @@ import torch
 
 from idefics.api import Idefics
 from idefics.errors import OutOfMemory
+from idefics.machine.progress import Steps
 from idefics.selftest import answering, answers, decoding, files, sight, vision, weights
 from idefics.selftest.checks import Check
 from idefics.selftest.subject import Subject
 
-__all__ = ["CHECKS", "FINITE", "Progress", "verify"]
-
-Progress = Callable[[str, int, int], None]
-"""Told, before each check: its name, how many checks are done, how many there are."""
+__all__ = ["CHECKS", "FINITE", "verify"]
 
 FINITE = "weights are finite"
 
@@ -54,7 +52,7 @@ CHECKS: Mapping[str, Callable[[Subject], Check]] = {
 }
 
 
-def verify(loaded: Idefics, *, progress: Progress | None = None) -> list[Check]:
+def verify(loaded: Idefics, *, progress: Steps | None = None) -> list[Check]:
     """Tests a loaded model against silently wrong output: about 2,000 tokens of forward passes, whatever its size.
 
     Args:

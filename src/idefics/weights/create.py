@@ -25,12 +25,12 @@ from idefics.config.whole_files import expanded
 from idefics.errors import CheckpointError, CheckpointNotFound, ConfigError, OptionError
 from idefics.machine.byte_sizes import readable_bytes
 from idefics.machine.dtypes import dtype_name, dtype_named
+from idefics.machine.progress import Progress
 from idefics.processor.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Processor
 from idefics.processor.families import processor_class
 from idefics.processor.tokenizer import Tokenizer
 from idefics.weights.dtype import torch_dtype
 from idefics.weights.families import build_on_meta, family_of
-from idefics.weights.filling import Progress
 from idefics.weights.init import Start, starts
 from idefics.weights.save import shard_index, shard_names, split_shards
 from idefics.weights.shards import FLOATS, INDEX

@@ -6,14 +6,14 @@ buffers (what a scheme of fewer bits keeps, linears/scheme.py) are read in exact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from idefics.errors import CheckpointError
+from idefics.machine.progress import Progress
 from idefics.model.base import VisionLanguageModel
 from idefics.weights.division import Division
 from idefics.weights.footprint import main_dtype
@@ -22,10 +22,7 @@ from idefics.weights.placement import Placement
 from idefics.weights.rename import RenameTable
 from idefics.weights.shards import DTYPES, FLOATS, Shards, TensorEntry
 
-__all__ = ["Filling", "Progress", "fill", "plan_filling", "stored_dtype"]
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the bytes read so far and in all."""
+__all__ = ["Filling", "fill", "plan_filling", "stored_dtype"]
 
 
 @dataclass(frozen=True)

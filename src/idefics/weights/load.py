@@ -17,12 +17,13 @@ from idefics.linears.scheme import Scheme
 from idefics.machine.byte_sizes import readable_bytes
 from idefics.machine.dtypes import dtype_name
 from idefics.machine.memory import explain_out_of_memory, require_free_bytes
+from idefics.machine.progress import Progress
 from idefics.model.base import VisionLanguageModel
 from idefics.model.layers.attention import Backend
 from idefics.weights.blank import blank_weights
 from idefics.weights.division import Division, Whole
 from idefics.weights.families import build_on_meta, family_of, read_config
-from idefics.weights.filling import Filling, Progress, fill, plan_filling, stored_dtype
+from idefics.weights.filling import Filling, fill, plan_filling, stored_dtype
 from idefics.weights.placement import Device, DeviceMap, Placement
 from idefics.weights.quantised import refuse_tensors
 from idefics.weights.rename import RenameTable
