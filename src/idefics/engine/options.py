@@ -157,6 +157,9 @@ def _fraction() -> dict[str, Any]:
     return {"rule": "above 0 and at most 1", "holds": lambda value: 0 < value <= 1}
 
 
+MOST_ANSWERS = 10_000
+"""To one prompt, or beams of it: each holds memory before anything is computed, and a file may say a billion."""
+
 OPTIONS: Mapping[str, Option] = {
     option.name: option
     for option in (
@@ -243,7 +246,7 @@ OPTIONS: Mapping[str, Option] = {
             openai="presence_penalty",
         ),
         Option(name="no_repeat_ngram_size", kind=WHOLE, **_least(0), neutral=(0,), command="--no-repeat-ngram-size"),
-        Option(name="num_beams", kind=WHOLE, **_least(1), neutral=(1,), command="--num-beams"),
+        Option(name="num_beams", kind=WHOLE, **_between(1, MOST_ANSWERS), neutral=(1,), command="--num-beams"),
         Option(name="length_penalty", kind=NUMBER, rule="finite", holds=math.isfinite, neutral=(1,)),
         Option(name="early_stopping", kind=TRUTH, neutral=(False,)),
         Option(
@@ -266,8 +269,18 @@ OPTIONS: Mapping[str, Option] = {
             tgi="stop",
             openai="stop",
         ),
-        Option(name="n", kind=WHOLE, **_least(1), neutral=(1,), aliases=("num_return_sequences",), command="--n", openai="n"),
-        Option(name="best_of", kind=WHOLE, **_least(1), neutral=(1,), draws=True, tgi="best_of", openai="best_of"),
+        Option(
+            name="n",
+            kind=WHOLE,
+            **_between(1, MOST_ANSWERS),
+            neutral=(1,),
+            aliases=("num_return_sequences",),
+            command="--n",
+            openai="n",
+        ),
+        Option(
+            name="best_of", kind=WHOLE, **_between(1, MOST_ANSWERS), neutral=(1,), draws=True, tgi="best_of", openai="best_of"
+        ),
         Option(name="logprobs", kind=WHOLE, **_between(0, 100), tgi="top_n_tokens", openai="logprobs"),
         Option(name="prompt_lookup_num_tokens", kind=WHOLE, **_least(0), neutral=(0,), command="--prompt-lookup"),
     )

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["END_OF_UTTERANCE", "FAKE_TOKEN", "IMAGE_TOKEN", "Idefics2Processor"]
 
+MOST_LATENTS = 10_000
+"""Of one (sub-)image: twice its patches. A prompt is written with so many tokens, and a file may say a billion."""
+
 
 class Idefics2Processor(Processor):
     """Texts and images to the inputs of an Idefics2 model, and ids back to text.
@@ -45,7 +48,7 @@ class Idefics2Processor(Processor):
 
     Raises:
         ConfigError: the tokenizer lacks a token.
-        OptionError: `image_seq_len` is no positive whole number.
+        OptionError: `image_seq_len` is no whole number from 1 to `MOST_LATENTS`.
     """
 
     published_name = "Idefics2Processor"
@@ -60,8 +63,8 @@ class Idefics2Processor(Processor):
         chat_template: str | None = None,
     ) -> None:
         image_seq_len = plain(image_seq_len)
-        if isinstance(image_seq_len, bool) or not isinstance(image_seq_len, int) or image_seq_len < 1:
-            raise OptionError(f"image_seq_len = {image_seq_len!r} must be a positive whole number")
+        if isinstance(image_seq_len, bool) or not isinstance(image_seq_len, int) or not 1 <= image_seq_len <= MOST_LATENTS:
+            raise OptionError(f"image_seq_len = {image_seq_len!r} must be a whole number from 1 to {MOST_LATENTS}")
         super().__init__(image_processor, tokenizer, chat_template)
         self.image_seq_len = image_seq_len
 

@@ -217,6 +217,8 @@ def test_overrides(folder: Path) -> None:
         Idefics2Processor.from_folder(folder, do_image_spliting=False)
     with pytest.raises(OptionError, match="image_seq_len = 0"):
         Idefics2Processor.from_folder(folder, image_seq_len=0)
+    with pytest.raises(OptionError, match="image_seq_len = 1000000000"):
+        Idefics2Processor.from_folder(folder, image_seq_len=10**9)
     with pytest.raises(OptionError, match="size"):
         Idefics2Processor.from_folder(folder, size={"longest_edge": 448})
 
