@@ -27,6 +27,7 @@ class ServerLimits:
         request_pixels: of all images of a request together.
         jpeg_scans: of one JPEG. Encoders write 1, or 6 to 18 that refine each other (progressive).
         jpeg_segments: before a JPEG's first scan. An image of 20 MB has room for 320 that are full.
+        jpeg_stray_bytes: that stand there between segments. Padding of honest files takes hundreds.
         image_parts: chunks of a PNG or WebP, blocks of a GIF before its first frame, boxes of an AVIF, tags of a TIFF or of
             Exif. A PNG of 20 MB in the pieces that libpng writes has 2,560.
         rle_pixels: of a BMP in runs, which are decoded in Python.
@@ -67,6 +68,7 @@ class ServerLimits:
     request_pixels: int = 200_000_000
     jpeg_scans: int = 32
     jpeg_segments: int = 1_000
+    jpeg_stray_bytes: int = 2**16
     image_parts: int = 10_000
     rle_pixels: int = 4_000_000
     scan_pixels: int = 2_000_000_000

@@ -36,8 +36,7 @@ def check_header(data: bytes, limits: ServerLimits, where: str) -> None:
         ImageError: there are more than allowed; says which.
     """
     if data[4:8] == b"ftyp":
-        check_avif(data, limits, where)
-        return
+        check_avif(data, limits, where)  # and more: lengths and sizes of other formats can read like this
     for beginning, check in _BY_BEGINNING.items():
         if data.startswith(beginning):
             check(data, limits, where)

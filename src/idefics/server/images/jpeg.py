@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from idefics.errors import ImageError
-from idefics.server.images.tiff import check_tags
+from idefics.server.images.tiff import check_exif
 from idefics.server.limits import ServerLimits
 
 __all__ = ["check_jpeg", "scans"]
@@ -24,6 +24,11 @@ _ALONE = frozenset({0x01, *range(0xD0, 0xDA)})  # markers without a segment
 _SEGMENTS = frozenset(range(0xC0, 0xFF)) - _ALONE
 # Entropy-coded data holds FF 00 and restart markers (FF D0 to FF D7) only; a run of FF is padding before a marker.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# What Pillow makes of bytes before the first scan: any marker at all, of which some have no segment to it.
+_ANY_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_FIRST_MARKER = 0xC0
+"""What is below is no marker to Pillow, which then reads no further."""
+_READ_SEGMENTS = _SEGMENTS - {0xC8, *range(0xF0, 0xFE)}
 
 
 def scans(data: bytes, *, enough: int) -> int:
@@ -52,28 +57,33 @@ def scans(data: bytes, *, enough: int) -> int:
 
 
 def check_jpeg(data: bytes, limits: ServerLimits, where: str) -> None:
-    """Bounds the segments before the first scan.
+    """Bounds what stands before the first scan: segments, other markers, and bytes that are neither.
+
+    It walks as Pillow does (`JpegImageFile._open`): past ends of images too, and where a marker has a segment for Pillow.
 
     Raises:
         ImageError: there are too many, or the Exif among them is too large.
     """
-    at, found, exif = 2, 0, []
-    while marker := _MARKER.search(data, at):
-        at = marker.end()
-        kind = data[at - 1]
-        if kind in (_START_OF_SCAN, _END_OF_IMAGE):
+    at, found, stray, exif = 2, 0, 0, []
+    while marker := _ANY_MARKER.search(data, at, at + limits.jpeg_stray_bytes + 2 - stray):
+        kind = data[marker.end() - 1]
+        if kind < _FIRST_MARKER or kind == _START_OF_SCAN:
             break
-        if kind not in _SEGMENTS:
-            continue
-        size = max(2, int.from_bytes(data[at : at + 2]))
-        if data.startswith(_EXIF, at + 2):
-            exif.append(data[at + 2 + len(_EXIF) : at + size])
+        stray += marker.start() - at
         found += 1
+        at = marker.end()
+        size = max(2, int.from_bytes(data[at : at + 2])) if kind in _READ_SEGMENTS else 0
+        if size and data.startswith(_EXIF, at + 2):
+            exif.append(data[at + 2 : at + size])
         if found > limits.jpeg_segments or len(exif) > _EXIFS:
             raise ImageError(
                 f"{where} is a JPEG of more segments than the limit of {limits.jpeg_segments}, {_EXIFS} of them Exif; "
                 "save it without its metadata"
             )
         at += size
+    if marker is None and stray + len(data) - at > limits.jpeg_stray_bytes:
+        raise ImageError(
+            f"{where} is a JPEG of more bytes between its segments than the limit of {limits.jpeg_stray_bytes}; save it anew"
+        )
     if exif:
-        check_tags(b"".join(exif), limits, where)
+        check_exif(b"".join((exif[0], *(more.removeprefix(_EXIF) for more in exif[1:]))), limits, where)

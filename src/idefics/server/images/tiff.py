@@ -5,18 +5,22 @@ A tile is decoded whole, however little of it the image shows, and a directory m
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 
 from idefics.errors import ImageError
 from idefics.server.limits import ServerLimits
 
-__all__ = ["check_tags", "check_tiff"]
+__all__ = ["check_exif", "check_tags", "check_tiff"]
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERED = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _RATIONAL, _SIGNED_RATIONAL = 5, 10
 _WIDTH, _HEIGHT, _BITS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 277, 322, 323
+_TWO_WAYS, _CLASSIC = b"MM\0+", b"MM\0*"
+"""A BigTIFF in this order is one to libtiff, and a TIFF of the classic kind to Pillow."""
+_EXIF = re.compile(rb"(Exif\0\0){0,2}")
 _MORE = frozenset({0x8769, 0x8825, 0xA005})  # tags that lead to Exif's, GPS's and interoperability's directories
 _DIRECTORIES = 16
 _SPARE_BYTES = 2**24
@@ -38,6 +42,8 @@ def check_tiff(data: bytes, limits: ServerLimits, where: str) -> None:
         ImageError: it has more or larger ones than it may; says which.
     """
     check_tags(data, limits, where)
+    if data.startswith(_TWO_WAYS):
+        check_tiff(_CLASSIC + data[len(_CLASSIC) :], limits, where)
     at = _first(data)
     tags = [] if at is None else list(_directory(data, at, limits.image_parts))
 
@@ -56,12 +62,24 @@ def check_tiff(data: bytes, limits: ServerLimits, where: str) -> None:
         )
 
 
+def check_exif(data: bytes, limits: ServerLimits, where: str) -> None:
+    """As `check_tags`, of what may begin with `Exif` and two zeros, once or twice, as Pillow takes it.
+
+    Raises:
+        ImageError: as `check_tags`.
+    """
+    begins = _EXIF.match(data)
+    check_tags(data[begins.end() if begins else 0 :], limits, where)
+
+
 def check_tags(data: bytes, limits: ServerLimits, where: str) -> None:
     """Bounds the tags of a TIFF or of Exif, its own directories included.
 
     Raises:
         ImageError: they are too many, or hold too much.
     """
+    if data.startswith(_TWO_WAYS):
+        check_tags(_CLASSIC + data[len(_CLASSIC) :], limits, where)
     first = _first(data)
     waiting, seen = [] if first is None else [first], set[int]()
     found = held = numbers = fractions = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idefics.errors import ImageError
-from idefics.server.images.tiff import check_tags
+from idefics.server.images.tiff import check_exif
 from idefics.server.limits import ServerLimits
 
 __all__ = ["check_webp"]
@@ -22,5 +22,5 @@ def check_webp(data: bytes, limits: ServerLimits, where: str) -> None:
             raise ImageError(f"{where} is a WebP of more chunks than the limit of {limits.image_parts}; save its first frame")
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         if data.startswith(b"EXIF", at):
-            check_tags(data[at + 8 : at + 8 + size].removeprefix(b"Exif\0\0"), limits, where)
+            check_exif(data[at + 8 : at + 8 + size], limits, where)
         at += 8 + size + size % 2

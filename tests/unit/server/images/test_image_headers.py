@@ -89,6 +89,8 @@ FRACTIONS = directory((282, 5, 100_000, 30)) + b"\1\0\0\0\2\0\0\0" * 100_000
 OFFSETS = directory((256, 4, 1, 1), (257, 4, 1, 300_000), (273, 4, 300_000, 50)) + bytes(1_200_000)
 SEVERAL = directory(*((number, 5, 7_000, 40) for number in range(9))) + bytes(60_000)
 EXIF = b"Exif\0\0"
+PROFILE = b"Raw profile type exif\0"
+MANY = directory(*((40_000 + number, 3, 1, 0) for number in range(12_000)), order=">")
 REFUSED: dict[str, tuple[bytes, str]] = {
     "tiff: a tile of 900 megapixels": (tiles(1, 1, 30_000), "1x1 pixels in tiles of 30000x30000"),
     "tiff: such a tile in other words": (tiles(1, 1, 30_000, order=">"), "in tiles of 30000x30000"),
@@ -106,6 +108,37 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "jpeg: profiles": (jpeg_of(segment(0xE2, b"ICC_PROFILE\0\1\1"), 2_000), "more segments than the limit of 1000"),
     "jpeg: quantisation tables": (jpeg_of(segment(0xDB, bytes(65)), 2_000), "more segments than the limit of 1000"),
     "jpeg: fractions in exif": (jpeg_of(segment(0xE1, EXIF + SEVERAL), 1), "more tags, or larger ones"),
+    "jpeg: exif twice named": (jpeg_of(segment(0xE1, EXIF + EXIF + SEVERAL), 1), "more tags, or larger ones"),
+    "jpeg: exif after an end": (jpeg_of(b"\xff\xd9" + segment(0xE1, EXIF + b"A") * 9, 1), "4 of them Exif"),
+    "jpeg: segments after an end": (jpeg_of(b"\xff\xd9" + segment(0xE2, b"") * 2_000, 1), "more segments than the limit"),
+    "jpeg: segments behind a marker without one": (
+        jpeg_of(b"\xff\xf0\xff\xff" + segment(0xE2, b"") * 2_000, 1), "more segments than the limit of 1000"),
+    "jpeg: segments behind a reserved marker": (
+        jpeg_of(b"\xff\xc8\xff\xff" + segment(0xE2, b"") * 2_000, 1), "more segments than the limit of 1000"),
+    "jpeg: restarts": (jpeg_of(b"\xff\xd0", 2_000), "more segments than the limit of 1000"),
+    "jpeg: beginnings": (jpeg_of(b"\xff\xd8", 9_000_000), "more segments than the limit of 1000"),
+    "jpeg: ends": (jpeg_of(b"\xff\xd9", 2_000), "more segments than the limit of 1000"),
+    "jpeg: padding": (jpeg_of(b"\xff", 6_000_000), "more bytes between its segments than the limit of 65536"),
+    "jpeg: escapes": (jpeg_of(b"\xff\0", 6_000_000), "more bytes between its segments"),
+    "jpeg: bytes of no meaning": (jpeg_of(b"\0", 6_000_000), "more bytes between its segments"),
+    "jpeg: padding of every segment": (jpeg_of(b"\xff" * 200 + segment(0xE2, b""), 900), "more bytes between its segments"),
+    "jpeg: one that reads like an avif": (
+        saved("JPEG")[:2] + b"\xff\xe2ftyp" + bytes(0x6674 - 4) + saved("JPEG")[2:20] * 1_001, "more segments than the limit"),
+    "png: exif in a text": (png_of(chunk(b"tEXt", PROFILE + b"\n\n\n" + SEVERAL.hex().encode())), "more tags, or larger ones"),
+    "png: exif in a packed text": (
+        png_of(chunk(b"zTXt", PROFILE + b"\0" + zlib.compress(b"\n\n\n" + SEVERAL.hex().encode()))), "more tags"),
+    "png: exif in a text of a language": (
+        png_of(chunk(b"iTXt", PROFILE + b"\0\0\0\0\n\n\n" + SEVERAL.hex().encode())), "more tags, or larger ones"),
+    "png: texts of exif": (png_of(chunk(b"tEXt", PROFILE) * 9), "more texts with Exif than the limit of 4"),
+    "png: texts after an end": (
+        png_of(b"").replace(b"IHDR", b"IEND", 1) + chunk(b"tEXt", b"a\0b") * 12_000, "a PNG of more chunks"),
+    "gif: behind an empty block": (gif_of(b"!\1\0," + bytes(44) + b"\1A" * 12_000 + b"\0"), "a GIF of more blocks"),
+    "gif: behind an empty loop": (
+        gif_of(b"!\xff\x0bNETSCAPE2.0\0," + bytes(44) + b"\1A" * 12_000 + b"\0"), "a GIF of more blocks"),
+    "gif: empty comments": (gif_of(b"!\xfe\0" * 12_000), "a GIF of more blocks"),
+    "tiff: two readings": (b"MM\0+" + MANY[4:], "more tags, or larger ones"),
+    "bmp: one that reads like an avif": (
+        b"BMxxftyp" + bmp(9, 9, header=2**31)[8:], "a header of 2147483648 bytes"),
     "png: texts": (png_of(chunk(b"tEXt", b"a\0b") * 12_000), "a PNG of more chunks than the limit of 10000"),
     "png: private chunks": (png_of(chunk(b"prVt") * 12_000), "a PNG of more chunks"),
     "png: empty pieces of the picture": (png_of(chunk(b"IDAT") * 12_000), "a PNG of more chunks"),
@@ -159,6 +192,11 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "tiff of frames": lambda: saved("TIFF", save_all=True, append_images=frames(60)),
     "big tiff": lambda: saved("TIFF", big_tiff=True),
     "avif": lambda: saved("AVIF", exif=exif().tobytes()),
+    "jpeg with padding": lambda: jpeg_of(b"\xff" * 9_000 + segment(0xE2, b"a"), 5),
+    "png with exif in a text": lambda: png_of(
+        chunk(b"zTXt", PROFILE + b"\0" + zlib.compress(b"\nexif\n" + exif().tobytes().hex().encode()))
+    ),
+    "gif of a loop": lambda: gif_of(b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0"),
     "nothing": lambda: b"",
     "the beginning of a tiff": lambda: b"II*\0\xff\xff\xff\xff",
     "a tiff that leads out of itself": lambda: directory((282, 5, 9, 10**9), at=10**6),
