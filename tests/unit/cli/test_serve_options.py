@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -57,9 +58,11 @@ def test_the_key_of_the_environment_is_one(monkeypatch: pytest.MonkeyPatch, caps
     assert "API key 1 of 1, of 11 characters, holds blanks" in capsys.readouterr().err
 
 
-def test_a_cache_that_holds_no_block_is_told_before_anybody_asks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_holds_no_block_is_told_before_anybody_asks(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["serve", "--port", "0", "--cache-gb", "0.000001"])
+        main(["serve", "-m", str(tiny_checkpoint), "--port", "0", "--cache-gb", "0.000001"])
     assert end.value.code == 1
     told = capsys.readouterr().err
     assert "1000 B for keys and values on cpu do not hold one block of 16 tokens" in told
