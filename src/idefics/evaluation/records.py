@@ -50,10 +50,11 @@ def read_records(path: Path) -> list[Record]:
         InputError: the file cannot be read, or a line is no record; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also cuts at marks that JSON allows within a text, such as U+2028.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line]
 
 
 def _record(line: str, where: str) -> Record:

@@ -126,6 +126,13 @@ def test_damaged_files(tmp_path: Path, line: str | dict[str, Any], said: str) ->
         read_records(path)
 
 
+def test_answers_may_hold_any_character(tmp_path: Path) -> None:
+    said = "one\u2028two\x85three\x0cfour\nfive\rsix"
+    records = [replace(record, answer=said) for record in asked(2, together=2)[1]]
+    write_records(tmp_path / "answers.jsonl", records)
+    assert read_records(tmp_path / "answers.jsonl") == records
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.jsonl cannot be read"):
         read_records(tmp_path / "nowhere.jsonl")
