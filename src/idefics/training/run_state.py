@@ -38,10 +38,12 @@ def save_run(folder: Path, learner: nn.Module, optimizer: SplitOptimizer, place:
     Raises:
         CheckpointError: it cannot be written, as on a full disk; the state that was there before stays.
     """
+    on_gpus = any(parameter.is_cuda for parameter in optimizer.parameters)
     state = {
         "learner": learner.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
+        "random_gpus": torch.cuda.get_rng_state_all() if on_gpus else [],
         "stage": place.stage,
         "step": place.step,
     }
@@ -76,10 +78,11 @@ def resume_run(folder: Path, learner: nn.Module, optimizer: SplitOptimizer) -> P
     if not path.exists():
         return Place()
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location="cpu")  # a GPU would hold everything twice
         learner.load_state_dict(saved["learner"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["random"])
+        torch.cuda.set_rng_state_all(saved["random_gpus"])
         return Place(stage=saved["stage"], step=saved["step"])
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         why = " ".join(str(error).split())[:200]

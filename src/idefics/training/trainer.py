@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from idefics.errors import NumericsError
 from idefics.training.meter import Meter
 from idefics.training.optimizer import SplitOptimizer
 from idefics.training.run_state import Place, resume_run, save_run
@@ -65,6 +67,7 @@ class Trainer:
 
         Raises:
             CheckpointError: the run's state cannot be read or written.
+            NumericsError: a gradient is NaN or infinite; the state before that step is not overwritten.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         place = resume_run(self.folder, self.learner, self.optimizer)
@@ -77,7 +80,12 @@ class Trainer:
             with self._precision():
                 outcome = stage.learn(batch)
             torch.autograd.backward(outcome.loss)
-            nn.utils.clip_grad_norm_(self.optimizer.parameters, self.clip)
+            length = float(nn.utils.clip_grad_norm_(self.optimizer.parameters, self.clip))
+            if not math.isfinite(length):
+                raise NumericsError(
+                    f"the gradient of step {step + 1} of stage {stage.name} is {length} long, so nothing is learned from it; "
+                    f"the last saved state stays in {self.folder}: look at the batch of this step, or lower the rate"
+                )
             self.optimizer.step(stage.schedule.rate(step))
             meter.add(outcome.parts, outcome.right)
             done = step + 1

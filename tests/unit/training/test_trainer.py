@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from torch.utils.data import Dataset
 
 from idefics.data.collate import Batch, collate
 from idefics.data.sources.drawings import DrawnSamples
-from idefics.errors import CheckpointError
+from idefics.errors import CheckpointError, NumericsError
 from idefics.training.loss import answer_loss
 from idefics.training.optimizer import SplitOptimizer
+from idefics.training.run_state import Place, resume_run, save_run
 from idefics.training.schedule import Schedule
 from idefics.training.stage import Outcome, Stage
 from idefics.training.trainer import Trainer
@@ -163,6 +165,46 @@ def test_a_state_that_is_none_of_this_run(tmp_path: Path, content: bytes | None)
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"resume\.pt is damaged, or the state of another run .*; remove it"):
         run(tmp_path)
+
+
+def test_a_state_from_a_gpu_is_read_on_the_cpu_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is copied into what is there; on the GPU everything would be held twice."""
+    run(tmp_path)
+    load, places = torch.load, []
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **options: places.append(options["map_location"]) or load(*args, **options)
+    )
+    run(tmp_path)
+    assert places == ["cpu"]
+
+
+def test_random_numbers_of_gpus_go_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, restored = [torch.arange(16, dtype=torch.uint8)], []
+    learner, optimizer = made()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_rng_state_all", lambda: state)
+        patch.setattr(optimizer, "parameters", [SimpleNamespace(is_cuda=True)])
+        save_run(tmp_path, learner, optimizer, Place(0, 1))
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.extend)
+    assert resume_run(tmp_path, *made()) == Place(0, 1)
+    assert torch.equal(restored[0], state[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_teaches_nothing(tmp_path: Path, bad: float) -> None:
+    learner, optimizer = made()
+    steps = []
+
+    def learn(batch: Tensor) -> Outcome:
+        steps.append(1)
+        outcome: Outcome = learner(batch)
+        return Outcome(outcome.loss * (bad if len(steps) == 3 else 1.0), outcome.parts)
+
+    stage = Stage("first", Schedule(peak=0.1, steps=9), Numbers(), learn, samples=4)
+    with pytest.raises(NumericsError, match=r"gradient of step 3 of stage first is (nan|inf) long"):
+        Trainer(learner, optimizer, tmp_path, save_every=1).run([stage])
+    assert all(tensor.isfinite().all() for tensor in learner.state_dict().values())
+    assert resume_run(tmp_path, *made()) == Place(0, 2)
 
 
 def test_the_log(tmp_path: Path) -> None:
