@@ -50,6 +50,8 @@ class Filling:
         """Bytes of the CPU's memory that the model will take: none for what stays in the files or leaves for a GPU."""
         needed = 0
         for entry, ours in zip(self.entries, self.targets.values(), strict=True):
+            if ours in self.aliases:  # compared with the one that is read, and left in the file
+                continue
             unread = torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
             share, becomes = division.share(self.held[ours], unread), _dtype(self.held[ours], dtype)
             if placement.of(ours).type == "cpu" and not (becomes == share.dtype and share.is_contiguous()):

@@ -15,9 +15,13 @@ from idefics.inputs import ModelInputs
 from idefics.machine import memory
 from idefics.machine.memory import explain_out_of_memory, free_bytes
 from idefics.weights import filling
+from idefics.weights.division import Whole
+from idefics.weights.families import build_on_meta, family_of
 from idefics.weights.load import load_config, load_model
 from idefics.weights.match import TensorsDiffer
+from idefics.weights.placement import Placement
 from idefics.weights.save import save_model
+from idefics.weights.shards import Shards
 
 Make = Callable[..., Path]
 HERE = Path(__file__).parent
@@ -159,6 +163,20 @@ def test_tied_head_may_be_in_the_file_if_it_is_the_same(checkpoint: Make) -> Non
         CheckpointError, match=r"ties lm_head\.weight to model\.text_model\.embed_tokens\.weight .*two different"
     ):
         load_model(folder)
+
+
+def test_a_tied_head_in_the_file_takes_no_memory(checkpoint: Make) -> None:
+    """In another dtype both are copied, of which one is kept: what is asked for in advance must not be both."""
+    folder = checkpoint(tied=True)
+    without = _memory(folder)
+    _edit(folder, lambda t: t.update({"lm_head.weight": t["model.text_model.embed_tokens.weight"].clone()}))
+    assert _memory(folder) == without > 0
+
+
+def _memory(folder: Path) -> int:
+    config = load_config(folder)
+    planned = filling.plan_filling(build_on_meta(config), Shards(folder), family_of(config).table)
+    return planned.memory(torch.bfloat16, Placement("cpu"), Whole())
 
 
 def test_untied_head_must_be_there(checkpoint: Make) -> None:
