@@ -8,6 +8,7 @@ from typing import Any, Self
 from idefics.engine.options import ALIASES, OPTIONS, not_taken
 from idefics.engine.sampling_params import unknown_defaults
 from idefics.errors import OptionError
+from idefics.processor.call_options import plain
 
 __all__ = ["GenerationSettings", "settings_in"]
 
@@ -49,6 +50,7 @@ class GenerationSettings(dict[str, Any]):
         self.pop(name, None)
 
     def __setitem__(self, name: str, value: Any) -> None:
+        value = plain(value)  # what is saved is JSON
         for unknown in unknown_defaults({name: value}):
             not_taken(unknown, value)
         if value is not None and name in OPTIONS:

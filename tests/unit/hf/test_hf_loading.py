@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -282,6 +283,9 @@ def test_generation_settings_are_attributes_that_last(tmp_path: Path, tiny_check
     assert model.generate(ids).shape == (1, 5)
     model.save_pretrained(tmp_path)
     assert AutoModelForVision2Seq.from_pretrained(tmp_path).generation_config == settings
+    settings.update(max_new_tokens=np.int64(3), temperature=torch.tensor(0.5), bad_words_ids=np.array([[4]]))
+    model.save_pretrained(tmp_path / "arrays")
+    assert AutoModelForVision2Seq.from_pretrained(tmp_path / "arrays").generation_config["bad_words_ids"] == [[4]]
     model.generation_config = {"max_new_tokens": 2, "eos_token_id": None}
     assert model.generate(ids).shape == (1, 4)
     for name, value, message in (
