@@ -20,7 +20,7 @@ from idefics.parallel.launch import agreed_seed
 __all__ = ["Stepping", "Streams"]
 
 STREAMS_OF_A_PROMPT = 1_000
-"""Of random numbers, apart from those of the next prompt of a call: more candidates than anybody asks for."""
+"""Of random numbers, at least, before those of the next prompt of a call begin: more candidates than most ask for."""
 
 
 class Stepping(Protocol):
@@ -98,13 +98,14 @@ class Streams:
         engine.model.check(inputs)
         inputs = left_aligned(inputs)
         remaining = list(stops or ())
+        apart = max(STREAMS_OF_A_PROMPT, *(p.candidates for p in params))
         rows: dict[int, int] = {}
         events: deque[Event] = deque()
         try:
             with engine.lock:
                 for row, p in enumerate(params):
                     own, remaining = remaining[: p.candidates], remaining[p.candidates :]
-                    number = engine.add(unpadded(inputs.row(row)), p, stops=own or None, stream=row * STREAMS_OF_A_PROMPT)
+                    number = engine.add(unpadded(inputs.row(row)), p, stops=own or None, stream=row * apart)
                     rows[number] = row
                     self._queues[number] = events
             while True:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from fakes import tiny_idefics
 from idefics.api import Idefics
 from idefics.engine.prefill import left_aligned
-from idefics.engine.request import Token
+from idefics.engine.request import Event, Token
 from idefics.engine.sampling_params import SamplingParams
 from idefics.engine.static_cache import StaticKVCache
+from idefics.engine.streams import Streams
 from idefics.errors import InputError
 from idefics.inputs import ModelInputs
 from idefics.model.logits import positions
@@ -60,6 +63,29 @@ def test_a_seed_decides_and_candidates_differ(tiny: Idefics) -> None:
     assert len({c.token_ids for c in once}) > 1
     other = tiny.engine.generate(inputs, [SamplingParams(max_new_tokens=8, do_sample=True, temperature=2.0, seed=6)])[0]
     assert other[0].token_ids != once[0].token_ids
+
+
+def test_random_numbers_of_prompts_never_meet(tiny: Idefics) -> None:
+    """Whatever number of answers each prompt has: every one draws from a stream of its own."""
+    taken: list[int] = []
+
+    class Engine:
+        model = tiny.model
+        lock = nullcontext()
+
+        def add(self, _: ModelInputs, params: SamplingParams, *, stops: object, stream: int) -> int:  # noqa: ARG002
+            taken.extend(range(stream, stream + params.candidates))
+            return len(taken)
+
+        def unfinished(self, _: int) -> bool:
+            return False
+
+        def cancel(self, _: int) -> list[Event]:
+            return []
+
+    params = SamplingParams(do_sample=True, n=1_500, seed=1)
+    assert not list(Streams().stream(Engine(), _inputs([1, 5], [1, 6]), [params] * 2, None))  # type: ignore[arg-type]
+    assert len(set(taken)) == len(taken) == 3_000
 
 
 def test_best_of_keeps_the_likeliest(tiny: Idefics) -> None:
