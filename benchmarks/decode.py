@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import torch
 
 from idefics.config import Idefics2Config
 from idefics.machine.arithmetic import multiplies
+from idefics.machine.dtypes import dtype_named
 from measure import Case, Side, report
 from same_weights import config
 
@@ -45,7 +47,7 @@ def weights(made: Idefics2Config) -> int:
 
 def prompts(vocabulary: int, length: int) -> Iterator[torch.Tensor]:
     """Ids (1, length), other ones each time, so that nothing is found in a cache."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(length)  # or the longer ones would begin with the shorter ones
     while True:
         yield torch.randint(3, vocabulary - 3, (1, length), generator=generator)
 
@@ -77,14 +79,16 @@ def ours(folder: Path, dtype: str, tokens: int) -> dict[str, Any]:
         return took
 
     steps, reads = [], []
-    for ids in (next(prompt) for prompt in [prompts(text.vocab_size, CONTEXT)] * (ROUNDS + 1)):
+    for ids in islice(prompts(text.vocab_size, CONTEXT), ROUNDS + 1):
         add(ids, tokens + 1)
         step()
         steps.append(sum(step() for _ in range(tokens)))
         assert not engine.busy
-    for ids in (next(prompt) for prompt in [prompts(text.vocab_size, PROMPT)] * (ROUNDS + 1)):
+    for ids in islice(prompts(text.vocab_size, PROMPT), ROUNDS + 1):
         add(ids, 1)
         reads.append(step())
+        assert not engine.busy, "a prompt takes several passes, of which one was timed"
+    assert engine.state().found_tokens == 0, "prompts were found in the cache"
     layers = [
         module for part in (model.text_model, model.lm_head) for module in part.modules() if isinstance(module, PackedLinear)
     ]
@@ -110,7 +114,7 @@ def theirs(folder: Path, dtype: str, tokens: int) -> dict[str, Any]:
     import transformers
 
     model = transformers.Idefics2ForConditionalGeneration.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        folder, dtype=dtype_named(dtype), attn_implementation="sdpa"
     ).eval()
     vocabulary = model.config.text_config.vocab_size
     steps, reads = [], []
@@ -120,14 +124,14 @@ def theirs(folder: Path, dtype: str, tokens: int) -> dict[str, Any]:
             out = model(input_ids=ids_1T, past_key_values=cache, use_cache=True, logits_to_keep=1)
             return out.logits[:, -1].argmax(-1, keepdim=True)
 
-        for ids in (next(prompt) for prompt in [prompts(vocabulary, CONTEXT)] * (ROUNDS + 1)):
+        for ids in islice(prompts(vocabulary, CONTEXT), ROUNDS + 1):
             cache = transformers.DynamicCache(config=model.config)
             token = forward(ids, cache)
             began = time.perf_counter()
             for _ in range(tokens):
                 token = forward(token, cache)
             steps.append(time.perf_counter() - began)
-        for ids in (next(prompt) for prompt in [prompts(vocabulary, PROMPT)] * (ROUNDS + 1)):
+        for ids in islice(prompts(vocabulary, PROMPT), ROUNDS + 1):
             began = time.perf_counter()
             forward(ids, transformers.DynamicCache(config=model.config))
             reads.append(time.perf_counter() - began)

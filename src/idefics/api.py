@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, overload
 
 import torch
 
-from idefics.asking.answers import Answer, Score, plain
+from idefics.asking.answers import Answer, Score, as_asked
 from idefics.asking.question import prompt_of
 from idefics.asking.text import AnswerText, stop_checks, text_of
 from idefics.assets import EMBEDDED, EMBEDDED_NAME
@@ -213,7 +213,7 @@ class Idefics:
         rows = _rows(images, prompts, single=isinstance(prompt, str))
         texts = [self._prompt(text, len(row), raw) for text, row in zip(prompts, rows, strict=True)]
         inputs = self._inputs(texts, rows, max_image_size=max_image_size, split=split)
-        answers = [plain(row, details=details, several=params.n > 1) for row in self._answers(inputs, params)]
+        answers = [as_asked(row, details=details, several=params.n > 1) for row in self._answers(inputs, params)]
         return answers[0] if isinstance(prompt, str) else answers
 
     def stream(
@@ -274,7 +274,7 @@ class Idefics:
         """
         params = sampling_params(self.defaults, {**options, "n": n})
         inputs = self._chat_inputs(messages, images, max_image_size=max_image_size, split=split)
-        return plain(self._answers(inputs, params)[0], details=details, several=params.n > 1)
+        return as_asked(self._answers(inputs, params)[0], details=details, several=params.n > 1)
 
     def stream_chat(
         self,

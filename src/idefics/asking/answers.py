@@ -8,7 +8,7 @@ from typing import Any
 
 from idefics.engine.request import FinishReason
 
-__all__ = ["Answer", "Score", "plain"]
+__all__ = ["Answer", "Score", "as_asked"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Score:
     greedy: bool
 
 
-def plain(answers: Sequence[Answer], *, details: bool, several: bool) -> Any:
+def as_asked(answers: Sequence[Answer], *, details: bool, several: bool) -> Any:
     """The answers of one prompt as they were asked for: texts or with details, one or a list."""
     values: list[Any] = list(answers) if details else [answer.text for answer in answers]
     return values if several else values[0]

@@ -314,7 +314,6 @@ def _parameters(config: Config) -> Mapping[str, int]:
 
 
 def _memory(config: Config, plan: Plan, precision: Precision) -> MemoryPlan:
-
     from idefics.model.peaks import VISION_BYTES, encoding_bytes, prompt_bytes
     from idefics.weights.footprint import kv_bytes_per_token
 
