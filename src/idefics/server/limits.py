@@ -1,4 +1,8 @@
-"""What one request may ask for, and how many requests at once. Everything that a stranger can make large is bounded here."""
+"""What one request may ask for, and how many requests at once.
+
+Everything that a stranger can make large is bounded: here, or, where no honest request comes near the bound and no server needs
+another one, beside the code that it is of.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ class ServerLimits:
         stops: stop strings of one request.
         stop_characters: of one stop string.
         top_tokens: alternatives reported with each token.
-        grammar_bytes: of a JSON schema or regular expression.
+        grammar_characters: of a JSON schema or regular expression.
         grammar_seconds: that compiling one may take, after which its process is killed. Honest ones take milliseconds.
         grammar_memory: bytes that it may take, on top of an idle process.
         deadline: seconds from a request's arrival to its end.
@@ -83,7 +87,7 @@ class ServerLimits:
     stops: int = 16
     stop_characters: int = 1_000
     top_tokens: int = 20
-    grammar_bytes: int = 2**16
+    grammar_characters: int = 2**16
     grammar_seconds: float = 3.0
     grammar_memory: int = 2**29
     deadline: float = 600.0

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import gc
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import idefics.weights.files
-from idefics.cli.loading import bar
+from idefics.cli.loading import bar, open_model
+from idefics.cli.options import ImageOptions, ModelOptions
 
 
 class Terminal(io.StringIO):
@@ -45,3 +48,25 @@ def test_a_folder_is_looked_for_once_and_keeps_its_name(
     name = f"{tiny_checkpoint}/../{tiny_checkpoint.name}"
     ran = run("generate", "-m", name, "a", "--max-new-tokens", "1", "--json")
     assert (ran.code, json.loads(ran.out)["model"], looked) == (0, name, [name])
+
+
+class Watched:
+    """Refuses torch, and notes whether Python's collector ran when it was asked for."""
+
+    def __init__(self) -> None:
+        self.collected: list[bool] = []
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "torch":
+            self.collected.append(gc.isenabled())
+            raise ImportError(name)
+
+
+def test_torch_is_imported_while_the_collector_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched()
+    monkeypatch.setattr(sys, "meta_path", [watched, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with pytest.raises(ImportError):
+        open_model(ModelOptions(), ImageOptions())
+    assert watched.collected == [False]
+    assert gc.isenabled()

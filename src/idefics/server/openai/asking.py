@@ -130,7 +130,7 @@ def _alternatives(given: int | None, service: Service, name: str) -> int | None:
 
 
 def _grammar(form: ResponseFormat | None, service: Service) -> Grammar | None:
-    characters = service.limits.grammar_bytes
+    characters = service.limits.grammar_characters
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":

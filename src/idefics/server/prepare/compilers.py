@@ -61,8 +61,8 @@ class Compilers:
             Closing: there is no process to compile it in.
         """
         limits, task = self._limits, (grammar, tuple(ends))
-        if len(grammar.source) > limits.grammar_bytes:
-            raise not_valid(f"{len(grammar.source)} characters are over the limit of {limits.grammar_bytes}")
+        if len(grammar.source) > limits.grammar_characters:
+            raise not_valid(f"{len(grammar.source)} characters are over the limit of {limits.grammar_characters}")
         if task in self._cheap:
             return
         try:

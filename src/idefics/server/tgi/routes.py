@@ -204,7 +204,7 @@ class _Writer:
             stop=tuple(given.stop),
             keep_stop=True,
             appended=True,
-            grammar=grammar_of(given.grammar, characters=limits.grammar_bytes),
+            grammar=grammar_of(given.grammar, characters=limits.grammar_characters),
             truncate=given.truncate,
             split=given.do_image_splitting,
             max_image_size=given.max_image_size,
