@@ -209,7 +209,7 @@ class Worker:
                 params = command.params
                 try:
                     job.guides = self._guides.of(command.grammar, answers=params.candidates, ends=params.eos_token_id)
-                except Exception as error:  # whatever it is, it refuses this request and no other
+                except BaseException as error:  # a library's panic, too: others wait behind it
                     job.refused = _logged(error, command.request_id)
             with self._inbox.changed:
                 self._compiling.popleft()
@@ -346,7 +346,7 @@ class Worker:
         return fault is None
 
 
-def _logged(error: Exception, request_id: str | None) -> ServerError:
+def _logged(error: BaseException, request_id: str | None) -> ServerError:
     """An error as clients are told; what went wrong inside is logged."""
     told = as_server_error(error)
     if told is not error and isinstance(told, GenerationFailed):
