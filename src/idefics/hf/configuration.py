@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 
 from idefics import config as own
 from idefics.config.json_files import write_json
-from idefics.errors import ConfigError
+from idefics.errors import ConfigError, NotOffered
+from idefics.hf.elsewhere import refuse_attribute
 from idefics.hf.hub import HUB, folder_of, left_over
 from idefics.weights.load import load_config
 
@@ -73,6 +74,15 @@ class Spelled(own.Config):
         self = cls.__new__(cls)
         self._become(config)
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        refuse_attribute(type(self).__name__, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in {field.name for field in dataclasses.fields(self)} or hasattr(type(self), name):
+            raise NotOffered(f"{type(self).__name__}.{name} = ...", instead="a configuration is made anew, with other values")
+        super().__setattr__(name, value)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes `config.json`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from idefics.errors import NotOffered
 
-__all__ = ["asks_for_nothing", "not_offered", "refuse_attribute", "refuse_reference_names"]
+__all__ = ["asks_for_nothing", "features_of_whole_model", "not_offered", "refuse_attribute", "refuse_reference_names"]
 
 _QUANTISED = "quantised loading is not part of this version"
 _FALSE = (False,)
@@ -61,14 +61,37 @@ _ARGUMENTS: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 """Arguments by name: values that ask for nothing, and what does the like here."""
 
-_ATTRIBUTES = frozenset(
-    {
-        "add_adapter", "can_generate", "compute_transition_scores", "enable_input_require_grads", "get_memory_footprint",
-        "gradient_checkpointing_disable", "gradient_checkpointing_enable", "load_adapter", "name_or_path", "num_parameters",
-        "post_process_image_text_to_text", "prepare_inputs_for_generation", "push_to_hub", "register_for_auto_class",
-        "resize_token_embeddings", "set_adapter", "set_input_embeddings", "tie_weights",
-    }
-)  # fmt: skip
+_ATTRIBUTES = {
+    **dict.fromkeys(
+        (
+            # of models
+            "active_adapters", "add_adapter", "add_model_tags", "base_model", "can_generate", "compute_transition_scores",
+            "delete_adapter", "dequantize", "disable_adapters", "enable_adapters", "enable_input_require_grads",
+            "generate_batch", "get_decoder", "get_encoder", "get_memory_footprint", "gradient_checkpointing_disable",
+            "gradient_checkpointing_enable", "init_weights", "is_gradient_checkpointing", "load_adapter", "loss_function",
+            "main_input_name", "name_or_path", "num_parameters", "prepare_inputs_for_generation", "push_to_hub",
+            "register_for_auto_class", "resize_position_embeddings", "resize_token_embeddings", "set_adapter",
+            "set_attn_implementation", "set_decoder", "set_input_embeddings", "set_output_embeddings", "tie_weights",
+            "warnings_issued",
+            # of processors
+            "all_special_multimodal_tokens", "center_crop", "from_args_and_dict", "get_image_processor_dict",
+            "get_processor_dict", "image_token_ids", "normalize", "pad", "parse_response", "post_process_multimodal_output",
+            "rescale", "resize", "split_images", "valid_kwargs", "validate_inputs",
+            # of configurations
+            "_attn_implementation", "_name_or_path", "architectures", "attribute_map", "from_json_file", "get_config_dict",
+            "id2label", "is_encoder_decoder", "label2id", "num_labels", "output_attentions", "output_hidden_states",
+            "problem_type", "return_dict", "rope_scaling", "sub_configs", "to_diff_dict", "transformers_version", "update",
+            "use_cache", "use_return_dict",
+        ),
+        "",
+    ),
+    "get_text_config": "text_config is there",
+    "post_process_image_text_to_text": "batch_decode gives the texts",
+    "to_json_file": "save_pretrained writes config.json",
+    "to_json_string": "to_dict gives the content",
+    "torch_dtype": "dtype has its name",
+}  # fmt: skip
+"""What the reference's objects have, and what does the like here."""
 
 _REFERENCE_NAMES = frozenset(
     {
@@ -102,7 +125,16 @@ def refuse_attribute(owner: str, name: str) -> None:
         NotOffered: which is an `AttributeError`, so that `hasattr` says no.
     """
     if name in _ATTRIBUTES:
-        raise NotOffered(f"{owner}.{name}")
+        raise NotOffered(f"{owner}.{name}", instead=_ATTRIBUTES[name])
+
+
+def features_of_whole_model(*_args: Any, **_options: Any) -> None:
+    """Stands where the reference has the method of this name, on the model within the model.
+
+    Raises:
+        NotOffered: always.
+    """
+    raise NotOffered("model.model.get_image_features", instead="model.get_image_features takes the same")
 
 
 def refuse_reference_names(module: object, _args: tuple[Any, ...], named: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from idefics.engine.defaults import generation_defaults
 from idefics.engine.engine import Engine
 from idefics.errors import InputError, OptionError
 from idefics.hf.configuration import Spelled
-from idefics.hf.elsewhere import refuse_attribute, refuse_reference_names
+from idefics.hf.elsewhere import features_of_whole_model, refuse_attribute, refuse_reference_names
 from idefics.hf.generation import Streamer, generate
 from idefics.hf.generation_settings import GenerationSettings
 from idefics.hf.hub import HUB, folder_of, left_over, one_of
@@ -71,7 +71,7 @@ class PretrainedModel(nn.Module, ABC):
         self._kept = KeptEngine()
         spelled = self.config_class.of(config)
         self.model = family_of(spelled).model(spelled, backend=_backend(attn_implementation))
-        _guard(self.model)
+        self._guard()
         initialize(self.model, seed=torch.initial_seed() % 2**31)
         text = spelled.text_config
         self.generation_config = GenerationSettings(eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
@@ -121,7 +121,7 @@ class PretrainedModel(nn.Module, ABC):
             backend=_backend(attention),
             progress=None,
         )
-        _guard(self.model)
+        self._guard()
         self.generation_config = GenerationSettings(generation_defaults(folder, self.model.config))
         return self.eval()
 
@@ -188,6 +188,13 @@ class PretrainedModel(nn.Module, ABC):
     def __getattr__(self, name: str) -> Any:
         refuse_attribute(type(self).__name__, name)
         return super().__getattr__(name)
+
+    def _guard(self) -> None:
+        """Has the parts say what they are called by, where somebody calls them as the reference's."""
+        for module in (self.model, *self.model.children()):
+            module.register_forward_pre_hook(refuse_reference_names, with_kwargs=True)
+        if hasattr(type(self), "get_image_features"):
+            vars(self.model)["get_image_features"] = features_of_whole_model
 
     def train(self, mode: bool = True) -> Self:
         """As every module's; drops the engine, whose memory training can use."""
@@ -279,12 +286,6 @@ def output(
     """By name, or, if `return_dict` is False, a tuple of what there is."""
     out = CausalLMOutput(loss=loss, logits=logits, image_hidden_states=image_hidden_states)
     return out.to_tuple() if return_dict is False else out
-
-
-def _guard(model: VisionLanguageModel) -> None:
-    """Has the parts say what they are called by, where somebody calls them as the reference's."""
-    for module in (model, *model.children()):
-        module.register_forward_pre_hook(refuse_reference_names, with_kwargs=True)
 
 
 def _backend(attn_implementation: str | None) -> Backend:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from idefics.errors import OptionError
-from idefics.hf.elsewhere import asks_for_nothing
+from idefics.hf.elsewhere import asks_for_nothing, refuse_attribute
 from idefics.hf.hub import folder_of
 from idefics.processor import idefics1, idefics2
 from idefics.processor.image import ImageProcessor
@@ -36,6 +36,10 @@ class _FromPretrained(_FromFolder):
         folder = folder_of(pretrained_model_name_or_path, options, weights=False)
         left = {name: value for name, value in options.items() if name not in _OF_MODELS}
         return cls.from_folder(folder, **{name: value for name, value in left.items() if not asks_for_nothing(name, value)})
+
+    def __getattr__(self, name: str) -> Any:
+        refuse_attribute(type(self).__name__, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
 
 class _Settable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,11 +70,42 @@ def test_methods_that_are_not_here(model: Idefics2ForConditionalGeneration, name
         _ = model.nonsense
 
 
+def test_attributes_that_are_not_here(model: Idefics2ForConditionalGeneration, processor: Idefics2Processor) -> None:
+    owners = (
+        (model, ("get_decoder",), ""),
+        (model.config, ("architectures", "_name_or_path"), ""),
+        (model.config, ("get_text_config",), "text_config is there"),
+        (model.config, ("torch_dtype",), "dtype has its name"),
+        (processor, ("get_processor_dict", "push_to_hub"), ""),
+        (processor, ("post_process_image_text_to_text",), "batch_decode gives the texts"),
+        (processor.image_processor, ("split_images",), ""),
+    )
+    for owner, names, instead in owners:
+        for name in names:
+            assert not hasattr(owner, name)
+            with pytest.raises(
+                NotOffered, match=rf"{type(owner).__name__}\.{name} is not offered here.*{instead}.*; transform"
+            ):
+                getattr(owner, name)
+    for owner in (model.config, processor, processor.image_processor):
+        with pytest.raises(AttributeError, match="object has no attribute 'nonsense'") as caught:
+            _ = owner.nonsense
+        assert not isinstance(caught.value, NotOffered)
+        assert copy.deepcopy(owner).to_dict() == owner.to_dict()
+
+
+def test_configurations_are_read_only(model: Idefics2ForConditionalGeneration) -> None:
+    for name in ("dtype", "image_token_id", "text_config"):
+        with pytest.raises(NotOffered, match=rf"Idefics2Config\.{name} = \.\.\. is not offered here"):
+            setattr(model.config, name, 1)
+
+
 def test_parts_called_as_the_references(model: Idefics2ForConditionalGeneration, one: dict[str, torch.Tensor]) -> None:
     for call, name in (
         (lambda: model.model(**one), r"Idefics2\(.*input_ids=.*pixel_values="),
         (lambda: model.model.vision_model(pixel_values=one["pixel_values"][0]), r"SiglipTower\(pixel_values="),
         (lambda: model.model.text_model(input_ids=one["input_ids"]), r"Decoder\(input_ids="),
+        (lambda: model.model.get_image_features(one["pixel_values"]), r"model\.model\.get_image_features"),
     ):
         with pytest.raises(NotOffered, match=f"{name}.* is not offered here .*; transformers offers it"):
             call()
