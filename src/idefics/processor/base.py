@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from idefics.config.json_files import read_json, write_json
 from idefics.config.keys import Keys
-from idefics.errors import ConfigError, InputError, OptionError, TemplateError
+from idefics.errors import ConfigError, InputError, NotOffered, OptionError, TemplateError
 from idefics.processor.batch import BatchFeature
-from idefics.processor.call_options import asking, check_left_over
+from idefics.processor.call_options import NEUTRAL, asking, check_left_over
 from idefics.processor.described import Described
 from idefics.processor.literal import Chat, literal_prompt
 from idefics.processor.messages import fill_images, normalise
 from idefics.processor.prepared import LevelMaker, PreparedImage, prepared
-from idefics.processor.template import IDEFICS2_TEMPLATE, render
+from idefics.processor.template import IDEFICS2_TEMPLATE, render, render_unfinished
 from idefics.processor.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ __all__ = ["END_OF_UTTERANCE", "FAKE_TOKEN", "IMAGE_TOKEN", "Images", "Processor
 FAKE_TOKEN = "<fake_token_around_image>"
 IMAGE_TOKEN = "<image>"
 END_OF_UTTERANCE = "<end_of_utterance>"
+
+_OF_CHATS_ELSEWHERE = {
+    "tools": "these models were not taught to call any",
+    "documents": "put them into a message",
+    "return_assistant_tokens_mask": "idefics.data.labels marks what is to be learned",
+    "sanitize_control_tokens": "chat_prompt takes special tokens in messages for text",
+}
 
 
 class Images(LevelMaker, Protocol):
@@ -206,13 +213,14 @@ class Processor(Described):
 
     def apply_chat_template(
         self,
-        messages: Any,
+        conversation: Any,
+        chat_template: str | None = None,
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
         return_tensors: str | None = None,
-        chat_template: str | None = None,
+        continue_final_message: bool | str = False,
         images: Any = None,
         **options: Any,
     ) -> Any:
@@ -221,24 +229,33 @@ class Processor(Described):
         As in the reference, special tokens in texts are read as such; `chat_prompt` takes them for text.
 
         Args:
-            messages: a list of messages or a list of such lists; image parts may carry their image.
+            conversation: a list of messages or a list of such lists; image parts may carry their image.
+            chat_template: instead of the checkpoint's.
             add_generation_prompt: end with `Assistant:`.
             tokenize: return ids instead of text.
             return_dict: with `tokenize`, return everything that `__call__` returns.
             return_tensors: with `tokenize`.
-            chat_template: instead of the checkpoint's.
+            continue_final_message: end with the last text of the last message, which the model goes on with.
             images: with `tokenize`, for image parts that carry none, in reading order (all chats' in one list).
             options: further options of `__call__`, with `tokenize`.
 
         Raises:
+            NotOffered: tools, documents or masks of the assistant's tokens are asked for.
+            OptionError: options that contradict each other, or have no effect.
             TemplateError: the messages or the template are unusable, or there is no template.
         """
-        several = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
-        chats = [normalise(chat) for chat in (messages if several else [messages])]
-        write = self._written(chat_template, add_generation_prompt=add_generation_prompt)
+        for name in set(asking(options)) & {*_OF_CHATS_ELSEWHERE}:
+            raise NotOffered(f"apply_chat_template({name}=...)", instead=_OF_CHATS_ELSEWHERE[name])
+        several = isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
+        chats = [normalise(chat) for chat in (conversation if several else [conversation])]
+        write = self._written(
+            chat_template,
+            add_generation_prompt=add_generation_prompt,
+            unfinished=_continues(continue_final_message, add_generation_prompt=add_generation_prompt),
+        )
         prompts = [write(chat) for chat, _ in chats]
         if not tokenize:
-            unused = sorted(asking(options)) + [
+            unused = sorted(asking(options, {**NEUTRAL, "padding": (False,), "truncation": (False,)})) + [
                 name for name, value in (("images", images), ("return_tensors", return_tensors)) if value is not None
             ]
             if return_dict or unused:
@@ -259,7 +276,7 @@ class Processor(Described):
         `apply_chat_template` makes of it. To be shown to people, it goes through `idefics.processor.literal.unmarked`.
 
         Args:
-            messages: as of `apply_chat_template`, of one chat.
+            messages: one chat, as of `apply_chat_template`.
             add_generation_prompt: end with `Assistant:`.
 
         Raises:
@@ -268,7 +285,7 @@ class Processor(Described):
         write = self._written(None, add_generation_prompt=add_generation_prompt)
         return literal_prompt(write, normalise(messages)[0], self.tokenizer.backend)
 
-    def _written(self, given: str | None, *, add_generation_prompt: bool) -> Callable[[Chat], str]:
+    def _written(self, given: str | None, *, add_generation_prompt: bool, unfinished: bool = False) -> Callable[[Chat], str]:
         """What makes prompts of chats in the template's form."""
         template = given if given is not None else self.chat_template
         if template is None:
@@ -276,6 +293,8 @@ class Processor(Described):
                 "this checkpoint has no chat template (a base model?); write the prompt yourself or pass chat_template"
             )
         named = {name: self.tokenizer.special_tokens.get(name, "") for name in ("bos_token", "eos_token")}
+        if unfinished:
+            return lambda chat: render_unfinished(template, chat, **named)
         return lambda chat: render(template, chat, add_generation_prompt=add_generation_prompt, **named)
 
     def decode(
@@ -319,6 +338,14 @@ class Processor(Described):
         if found is None:
             raise ConfigError(f"the tokenizer has no {token!r}; it is not that of a checkpoint for {self.published_name}")
         return int(found)
+
+
+def _continues(asked: bool | str, *, add_generation_prompt: bool) -> bool:
+    if asked not in (False, True, None, "", "content"):
+        raise OptionError(f"continue_final_message = {asked!r} is not one of True, False, 'content'")
+    if asked and add_generation_prompt:
+        raise OptionError("continue_final_message and add_generation_prompt contradict each other; give one")
+    return bool(asked)
 
 
 def _check_kinds(image_processor: Any, tokenizer: Any, name: str) -> None:

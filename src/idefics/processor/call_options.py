@@ -30,9 +30,11 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "disable_grouping": (True, False),
     "do_center_crop": _FALSE,
     # of chats
-    "continue_final_message": _FALSE,
     "documents": ([],),
+    "load_audio_from_video": _FALSE,
+    "processor_kwargs": ({},),
     "return_assistant_tokens_mask": _FALSE,
+    "sanitize_control_tokens": _FALSE,
     "tools": ([],),
     # of other modalities, and options in groups
     "audio": ([],),

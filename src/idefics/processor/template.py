@@ -25,10 +25,13 @@ from idefics.config.whole_files import read_whole
 from idefics.errors import ConfigError, TemplateError
 from idefics.processor.sandbox import BoundedSandbox, bounded, watched
 
-__all__ = ["IDEFICS2_TEMPLATE", "find_template", "render"]
+__all__ = ["IDEFICS2_TEMPLATE", "find_template", "render", "render_unfinished"]
 
 MAX_SOURCE = 2**18
 """Characters of a template; the longest known have a tenth of it."""
+
+_CUT = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Stands after a text that is to be continued; the space tells whether a template keeps spaces."""
 
 IDEFICS2_TEMPLATE = (
     "{% for message in messages %}"
@@ -76,6 +79,28 @@ def render(
         raise
     except Exception as error:  # a template is code, and whatever it raises is its own fault
         raise TemplateError(f"the chat template cannot render these messages: {_brief(error)}") from None
+
+
+def render_unfinished(template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    """As `render`, but the prompt ends with the last text of the last message, for the model to go on.
+
+    As in the reference, spaces at that end remain if the template keeps them.
+
+    Raises:
+        TemplateError: as `render`; or the last message has no text, or the template drops or changes it.
+    """
+    *before, last = messages
+    parts = list(last["content"])
+    texts = [index for index, part in enumerate(parts) if part["type"] == "text"]
+    if not texts:
+        raise TemplateError("continue_final_message: the last message has no text to continue")
+    text = parts[texts[-1]]["text"]
+    parts[texts[-1]] = {**parts[texts[-1]], "text": text + _CUT}
+    made = render(template, [*before, {**last, "content": parts}], **variables)
+    end = made.rfind(_CUT.strip())
+    if end < 0 or text.strip() not in made:
+        raise TemplateError("continue_final_message: the chat template drops or changes the last message's text")
+    return made[:end] if made.startswith(_CUT, end) else made[:end].rstrip()
 
 
 def find_template(folder: Path) -> str | None:

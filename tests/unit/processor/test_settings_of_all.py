@@ -13,7 +13,7 @@ from PIL import Image
 
 import idefics
 from fakes import tiny_processor, tiny_tokenizer
-from idefics.errors import InputError, OptionError
+from idefics.errors import InputError, NotOffered, OptionError, TemplateError
 from idefics.processor.idefics1 import IdeficsProcessor
 from idefics.processor.idefics2 import Idefics2Processor
 from idefics.processor.image import ImageProcessor
@@ -124,6 +124,62 @@ def test_whole_processors_take_what_changes_nothing(name: str) -> None:
     ):
         with pytest.raises(OptionError, match="return_offsets_mapping = True is not offered"):
             call()
+
+
+ASSISTANT = {"role": "assistant", "content": [{"type": "text", "text": "It is a"}]}
+UNFINISHED = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}, ASSISTANT]
+KEPT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][0]['text'] }}</s>{% endfor %}"
+TRIMMED = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][0]['text'] | trim }}</s>{% endfor %}"
+
+
+@pytest.mark.parametrize("name", ["Idefics2", "Idefics"])
+def test_chats_are_asked_for_as_in_the_reference(name: str) -> None:
+    processor = everything()[name]
+    chat = UNFINISHED[:1]
+    told = processor.apply_chat_template(chat)
+    nothing = {
+        "padding": False,
+        "truncation": False,
+        "max_length": None,
+        "return_dict": False,
+        "sanitize_control_tokens": False,
+    }
+    assert processor.apply_chat_template(conversation=chat, chat_template=None, continue_final_message=False, **nothing) == told
+    assert processor.apply_chat_template(chat, "{{ messages[0]['role'] }}") == "user"
+    for options, message in (
+        ({"tools": [{}]}, r"apply_chat_template\(tools=...\) is not offered here \(these models"),
+        ({"documents": [{"text": "a"}]}, "put them into a message"),
+        ({"return_assistant_tokens_mask": True, "tokenize": True}, r"idefics\.data\.labels"),
+        ({"sanitize_control_tokens": True, "tokenize": True}, "chat_prompt"),
+    ):
+        with pytest.raises(NotOffered, match=message):
+            processor.apply_chat_template(chat, **options)
+
+
+@pytest.mark.parametrize("name", ["Idefics2", "Idefics"])
+def test_a_chat_ends_with_its_last_text_to_be_continued(name: str) -> None:
+    processor = everything()[name]
+
+    def open_end(text: str = "It is a", template: str | None = None, **options: Any) -> Any:
+        last = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+        return processor.apply_chat_template([UNFINISHED[0], last], template, continue_final_message=True, **options)
+
+    assert open_end() == "User: What?<end_of_utterance>\nAssistant: It is a"
+    assert open_end("It is ") == "User: What?<end_of_utterance>\nAssistant: It is "
+    assert open_end("It is ", KEPT) == "user: What?</s>assistant: It is "
+    assert open_end("It is ", TRIMMED) == "user: What?</s>assistant: It is"
+    whole = processor(text=open_end(), return_tensors="pt").input_ids
+    assert torch.equal(open_end(tokenize=True, return_tensors="pt"), whole)
+    assert processor.apply_chat_template(UNFINISHED, continue_final_message="content") == open_end()
+    with pytest.raises(OptionError, match="continue_final_message and add_generation_prompt contradict"):
+        open_end(add_generation_prompt=True)
+    with pytest.raises(OptionError, match="continue_final_message = 'reasoning'"):
+        processor.apply_chat_template(UNFINISHED, continue_final_message="reasoning")
+    for template in ("{{ messages[0]['role'] }}", "{{ messages[-1]['content'][0]['text'] | upper }}"):
+        with pytest.raises(TemplateError, match="drops or changes the last message's text"):
+            open_end(template=template)
+    with pytest.raises(TemplateError, match="no text to continue"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], continue_final_message=True)
 
 
 @pytest.mark.parametrize("era", [{"return_tensors": "pt"}, {"device": None, "data_format": "channels_first"}])
