@@ -60,6 +60,7 @@ def load(
     packed: bool | None = None,
     limits: Limits | None = None,
     max_image_size: int | None = None,
+    image_size: int | None = None,
     split: bool | None = None,
     allow_unknown_config: bool = False,
     progress: Progress | None = None,
@@ -83,6 +84,8 @@ def load(
             only infers; None does where it pays. On a CPU the work is done when a part of the model is first used, see
             `idefics.linears.packing.finish_packing`; up to then the files must stay as they are.
         max_image_size: longest edge of images in pixels; None keeps the checkpoint's.
+        image_size: side in pixels of the squares in which a model of the first generation sees images, for which its
+            positions are interpolated; None keeps the checkpoint's.
         split: cut images in four sub-images and the whole; None keeps the checkpoint's setting.
         allow_unknown_config: take a model whose `config.json`, image settings or `generation_config.json` have keys that ask
             for something this version does not know, as if they were not there, with a warning that names them; they stand
@@ -98,6 +101,8 @@ def load(
     keys = Keys(allow_unknown=allow_unknown_config)
     folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, offline=offline, progress=sys.stderr.isatty())
     processor = load_processor(folder, keys=keys).adjusted(max_image_size=max_image_size, split=split)
+    if image_size is not None:
+        processor = processor.sized(image_size)
     loaded = load_placed(
         folder,
         dtype=stored,

@@ -58,6 +58,7 @@ def open_model(options: ModelOptions, images: ImageOptions, *, tensor_parallel: 
             device_map=options.placement(),
             tensor_parallel=tensor_parallel,
             max_image_size=images.max_image_size,
+            image_size=images.image_size,
             split=images.split,
             allow_unknown_config=options.allow_unknown_config,
             progress=progress,

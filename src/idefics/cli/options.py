@@ -98,6 +98,10 @@ class ImageOptions:
     max_image_size: Annotated[
         int | None, _option("--max-image-size", help="Longest edge in pixels; smaller is faster.", panel=_IMAGES, min=1)
     ] = None
+    image_size: Annotated[
+        int | None,
+        _option("--image-size", help="First generation: side of the squares, other than the model's.", panel=_IMAGES, min=1),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,7 @@ def plan(
         seen_by=planned_for.images,
         split=images.split,
         max_image_size=images.max_image_size,
+        image_size=images.image_size,
         text_tokens=counted,
         new_tokens=new_tokens,
         batch=batch,

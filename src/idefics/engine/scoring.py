@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -147,10 +148,9 @@ def _shortened(inputs: ModelInputs, ids: Sequence[int]) -> ModelInputs:
     if not ids:
         raise InputError("the prompt and a continuation have no token in common; begin the prompt with text or an image")
     ids_1T = torch.tensor([list(ids)])
-    return ModelInputs(
+    return replace(
+        inputs,
         input_ids_BT=ids_1T,
         attention_mask_BT=torch.ones_like(ids_1T),
-        images_CHW=inputs.images_CHW,
-        images_per_row=inputs.images_per_row,
         seen_BT=None if inputs.seen_BT is None else inputs.seen_BT[inputs.attention_mask_BT.bool()][None, : len(ids)],
     )

@@ -137,7 +137,9 @@ class Idefics1(VisionLanguageModel):
                 continue
             what = f"an image of {width}x{height} pixels; this model takes {side}x{side}"
             if not inputs.interpolated:
-                raise InputError(f"{what}, and others with interpolate_pos_encoding=True, where a call has it")
+                raise InputError(
+                    f"{what}, and others with image_size= at idefics.load or interpolate_pos_encoding=True in a call"
+                )
             if min(height, width) < patch:
                 raise InputError(f"{what}, and no image smaller than a patch of {patch}x{patch}")
             if self.perceiver_resampler is None:

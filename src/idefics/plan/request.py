@@ -242,6 +242,7 @@ def make_plan(
     seen_by: Images | None = None,
     split: bool | None = None,
     max_image_size: int | None = None,
+    image_size: int | None = None,
     text_tokens: int = ASSUMED_TEXT_TOKENS,
     new_tokens: int = 512,
     batch: int = 1,
@@ -255,6 +256,7 @@ def make_plan(
         seen_by: how images are seen; None takes `published_images(config)`.
         split: instead of how `seen_by` does it.
         max_image_size: longest edge in pixels, likewise.
+        image_size: side of the squares of the first generation, likewise.
         text_tokens: of the question and the chat template around it.
         new_tokens: of the answer.
         batch: requests at once.
@@ -276,6 +278,8 @@ def make_plan(
         if width < 1 or height < 1:
             raise OptionError(f"an image of {width}x{height} pixels has no pixels")
     eyes = (seen_by or published_images(config)).adjusted(max_image_size=max_image_size, split=split)
+    if image_size is not None:
+        eyes = eyes.sized(image_size)
     each = processor_class(config.model_type).tokens_of(config)
     planned = tuple(_image(config, eyes, width, height, each=each) for width, height in images)
     # Every sub-image stands between fake tokens, and neighbours share one.

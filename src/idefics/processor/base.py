@@ -61,6 +61,14 @@ class Images(LevelMaker, Protocol):
         """
         ...
 
+    def sized(self, image_size: int) -> Self:
+        """The same with squares of another side in pixels.
+
+        Raises:
+            OptionError: this family's images are no squares, or the side is unusable.
+        """
+        ...
+
     def to_dict(self) -> dict[str, Any]:
         """Content of `preprocessor_config.json`."""
         ...
@@ -210,6 +218,14 @@ class Processor(Described):
             OptionError: this family's images cannot be adjusted so.
         """
         return self._with_images(self.image_processor.adjusted(max_image_size=max_image_size, split=split))
+
+    def sized(self, image_size: int) -> Self:
+        """The same processor with images of another size than the model was made for; see `Images.sized`.
+
+        Raises:
+            OptionError: this family's images are no squares, or the side is unusable.
+        """
+        return self._with_images(self.image_processor.sized(image_size))
 
     def apply_chat_template(
         self,

@@ -45,6 +45,9 @@ class IdeficsProcessor(Processor):
         tokenizer: see `Processor`; must have a `bos_token`, with which all samples of the training began.
         chat_template: see `Processor`.
 
+    Attributes:
+        interpolated: whether `inputs` asks the model to interpolate positions for images of another size; see `sized`.
+
     Raises:
         ConfigError: the tokenizer lacks a token.
     """
@@ -52,6 +55,7 @@ class IdeficsProcessor(Processor):
     published_name = "IdeficsProcessor"
     tokens_per_sub_image = 1
     image_processor: SquareImageProcessor
+    interpolated = False
     images_class: ClassVar[type[SquareImageProcessor]] = SquareImageProcessor
 
     def __init__(self, image_processor: SquareImageProcessor, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
@@ -120,6 +124,16 @@ class IdeficsProcessor(Processor):
         """
         _check_family(config)
         return self
+
+    def sized(self, image_size: int) -> Self:
+        """The same processor for images of another side than the model's, for which it interpolates its positions.
+
+        Raises:
+            OptionError: the side is no positive whole number.
+        """
+        other = super().sized(image_size)
+        other.interpolated = True
+        return other
 
     @property
     def model_input_names(self) -> list[str]:
@@ -235,6 +249,7 @@ class IdeficsProcessor(Processor):
             images_CHW=tuple(part for row in self._prepared(rows) for image in row for part in image.parts),
             images_per_row=tuple(len(row) for row in rows),
             seen_BT=torch.where(batch["attention_mask"] == 0, -1, seen_BT),
+            interpolated=self.interpolated,
         )
 
     def expand(self, prompt: str) -> str:

@@ -185,6 +185,16 @@ class ImageProcessor(Described):
         size = None if max_image_size is None else with_longest_edge(self.size, max_image_size)
         return self.with_options(size=size, do_image_splitting=split)
 
+    def sized(self, image_size: int) -> Self:
+        """Refuses: images keep their shapes.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(
+            f"image_size = {image_size!r}: this model's images keep their shapes; max_image_size bounds their longest edge"
+        )
+
     def processed_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
         """(width, height) of every sub-image that an image of these sides becomes, as the model sees it."""
         if not self.do_resize:

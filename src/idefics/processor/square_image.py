@@ -157,11 +157,19 @@ class SquareImageProcessor(Described):
         if max_image_size is not None:
             raise OptionError(
                 f"max_image_size = {max_image_size!r}: this model's images are always squares of "
-                f"{self.image_size}x{self.image_size} pixels; leave the option out"
+                f"{self.image_size}x{self.image_size} pixels; leave the option out, or give image_size at loading"
             )
         if split:
             raise OptionError("split: this model's images are never split; leave the option out")
         return self
+
+    def sized(self, image_size: int) -> Self:
+        """This processor with squares of another side.
+
+        Raises:
+            OptionError: the side is no positive whole number.
+        """
+        return dataclasses.replace(self, image_size=image_size)
 
     @property
     def level_values(self) -> NDArray[np.float32]:

@@ -12,10 +12,13 @@ from PIL import Image
 
 import idefics
 from idefics.api import Idefics
+from idefics.errors import InputError, OptionError
 from idefics.inputs import ModelInputs, pixels_of
 from idefics.weights.create import create_checkpoint
 from idefics.weights.load import load_model
 from idefics.weights.save import save_model
+
+LARGER = 45  # three patches of 14 and a rest, where the model has two
 
 EXIF_ORIENTATION, UPSIDE_DOWN = 0x0112, 3
 
@@ -68,6 +71,8 @@ def _shots(folder: Path) -> Path:
         (("chat", "-m", "MODEL", "--max-new-tokens", "2"), ""),
         (("info", "MODEL"), "squares of 28 pixels"),
         (("info", "MODEL", "--json"), '"resampler": "2 layers, 8 latents per image"'),
+        (("generate", "-m", "MODEL", "-i", "IMAGE", "--image-size", "45", "--max-new-tokens", "3", "What?"), ""),
+        (("plan", "MODEL", "--image", "640x480", "--image-size", "45"), "45x45"),
         (("plan", "MODEL", "--image", "640x480", "--gpus", "2x1"), "cuda:1"),
         (("plan", "MODEL", "--image", "640x480", "--gpus", "2x1", "--json"), '"fits": true'),
         (("init", "tiny-random-idefics", "OUT"), "new"),
@@ -184,3 +189,37 @@ def test_a_cut_fits_only_if_each_gpu_holds_its_share(run: Any) -> None:
     record, shown = planned("--gpus", "2x24", "--image", "640x480", "--max-new-tokens", "100")
     assert record["bytes"]["bfloat16 / float16"]["fits"] is True
     assert "MISSING" not in shown
+
+
+def test_images_of_another_size_are_seen_as_by_the_face(folder: Path) -> None:
+    picture = Image.effect_noise((60, 50), 90).convert("RGB")
+    model = idefics.load(folder, image_size=LARGER)
+    processor = idefics.IdeficsProcessor.from_pretrained(folder, image_size=LARGER)
+    face = idefics.IdeficsForVisionText2Text.from_pretrained(folder)
+    prompt = "<image>What is this"
+    inputs = processor(text=prompt, images=[picture], return_tensors="pt")
+    assert inputs.pixel_values.shape[-2:] == (LARGER, LARGER)
+    made = face.generate(**inputs, interpolate_pos_encoding=True, max_new_tokens=4, do_sample=False)
+    options: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0}
+    answer = model.generate(prompt, picture, details=True, **options)
+    assert list(answer.token_ids) == made[0, inputs.input_ids.shape[1] :].tolist()
+    logits = face(**inputs, interpolate_pos_encoding=True).logits
+    first = logits[0, -1].log_softmax(-1)[answer.token_ids[0]].item()
+    assert answer.logprobs is not None
+    assert answer.logprobs[0] == pytest.approx(first, abs=1e-4)
+    assert "".join(model.stream(prompt, picture, **options)) == answer.text
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    assert model.chat(messages, picture, details=True, **options).image_tokens == 1
+    scored = model.score(prompt, [answer.text], picture)[0]
+    token = model.processor.tokenizer.encode(prompt + answer.text)[len(model.processor.tokenizer.encode(prompt))]
+    assert scored.token_logprobs[0] == pytest.approx(logits[0, -1].log_softmax(-1)[token].item(), abs=1e-4)
+
+
+def test_another_size_of_images_is_refused_where_it_cannot_be(folder: Path) -> None:
+    with pytest.raises(OptionError, match=r"image_size = 45: this model's images keep their shapes; max_image_size bounds"):
+        idefics.load(image_size=LARGER)
+    for unusable in (0, True, 2.5):
+        with pytest.raises(OptionError, match="must be a positive whole number of pixels"):
+            idefics.load(folder, image_size=unusable)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no image smaller than a patch of 14x14"):
+        idefics.load(folder, image_size=5).generate("What?", Image.new("RGB", (30, 30)))

@@ -155,7 +155,7 @@ def test_prompts_that_do_not_fit_their_images(change: dict[str, Any], message: s
 def test_images_of_another_size_are_refused() -> None:
     inputs = model_inputs([[BOS, *block(1), 5]], [pictures(1)])
     for changes, side, message in (
-        ({}, 30, "an image of 30x28 pixels; this model takes 28x28, and others with interpolate_pos_encoding=True"),
+        ({}, 30, "an image of 30x28 pixels; this model takes 28x28, and others with image_size= at idefics.load or"),
         ({"interpolated": True}, 13, "an image of 13x28 pixels; .* no image smaller than a patch of 14x14"),
         ({"interpolated": True}, 56, "takes 28x28 and no others: without a resampler its decoder looks at 5 features"),
     ):
