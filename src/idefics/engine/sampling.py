@@ -22,6 +22,10 @@ from idefics.machine.memory import explain_out_of_memory
 
 __all__ = ["Choice", "Choosing", "Draw", "Sampler", "ban", "choose", "cut_tails", "pick", "require_finite"]
 
+COLDEST, HOTTEST = 1e-20, 1e20
+"""Temperatures that logits are divided by. Beyond them the likeliest token alone is left, or all are alike, and in float32 the
+quotients would be infinite, or what is forbidden would be no number."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -244,7 +248,7 @@ def cut_tails(logits_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
         off_RV = torch.arange(size, device=logits_RV.device) > reached_R1
         return off_RV.scatter(1, order_RV, off_RV)
 
-    logits_RV = logits_RV / _column([p.temperature for p in params], logits_RV)
+    logits_RV = logits_RV / _column([min(max(p.temperature, COLDEST), HOTTEST) for p in params], logits_RV)
     logits_RV = cut(below_the_kth, [p.top_k for p in params])
     logits_RV = cut(beyond_the_first, [None if p.top_p is None else 1 - p.top_p for p in params])
     logits_RV = cut(unlikely, [p.min_p for p in params])

@@ -98,7 +98,7 @@ class Streams:
         engine.model.check(inputs)
         inputs = left_aligned(inputs)
         remaining = list(stops or ())
-        apart = max(STREAMS_OF_A_PROMPT, *(p.candidates for p in params))
+        apart = max([STREAMS_OF_A_PROMPT, *(p.candidates for p in params)])
         rows: dict[int, int] = {}
         events: deque[Event] = deque()
         try:

@@ -172,6 +172,26 @@ def test_greedy_is_the_likeliest_at_any_temperature() -> None:
         assert chosen(Sampler(p, [1]), logits_V).token == int(logits_V.argmax())
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-45, 1e-320])
+def test_the_coldest_temperatures_leave_the_likeliest(temperature: float) -> None:
+    logits = torch.tensor([1.0, 30.0, -3.0, 29.99])
+    for seed in range(20):
+        params = SamplingParams(do_sample=True, temperature=temperature, seed=seed)
+        assert chosen(Sampler(params, []), logits, []).token == 1
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e39, 1e308])
+def test_the_hottest_temperatures_draw_all_but_what_is_forbidden(temperature: float) -> None:
+    logits = torch.tensor([1.0, 30.0, -3.0, 29.0])
+    tokens = {
+        chosen(
+            Sampler(SamplingParams(do_sample=True, temperature=temperature, bad_words_ids=((1,),), seed=s), []), logits, []
+        ).token
+        for s in range(60)
+    }
+    assert tokens == {0, 2, 3}
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_what_is_no_number_is_named_not_decoded(value: str) -> None:
     sampler = Sampler(SamplingParams(), [1])
