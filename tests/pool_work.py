@@ -37,6 +37,8 @@ def done(task: tuple[str, object]) -> object:
             os.abort()
         case "crash":
             ctypes.string_at(0)
+        case "exit":
+            sys.exit(3)
         case "complain":
             os.write(2, b"a line that is no JSON\n")
             print("another", file=sys.stderr, flush=True)

@@ -157,8 +157,8 @@ class Pool(Generic[Task, Reply]):
             raise
         if not job.end():  # ended in the very moment in which it was done
             raise self._ended(slot, child, job.killed_by)
-        if kind == "memory":
-            raise self._ended(slot, child, "memory")
+        if kind in ("memory", "crash"):
+            raise self._ended(slot, child, kind)
         if kind == "raised":
             raise said
         return said
@@ -288,8 +288,10 @@ def _serve(make: Callable[[], Callable[[Any], Any]], memory: int, pipe: Connecti
                 said: tuple[str, Any] = ("done", work(task))
             except MemoryError:
                 said = ("memory", None)
-            except BaseException as error:
+            except Exception as error:  # whatever it is, it is the task's, and told to whoever gave it
                 said = ("raised", sendable(error))
+            except BaseException:  # an exit, which would be the server's, or a library's panic: nothing more is sure here
+                said = ("crash", None)
             del task
             signal.setitimer(signal.ITIMER_REAL, 0)
             send(pipe, said)

@@ -67,6 +67,7 @@ def test_tasks_are_done_in_one_warm_process(pool: Pool[Any, Any]) -> None:
         ("bytes", 2**28, "memory"),
         ("abort", None, "memory"),
         ("crash", None, "crash"),
+        ("exit", None, "crash"),
     ],
 )
 def test_what_does_not_end_well_is_killed_and_replaced(pool: Pool[Any, Any], kind: str, given: Any, reason: str) -> None:
