@@ -50,8 +50,11 @@ class ServerLimits:
         stop_characters: of one stop string.
         top_tokens: alternatives reported with each token.
         grammar_characters: of a JSON schema or regular expression.
-        grammar_seconds: that compiling one may take, after which its process is killed. Honest ones take milliseconds.
+        grammar_seconds: of processor time that compiling one may take, after which its process is killed. Honest ones take
+            milliseconds. On a busy machine four times as many may go by.
         grammar_memory: bytes that it may take, on top of an idle process.
+        grammar_held: bytes that a compiled one may have, which its answers hold, and the engine for a while after. Honest
+            ones have thousands. (Measured where the C library tells, which glibc does.)
         deadline: seconds from a request's arrival to its end.
         send_seconds: that a client may leave a piece of its answer unread.
         workers: threads that prepare prompts, and as many processes that decode images.
@@ -90,6 +93,7 @@ class ServerLimits:
     grammar_characters: int = 2**16
     grammar_seconds: float = 3.0
     grammar_memory: int = 2**29
+    grammar_held: int = 2**24
     deadline: float = 600.0
     send_seconds: float = 60.0
     workers: int = 2

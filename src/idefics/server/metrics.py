@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ from idefics.engine.state import EngineState
 
 __all__ = ["Metrics"]
 
+PAGE_SECONDS = 1.0
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 _BYTES = tuple(4**power * 1024 for power in range(9))
@@ -58,6 +60,7 @@ class Metrics:
         }
         self._counts = _Counts(state, open_requests, healthy, prepares)
         self._registry.register(self._counts)
+        self._page = (-PAGE_SECONDS, b"")  # and when it was made
 
     def observe(self, name: str, value: float) -> None:
         """Adds to a histogram."""
@@ -73,8 +76,12 @@ class Metrics:
         self.count("idefics_generated_tokens", by=tokens)
 
     def page(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Everything in Prometheus' text format, as of a second ago at most: a page takes milliseconds, and anyone may ask."""
+        made, page = self._page
+        if time.monotonic() - made >= PAGE_SECONDS:
+            page = generate_latest(self._registry)
+            self._page = time.monotonic(), page
+        return page
 
 
 class _Counts(Collector):

@@ -8,7 +8,10 @@ import httpx
 import pytest
 
 from fake_engine import FakeEngine
+from idefics.engine.state import EngineState
+from idefics.server import metrics as metrics_module
 from idefics.server.limits import ServerLimits
+from idefics.server.metrics import Metrics
 from serving import data_url, fake_app, image_host, png, script, serving, wait_until
 
 LONG = script("the red image " * 30)
@@ -32,6 +35,15 @@ def test_metrics() -> None:
     assert {"tgi_queue_size", "tgi_batch_current_size", "idefics_kv_cache_blocks", "idefics_image_cache_hits_total"} <= {
         *values
     }
+
+
+def test_a_page_is_made_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics(EngineState, lambda: 0, lambda: True, lambda: True)
+    first = metrics.page()
+    metrics.count("tgi_request_count")
+    assert metrics.page() is first
+    monkeypatch.setattr(metrics_module, "PAGE_SECONDS", 0.0)
+    assert b"tgi_request_count 1.0" in metrics.page()
 
 
 def counts(address: str) -> dict[str, float]:

@@ -28,7 +28,7 @@ __all__ = ["Killed", "Pool"]
 log = logging.getLogger(__name__)
 Task = TypeVar("Task")
 Reply = TypeVar("Reply")
-Reason = Literal["time", "memory", "left", "crash"]
+Reason = Literal["processor", "time", "memory", "left", "crash"]
 
 STARTING = 60.0  # seconds in which a process must have begun, on a machine that does much else
 LEFT = 0.2  # seconds that a task has to end in once nobody waits for it: most do, and a new process costs as much
@@ -42,7 +42,8 @@ class Killed(Exception):
     """A task was ended before it was done.
 
     Attributes:
-        reason: its time was over, it needed more memory, nobody waited for it any more, or its process ended by itself.
+        reason: its processor time was over, or its time, it needed more memory, nobody waited for it any more, or its process
+            ended by itself.
     """
 
     def __init__(self, reason: Reason) -> None:
@@ -82,19 +83,21 @@ class Pool(Generic[Task, Reply]):
         self._failures = 0
         self._closed = False
 
-    async def run(self, task: Task, *, seconds: float) -> Reply:
+    async def run(self, task: Task, *, seconds: float, processor: float = 0.0) -> Reply:
         """Does a task in the first process that is free.
 
         Args:
             task: sent there.
             seconds: that it may take, from when it is begun.
+            processor: seconds of processor time that it may take, which do not depend on what else the machine does;
+                0: any.
 
         Raises:
             Killed: it took longer, or more memory, or crashed.
             Closing: no process can be had.
             Exception: what the task raised.
         """
-        loop, job = asyncio.get_running_loop(), _Job(seconds)
+        loop, job = asyncio.get_running_loop(), _Job(seconds, processor)
 
         def left() -> None:
             loop.call_later(LEFT, job.kill, "left")
@@ -146,7 +149,7 @@ class Pool(Generic[Task, Reply]):
         child = self._ready(slot)
         job.begin(child)
         try:
-            send(child.pipe, (job.seconds + SPARE, task))
+            send(child.pipe, (job.seconds + SPARE, job.processor, task))
             if not child.pipe.poll(job.seconds):
                 job.kill("time")
             kind, said = receive(child.pipe)
@@ -212,7 +215,12 @@ class Pool(Generic[Task, Reply]):
 
 
 # A memory that cannot be had aborts what is not Python; a system that has none left kills.
-_REASONS: dict[int | None, Reason] = {-signal.SIGALRM: "time", -signal.SIGABRT: "memory", -signal.SIGKILL: "memory"}
+_REASONS: dict[int | None, Reason] = {
+    -signal.SIGPROF: "processor",
+    -signal.SIGALRM: "time",
+    -signal.SIGABRT: "memory",
+    -signal.SIGKILL: "memory",
+}
 
 
 class _Slot:
@@ -228,11 +236,13 @@ class _Job:
 
     Attributes:
         seconds: that it may take.
+        processor: seconds of processor time likewise; 0: any.
         killed_by: why it was ended, if it was.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, processor: float) -> None:
         self.seconds = seconds
+        self.processor = processor
         self.killed_by: Reason | None = None
         self._child: Child | None = None
         self._over = False
@@ -265,14 +275,18 @@ class _Job:
                 self._child.kill()
 
 
+_ALARMS = {signal.ITIMER_REAL: signal.SIGALRM, signal.ITIMER_PROF: signal.SIGPROF}
+
+
 def _serve(make: Callable[[], Callable[[Any], Any]], memory: int, pipe: Connection) -> None:
     """What a process of the pool does."""
     try:
         with Path(os.devnull).open("w") as nothing:
             for stream in (1, 2):  # where C libraries complain of what strangers send; logs have a form
                 os.dup2(nothing.fileno(), stream)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever the program that this server is part of makes of it
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        for alarm in _ALARMS.values():
+            signal.signal(alarm, signal.SIG_DFL)  # whatever the program that this server is part of makes of it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALARMS.values())
         work = make()
         _bound(memory)
     except BaseException as error:
@@ -281,9 +295,10 @@ def _serve(make: Callable[[], Callable[[Any], Any]], memory: int, pipe: Connecti
     send(pipe, None)
     with contextlib.suppress(EOFError, OSError):  # the server is no more
         while True:
-            seconds, task = receive(pipe)
-            # Not Python's to handle: it ends a process that never comes back to Python, and has lost its server besides.
+            seconds, processor, task = receive(pipe)
+            # Not Python's to handle: they end a process that never comes back to Python, and has lost its server besides.
             signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_PROF, processor)
             try:
                 said: tuple[str, Any] = ("done", work(task))
             except MemoryError:
@@ -293,7 +308,8 @@ def _serve(make: Callable[[], Callable[[Any], Any]], memory: int, pipe: Connecti
             except BaseException:  # an exit, which would be the server's, or a library's panic: nothing more is sure here
                 said = ("crash", None)
             del task
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            for clock in _ALARMS:
+                signal.setitimer(clock, 0)
             send(pipe, said)
             del said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -14,14 +15,21 @@ import pytest
 
 from fake_engine import FakeEngine
 from fakes import tiny_processor
-from idefics.server.errors import Invalid
+from idefics.server.errors import Invalid, Overloaded
 from idefics.server.limits import ServerLimits
+from idefics.server.prepare import compilers as compilers_module
 from idefics.server.prepare.compilers import Compilers
 from idefics.server.prepare.grammars import Grammar
+from idefics.server.processes.pool import Killed
 from serving import fake_app, script, serving, wait_until
 
 BOUNDS = {"grammar_seconds": 0.3, "grammar_memory": 2**28, "compilers": 1}
 PATTERNS = {"type": "string", "allOf": [{"pattern": f".*a{number}.*"} for number in range(16)]}
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilers_module, "PATIENCE", 100)  # the machine may do much else
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +128,73 @@ def test_a_grammar_is_tried_once(compilers: Compilers, monkeypatch: pytest.Monke
     check(compilers, Grammar("regex", "tried once"))
     with pytest.raises(AttributeError):
         check(compilers, Grammar("regex", "never tried"))
+
+
+def test_a_refusal_is_remembered_for_a_while(compilers: Compilers, monkeypatch: pytest.MonkeyPatch) -> None:
+    costly, wrong = schema({"type": "integer", "multipleOf": 9_999_973}), Grammar("regex", "(never closed")
+    told = []
+    for grammar in (costly, wrong):
+        with pytest.raises(Invalid) as refused:
+            check(compilers, grammar)
+        told.append(str(refused.value))
+    monkeypatch.setattr(compilers, "_pool", None)
+    for grammar, first in zip((costly, wrong), told, strict=True):
+        with pytest.raises(Invalid) as refused:
+            check(compilers, grammar)
+        assert str(refused.value) == first
+    monkeypatch.setattr(compilers_module, "REFUSED_SECONDS", 0.0)
+    with pytest.raises(AttributeError):
+        check(compilers, costly)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    kept: dict[Any, int] = {}
+    for number in (*range(300), 299, 44):
+        compilers_module._keep(kept, number, number)  # type: ignore[arg-type]
+    assert list(kept) == [*range(45, 299), 299, 44]
+
+
+def test_a_busy_machine_is_no_grammars_fault(compilers: Compilers, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def too_slow(*_: Any, **__: Any) -> int:
+        raise Killed("time")
+
+    slow = Grammar("regex", "slow for once")
+    with monkeypatch.context() as patch:
+        patch.setattr(compilers._pool, "run", too_slow)
+        with pytest.raises(Overloaded, match="too busy to compile this grammar in 30 s; try again later"):
+            check(compilers, slow)
+    check_patiently(compilers, slow)
+
+
+def test_equal_grammars_are_compiled_once(compilers: Compilers, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Grammar] = []
+
+    async def run(task: Any, **_: Any) -> int:
+        ran.append(task[0])
+        await asyncio.sleep(0.01)
+        if task[0].source == "costly":
+            raise Killed("processor")
+        return 0
+
+    async def go() -> list[type]:
+        asked = (Grammar("regex", source) for source in ("costly", "cheap", "costly", "cheap", "costly"))
+        done = await asyncio.gather(*(compilers.check(grammar, (2,)) for grammar in asked), return_exceptions=True)
+        return [type(outcome) for outcome in done]
+
+    monkeypatch.setattr(compilers._pool, "run", run)
+    assert asyncio.run(go()) == [Invalid, type(None), Invalid, type(None), Invalid]
+    assert sorted(grammar.source for grammar in ran) == ["cheap", "costly"]
+    gc.collect()  # errors hold where they were raised
+    assert not compilers._lines
+
+
+def test_what_is_large_once_it_is_compiled_is_refused(compilers: Compilers, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ServerLimits(**BOUNDS | {"grammar_seconds": 60.0, "grammar_held": 2**20})
+    monkeypatch.setattr(compilers, "_limits", limits)
+    for multiple in (5_003, 5_009):  # of which the first leaves room in the process for the second
+        with pytest.raises(Invalid, match=r"compiled it takes 2\d{6} bytes, over the limit of 1048576; make it simpler"):
+            check(compilers, schema({"type": "integer", "multipleOf": multiple}))
+    check(compilers, schema({"type": "integer", "multipleOf": 7}))
 
 
 def test_nobody_waits_for_a_grammar_of_strangers() -> None:

@@ -84,6 +84,17 @@ def test_what_does_not_end_well_is_killed_and_replaced(pool: Pool[Any, Any], kin
     assert pool.healthy
 
 
+def test_processor_time_is_what_a_task_takes_of_it(pool: Pool[Any, Any]) -> None:
+    for kind, reason, seconds in (("hold the interpreter", "processor", 60.0), ("sleep", "time", 0.6)):
+        before = run(pool, "who")
+        with pytest.raises(Killed) as killed:
+            asyncio.run(pool.run((kind, None), seconds=seconds, processor=0.1))
+        assert killed.value.reason == reason
+        assert gone(before)
+    with pytest.raises(Killed):  # what was left of one task's time is not the next one's
+        asyncio.run(pool.run(("hold the interpreter", None), seconds=60, processor=0.1))
+
+
 async def left(work: Coroutine[Any, Any, Any], after: float) -> None:
     task = asyncio.ensure_future(work)
     await asyncio.sleep(after)
