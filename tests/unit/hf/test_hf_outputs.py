@@ -73,6 +73,7 @@ def test_methods_that_are_not_here(model: Idefics2ForConditionalGeneration, name
 def test_attributes_that_are_not_here(model: Idefics2ForConditionalGeneration, processor: Idefics2Processor) -> None:
     owners = (
         (model, ("get_decoder",), ""),
+        (model, ("lm_head",), "get_output_embeddings gives it"),
         (model.config, ("architectures", "_name_or_path"), ""),
         (model.config, ("get_text_config",), "text_config is there"),
         (model.config, ("torch_dtype",), "dtype has its name"),
