@@ -13,6 +13,7 @@ from idefics.hf.outputs import CausalLMOutput
 from idefics.hf.pretrained import PretrainedModel, output
 from idefics.inputs import ModelInputs
 from idefics.inputs.padded import images_among_tokens, images_apart, unpad_images
+from idefics.model.base import VisionLanguageModel
 from idefics.model.logits import prompt_logits
 from idefics.model.loss import labels_loss
 
@@ -73,10 +74,12 @@ class Idefics2ForConditionalGeneration(PretrainedModel):
             self.model.check(inputs)
             latents = self.model.encode_images(inputs.images_CHW) if inputs.images_CHW else None
         else:
+            VisionLanguageModel.check(self.model, inputs)  # ids alone: there are no images to be counted
             _check_latents(int((self.model.sources(inputs) >= 0).sum()), latents)
         logits = prompt_logits(self.model, inputs, latents_NLD=latents, positions_BT=position_ids)
         loss = None
         if labels is not None:
+            _check_labels(labels, input_ids)
             image_token = Idefics2Config.of(self.model.config).image_token_id
             loss = labels_loss(logits, labels, inputs.attention_mask_BT, ignored=image_token)
         return output(loss=loss, logits=logits, image_hidden_states=latents, return_dict=return_dict)
@@ -150,7 +153,10 @@ class IdeficsForVisionText2Text(PretrainedModel):
         self.model.check(inputs)
         latents = self.model.encode_images(inputs.images_CHW) if inputs.images_CHW else None
         logits = prompt_logits(self.model, inputs, latents_NLD=latents, positions_BT=position_ids)
-        loss = None if labels is None else labels_loss(logits, labels, inputs.attention_mask_BT)
+        loss = None
+        if labels is not None:
+            _check_labels(labels, input_ids)
+            loss = labels_loss(logits, labels, inputs.attention_mask_BT)
         states = None
         if used_BN is not None:
             size = (*used_BN.shape, self.model.config.latents, self.model.config.vision_config.hidden_size)
@@ -160,8 +166,18 @@ class IdeficsForVisionText2Text(PretrainedModel):
         return output(loss=loss, logits=logits, image_hidden_states=states, return_dict=return_dict)
 
 
+def _check_labels(labels_BT: Tensor, ids_BT: Tensor) -> None:
+    """Refuses labels that are not one for each token."""
+    if labels_BT.shape != ids_BT.shape:
+        raise InputError(
+            f"labels are {tuple(labels_BT.shape)}, input_ids {tuple(ids_BT.shape)}: each token has one, -100 for none"
+        )
+
+
 def _check_latents(places: int, latents_NLD: Tensor) -> None:
     """Refuses latents that are not one for each image token."""
+    if latents_NLD.ndim != 3:
+        raise InputError(f"image_hidden_states must be (images, latents, hidden), not {tuple(latents_NLD.shape)}")
     images, latents, _ = latents_NLD.shape
     if places != images * latents:
         raise InputError(

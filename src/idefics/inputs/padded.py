@@ -185,11 +185,15 @@ def _token_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     _tensors(input_ids=input_ids, attention_mask=attention_mask)
     if input_ids.ndim != 2:
         raise InputError(f"input_ids must be (batch, tokens), not {tuple(input_ids.shape)}; pass return_tensors='pt'")
+    if not len(input_ids) or input_ids.dtype.is_floating_point:
+        raise InputError(
+            f"input_ids must be whole numbers of one prompt or more, not {tuple(input_ids.shape)} {input_ids.dtype}"
+        )
     if attention_mask is None:
         return torch.ones_like(input_ids)
     if attention_mask.shape != input_ids.shape:
         raise InputError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}")
-    return attention_mask
+    return (attention_mask != 0).long()  # bool or floats elsewhere
 
 
 def _tensors(**given: Tensor | None) -> None:

@@ -158,3 +158,30 @@ def test_images_of_another_familys_names_are_refused(tiny_checkpoint: Path) -> N
     model = Idefics2ForConditionalGeneration.from_pretrained(tiny_checkpoint)
     with pytest.raises(OptionError, match="does not know image_attention_mask"):
         model.inputs(torch.tensor([[1, 5]]), image_attention_mask=torch.zeros(1, 2, 1))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool, torch.int32])
+def test_a_mask_of_any_kind(model: Idefics2ForConditionalGeneration, kind: torch.dtype) -> None:
+    ids, mask = torch.tensor([[0, 1, 5, 9]]), torch.tensor([[0, 1, 1, 1]])
+    due = model.generate(ids, mask, max_new_tokens=2, eos_token_id=[])
+    model.drop_engine()  # how large the next one is follows from the mask
+    assert torch.equal(model.generate(ids, mask.to(kind), max_new_tokens=2, eos_token_id=[]), due)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids, mask.to(kind)).logits, model(ids, mask).logits)
+
+
+def test_tensors_that_cannot_be_read_are_named(
+    model: Idefics2ForConditionalGeneration, inputs: dict[str, torch.Tensor]
+) -> None:
+    ids = torch.tensor([[1, 5, 9]])
+    for bad in (ids.float(), ids[:0]):
+        with pytest.raises(InputError, match=r"input_ids must be whole numbers of one prompt or more, not \((1|0), 3\) torch"):
+            model(bad)
+        with pytest.raises(InputError, match=r"input_ids must be whole numbers of one prompt or more"):
+            model.generate(bad)
+    with pytest.raises(InputError, match=r"labels are \(1, 2\), input_ids \(1, 3\): each token has one"):
+        model(ids, labels=ids[:, :2])
+    with pytest.raises(InputError, match=r"image_hidden_states must be \(images, latents, hidden\), not \(4, 32\)"):
+        model(ids, image_hidden_states=torch.zeros(4, 32))
+    with pytest.raises(InputError, match=r"token id 1000000 is outside"):
+        model(torch.where(inputs["input_ids"] == 1, 10**6, inputs["input_ids"]), image_hidden_states=torch.zeros(3, 4, 32))
