@@ -120,7 +120,7 @@ class Idefics1Config(Config):
         text.update(num_key_value_heads=text["num_attention_heads"], sliding_window=None)
         extra = raw.get("additional_vocab_size", 0)
         check(cls, "config", {"additional_vocab_size": extra})
-        if isinstance(text["vocab_size"], int):
+        if isinstance(text["vocab_size"], int) and not isinstance(text["vocab_size"], bool):
             text["vocab_size"] += extra
         vision = {**CLIP, **mapping(raw, "vision_config")}
         width = vision.pop("embed_dim")

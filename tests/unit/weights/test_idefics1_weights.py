@@ -165,6 +165,7 @@ def test_what_4_40_writes_beside_changes_nothing() -> None:
         ({"cross_layer_interval": True}, "cross_layer_interval must be a positive whole number, not True"),
         ({"alpha_type": "matrix"}, "alpha_type = 'matrix' is not one of float, vector"),
         ({"additional_vocab_size": -1}, "additional_vocab_size must be a whole number"),
+        ({"vocab_size": True}, "vocab_size must be a positive whole number, not True"),
         ({"dropout": 0.1}, r"dropout = 0.1 is not supported"),
         ({"use_resampler": 1}, "use_resampler must be true or false"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),

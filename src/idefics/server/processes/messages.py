@@ -70,11 +70,31 @@ def receive(pipe: Connection) -> Any:
 
 
 def sendable(error: BaseException) -> BaseException:
-    """An error with where it was raised, if nobody meant to; one that cannot be sent as its text."""
+    """An error with where it was raised, if nobody meant to.
+
+    One that cannot be sent goes as its text: of the nearest kind that a text makes if it was meant, else as a mistake of ours.
+    """
     if isinstance(error, Exception) and not isinstance(error, IdeficsError):
         error.add_note(traceback.format_exc())
+    if _can_be_sent(error):
+        return error
+    if not isinstance(error, IdeficsError):
+        unmeant = RuntimeError(f"{type(error).__name__}: {error}")
+        unmeant.__notes__ = list(getattr(error, "__notes__", ()))
+        return unmeant
+    for kind in type(error).__mro__[: type(error).__mro__.index(IdeficsError)]:
+        try:
+            plain: IdeficsError = kind(str(error))
+        except TypeError:  # it is made of something else than a text
+            continue
+        if _can_be_sent(plain):
+            return plain
+    return IdeficsError(str(error))
+
+
+def _can_be_sent(error: BaseException) -> bool:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
-        return IdeficsError(str(error) if isinstance(error, IdeficsError) else f"{type(error).__name__}: {error}")
-    return error
+    except Exception:  # whatever its constructor raises when it is made again
+        return False
+    return True
