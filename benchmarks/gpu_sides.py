@@ -186,8 +186,8 @@ class World:
 
     def weight_bytes(self, *, decoder_only: bool = False) -> int:
         """Bytes of all weights, or of those that are read for every token."""
-        parts = (self.model.text_model.layers, self.model.lm_head) if decoder_only else (self.model,)
-        return sum(weight.nbytes for part in parts for _, weight in named_weights(part))
+        read = ("text_model.layers.", "lm_head.") if decoder_only else ("",)
+        return sum(weight.nbytes for name, weight in named_weights(self.model) if name.startswith(read))
 
     def key_bytes(self) -> int:
         """Bytes of one token's keys and values."""
