@@ -67,7 +67,7 @@ def test_a_generation_config_of_the_reference(
     assert model.generate(**inputs, generation_config=beams).shape[0] == 2
     drawn = GenerationConfig(max_new_tokens=5, do_sample=True, temperature=0.7, top_p=0.9)
     assert model.generate(**inputs, generation_config=drawn).shape[0] == 1
-    with pytest.raises(OptionError, match="penalty_alpha=0.6 is not offered here"):
+    with pytest.raises(OptionError, match=r"penalty_alpha=0\.6 is not offered here"):
         model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=5, penalty_alpha=0.6, top_k=4))
     guessed = model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=5, prompt_lookup_num_tokens=3))
     assert torch.equal(guessed, model.generate(**inputs, max_new_tokens=5, do_sample=False))
