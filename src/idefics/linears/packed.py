@@ -161,9 +161,8 @@ class _Ops(Protocol):
 class _OneDNN:
     """The private operations, looked up once."""
 
-    few_are_slow = True
-
     def __init__(self) -> None:
+        self.few_are_slow = "AVX512" in torch.backends.cpu.get_cpu_capability()  # with AVX2 padding costs more than it wins
         self._product = torch.ops.mkldnn._linear_pointwise.default
         self._reorder = torch.ops.mkldnn._reorder_linear_weight.default
 
