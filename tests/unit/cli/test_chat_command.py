@@ -124,7 +124,9 @@ def test_ctrl_c_stops_the_answer_not_the_program(run: Any, stub: Any, picture: P
 def test_a_real_ctrl_c(tmp_path: Path) -> None:
     script = tmp_path / "talk.py"
     script.write_text(
-        "import time\nfrom types import SimpleNamespace\nfrom idefics.cli import chat, main\n"
+        "import signal, time\nfrom types import SimpleNamespace\nfrom idefics.cli import chat, main\n"
+        # A shell without job control starts what it puts in the background with Ctrl-C ignored, and a test may run there.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import idefics.machine.memory\n"
         "def stream(messages, **_):\n"
         "    if len(messages) == 1:\n        yield 'begun'\n        time.sleep(60)\n"

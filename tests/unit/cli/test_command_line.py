@@ -105,8 +105,8 @@ def test_options_of_a_dataclass_become_options_of_the_command() -> None:
         seen.append((word, images, loud))
 
     spread_out = spread(command)
-    assert list(inspect.signature(spread_out).parameters) == ["word", "split", "max_image_size", "loud"]
-    spread_out(word="a", split=True, max_image_size=None, loud=True)
+    assert list(inspect.signature(spread_out).parameters) == ["word", "split", "max_image_size", "image_size", "loud"]
+    spread_out(word="a", split=True, max_image_size=None, image_size=None, loud=True)
     assert seen == [("a", ImageOptions(split=True), True)]
 
 

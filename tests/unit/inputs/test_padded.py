@@ -62,7 +62,7 @@ def test_tokens_and_their_mask() -> None:
     ids = torch.tensor([[1, 2], [3, 4]])
     assert torch.equal(images_among_tokens(ids).attention_mask_BT, torch.ones_like(ids))
     mask = torch.tensor([[0, 1], [1, 1]])
-    assert images_among_tokens(ids, mask).attention_mask_BT is mask
+    assert torch.equal(images_among_tokens(ids, mask).attention_mask_BT, mask)
     with pytest.raises(InputError, match="return_tensors='pt'"):
         images_among_tokens(ids[0])
     with pytest.raises(InputError, match=r"attention_mask is \(1, 2\), input_ids \(2, 2\)"):
